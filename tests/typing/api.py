@@ -1,4 +1,4 @@
-"""The public names as a user's type checker sees them: pyright runs over this file, nothing else does.
+"""The public names as a user's type checker sees them. Only pyright runs over this file.
 
 Each public verb gets a line here whose inferred type is written out with `assert_type`.
 """
