@@ -63,8 +63,8 @@ def slug(heading: str) -> str:
     return re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip())
 
 
-def read_page(path: Path) -> Page:
-    """Read a Markdown file.
+def read_page(path: Path, text: str | None = None) -> Page:
+    """Read a Markdown file, or a text as if it stood there.
 
     Raises:
         ValueError: A fence is not closed.
@@ -72,7 +72,7 @@ def read_page(path: Path) -> Page:
     blocks: list[Block] = []
     prose: list[tuple[int, str]] = []
     above = ""  # the last line that was not blank, since the block before
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    lines = enumerate((path.read_text("utf-8") if text is None else text).splitlines(), 1)
     for number, line in lines:
         opening = FENCE.match(line)
         if opening is None:
