@@ -12,6 +12,7 @@ FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<language>[\w-]*)(?P<rest
 TITLE = re.compile(r'title="(?P<name>[^"]+)"')
 COMMENT = re.compile(r"^ *<!-- *(?P<word>skip|output)(?P<colon>:?)(?P<reason>.*?)-->$")
 LINK = re.compile(r"\]\((?P<target>[^)\s]+)(?: \"[^\"]*\")?\)")
+DEFINITION = re.compile(r"^\[[^\]]+\]: (?P<target>\S+)")
 HEADING = re.compile(r"^(?P<level>#{1,6}) (?P<text>.+)$")
 CODE_SPAN = re.compile(r"`[^`]*`")
 
@@ -54,7 +55,8 @@ class Page:
     def links(self) -> Iterator[tuple[int, str]]:
         """Give line and target of each link, but for those shown as code."""
         for number, line in self.prose:
-            for found in LINK.finditer(CODE_SPAN.sub("", line)):
+            bare = CODE_SPAN.sub("", line)
+            for found in (*LINK.finditer(bare), *DEFINITION.finditer(bare)):
                 yield number, found["target"]
 
 

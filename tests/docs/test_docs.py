@@ -18,6 +18,7 @@ import doctest
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -82,9 +83,13 @@ class PageRun:
         self.child: subprocess.Popen[str] | None = None
 
     def close(self) -> None:
-        if self.child is not None:
-            self.child.communicate(timeout=BLOCK_SECONDS_MAX)
-        self.stderr.close()
+        try:
+            if self.child is not None:
+                self.child.communicate(timeout=BLOCK_SECONDS_MAX)
+        finally:
+            if self.child is not None:
+                self.child.kill()
+            self.stderr.close()
 
     def run(self, block: Block) -> None:
         assert block.language in LANGUAGES, f"{block}: {block.language!r} is no language of ours"
@@ -174,23 +179,30 @@ class PageRun:
         if not command:
             return
         wanted_exit = int(found["code"]) if (found := EXIT.search(command)) else 0
-        try:
-            done = subprocess.run(
+        code, got = self.shell(where, command)
+        assert code == wanted_exit, f"{where}: `{command}` ended with {code}\n{got}"
+        check_output(f"{where}: `{command}`", want, got)
+
+    def shell(self, where: str, command: str) -> tuple[int, str]:
+        """Run a command; its output goes to a file, as a pipe could be kept open by a child."""
+        with tempfile.TemporaryFile("w+") as output:
+            process = subprocess.Popen(
                 ["/bin/sh", "-c", command],
                 cwd=self.directory,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=output,
                 stderr=subprocess.STDOUT,
-                text=True,
-                timeout=BLOCK_SECONDS_MAX,
-                check=False,
+                start_new_session=True,  # so that a time-out ends the children as well
             )
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"{where}: `{command}` ran {BLOCK_SECONDS_MAX} s")
-        complaint = f"{where}: `{command}` ended with {done.returncode}\n{done.stdout}"
-        assert done.returncode == wanted_exit, complaint
-        check_output(f"{where}: `{command}`", want, done.stdout)
+            try:
+                code = process.wait(BLOCK_SECONDS_MAX)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                pytest.fail(f"{where}: `{command}` ran {BLOCK_SECONDS_MAX} s")
+            output.seek(0)
+            return code, output.read()
 
 
 def commands(block: Block) -> Iterator[tuple[int, str, str]]:
@@ -314,4 +326,15 @@ def test_a_lie_is_noticed(complaint: str, text: str, tmp_path: Path) -> None:
     path = tmp_path / "page.md"
     path.write_text(text, encoding="utf-8")
     with pytest.raises((AssertionError, pytest.fail.Exception), match=complaint):
+        check_page(read_page(path), tmp_path / "run")
+
+
+@pytest.mark.parametrize("text", ["```console\n$ sleep 60\n```\n", "```python\nwhile 1: 0\n```\n"])
+def test_a_block_that_hangs_is_ended(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "BLOCK_SECONDS_MAX", 0.5)
+    path = tmp_path / "page.md"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(pytest.fail.Exception, match=r"ran 0\.5 s"):
         check_page(read_page(path), tmp_path / "run")
