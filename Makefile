@@ -17,7 +17,7 @@ DEV = $(VENV)/.stamp-dev
 LOCKS = requirements/build.lock requirements/runtime.lock
 
 .PHONY: help demo test check format format-check lint types imports tidy spelling docs coverage \
-	bench soak build lock clean
+	bench soak build wheel lock clean
 
 help: ## list the tasks
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -69,6 +69,12 @@ soak: $(DEV) ## the tests that take minutes
 build: $(DEV) ## wheel and source archive into dist/
 	rm -rf dist
 	$(BIN)/hatchling build
+
+# The stamps go first: the next task puts the package in place again.
+wheel: build ## the tests against the built wheel, not against the source
+	rm -f $(RUNTIME) $(DEV)
+	$(PIP) install --no-deps --force-reinstall dist/tillroll-*.whl
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 # Needs uv on the PATH. No line of a lock may name a host: where packages come from is the
 # installer's business. The dev lock is compiled under the runtime lock, so the versions agree.
