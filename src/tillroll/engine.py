@@ -18,7 +18,7 @@ import time
 import weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from tillroll.ledger.core import Answer, Rules, decide_batch
 from tillroll.ledger.errors import (
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tillroll.ledger.commands import Request
-    from tillroll.stores.base import Store
+    from tillroll.stores.base import Store, Writer
+
+T = TypeVar("T")
 
 BATCH_MAX = 1_000  # more waiting than this gains nothing and makes everyone wait longer
 BULK_MAX = 10_000  # items of one call
@@ -63,17 +65,30 @@ class Ticket:
         self.requests = requests
         self.answers: list[Answer] = []
         self.leads = False
+        self.done = False
         self._woken = threading.Lock()
         self._woken.acquire()
 
     def wake(self, *, to_lead: bool = False) -> None:
         """Tell the caller that its answers are there, or that it has to lead."""
         self.leads = to_lead
+        self.done = not to_lead
         self._woken.release()
 
     def wait(self) -> None:
         """Block until woken."""
         self._woken.acquire()
+
+
+class Act(Ticket):
+    """Something else to be done in a database transaction of its own, between batches."""
+
+    def __init__(self, act: Callable[[Writer], object]) -> None:
+        """Hold the act until someone leads it."""
+        super().__init__(())
+        self.act = act
+        self.result: object = None
+        self.error: BaseException | None = None
 
 
 class LoopTicket(Ticket):
@@ -137,9 +152,8 @@ class Engine:
         ticket = Ticket(requests)
         if not self._enqueue(ticket):
             self._wait(ticket)
-            if not ticket.leads:
-                return ticket.answers
-        self._lead()
+        if not ticket.done:
+            self._lead()
         return ticket.answers
 
     def submit(
@@ -150,6 +164,22 @@ class Engine:
         if self._enqueue(ticket):
             self._lead_elsewhere()
         return ticket.future
+
+    def perform(self, act: Callable[[Writer], T]) -> T:
+        """Do something in a database transaction of its own, in turn with the batches.
+
+        Raises:
+            StoreUnavailable: Nothing was written.
+            OutcomeUnknown: The commit erred; look whether it is there.
+        """
+        ticket = Act(act)
+        if not self._enqueue(ticket):
+            self._wait(ticket)
+        if not ticket.done:
+            self._lead()
+        if ticket.error is not None:
+            raise ticket.error
+        return cast("T", ticket.result)
 
     def close(self) -> None:
         """Turn new requests away, answer those that wait, close the store."""
@@ -185,7 +215,10 @@ class Engine:
         while True:
             batch = self._take()
             try:
-                self._commit(batch)
+                if isinstance(batch[0], Act):
+                    self._perform(batch[0])
+                else:
+                    self._commit(batch)
             finally:
                 # Whatever happens here, Ctrl-C included, nobody is left waiting.
                 _wake(batch)
@@ -239,13 +272,33 @@ class Engine:
         with self._mutex:
             batch = [self._queue.popleft()]
             size = len(batch[0].requests)
-            while self._queue and size + len(self._queue[0].requests) <= BATCH_MAX:
+            if isinstance(batch[0], Act):
+                return batch
+            while self._queue and not isinstance(self._queue[0], Act):
+                if size + len(self._queue[0].requests) > BATCH_MAX:
+                    break
                 batch.append(self._queue.popleft())
                 size += len(batch[-1].requests)
             self._waiting -= size
             return batch
 
     # ------------------------------------------------------------ one batch
+
+    def _perform(self, ticket: Act) -> None:
+        try:
+            self._recover()
+            with self.store.write() as tx:
+                ticket.result = ticket.act(tx)
+        except CommitUncertain as problem:
+            self._broken = True
+            ticket.error = OutcomeUnknown(f"{problem}: look whether it is there")
+        except Exception as problem:  # noqa: BLE001 - raised again in the caller's own thread
+            ticket.error = problem
+
+    def _recover(self) -> None:
+        if self._broken:
+            self.store.recover()
+            self._broken = False
 
     def _commit(self, batch: list[Ticket]) -> None:
         """Give every ticket of the batch its answers, whatever happens."""
@@ -267,9 +320,7 @@ class Engine:
 
     def _write(self, requests: Sequence[Request]) -> list[Answer]:
         """Decide and write these requests in one database transaction."""
-        if self._broken:
-            self.store.recover()
-            self._broken = False
+        self._recover()
         with self.store.write() as tx:
             at = self.clock()
             rules = Rules(tx.prices(self.project), self.store.scale)

@@ -68,10 +68,21 @@ def tightest(account: Account, spend: Spend, at: int) -> Room | None:
 
 def room(account: Account, budget: Budget, spend: Spend, at: int) -> Room | None:
     """Return the room in one budget for this request, or None where it does not match."""
+    where = node(budget.terms, spend)
+    return None if where is None else _room(account, budget, where, at)
+
+
+def rooms(account: Account, budget: Budget, at: int) -> list[Room]:
+    """Return the room at every node of a budget that something was counted on."""
+    nodes = list(budget.counted)
+    if not nodes and EACH not in budget.terms.match.values():
+        nodes = [",".join(f"{name}={len(v)}:{v}" for name, v in budget.terms.match.items())]
+    return [_room(account, budget, where, at) for where in nodes]
+
+
+def _room(account: Account, budget: Budget, where: str, at: int) -> Room:
     terms = budget.terms
-    where = node(terms, spend)
-    if where is None or terms.cap is None:
-        return None
+    assert terms.cap is not None, "a budget without a cap is a removal, never kept"
     counted = budget.counted.get(where, {})
     start, resets_at = _window(account, terms, at)
     if terms.period == "rolling":

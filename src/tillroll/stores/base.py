@@ -11,6 +11,7 @@ import hashlib
 from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from tillroll.ledger.chain import decode_entry
 from tillroll.ledger.core import REFUSAL_LIFE, Book, missing_stories
 from tillroll.ledger.errors import SchemaMismatch
 from tillroll.ledger.types import Account, Entry, Refusal
@@ -33,12 +34,28 @@ class CommitUncertain(Exception):  # noqa: N818 - a state of affairs, answered b
 
 
 class Stored(NamedTuple):
-    """An entry as it lies in the store."""
+    """An entry as it lies in the store: its canonical bytes, and the columns that repeat them."""
 
-    entry: Entry
     body: bytes
     hash: bytes
     metadata: str | None
+    seq: int
+    request_id: str | None
+    ref: str | None
+    kind: str
+    recorded_at: int
+    effective_at: int
+
+    @property
+    def entry(self) -> Entry:
+        """The entry that the canonical bytes hold."""
+        return decode_entry(self.body)
+
+    def columns_agree(self, entry: Entry) -> bool:
+        """Return whether the columns say what the canonical bytes say."""
+        return self[3:] == (
+            entry.seq, entry.request_id, entry.ref, entry.kind, entry.at, entry.effective_at
+        )
 
 
 class Reader(Protocol):

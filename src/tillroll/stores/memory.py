@@ -131,13 +131,12 @@ class MemoryReader:
     def entries(self, account_id: bytes, after: int = 0, limit: int = 1_000) -> list[Stored]:
         """Return the entries with a seq above `after`, oldest first."""
         rows = self._store.histories.get(account_id, [])[after : after + limit]
-        return [Stored(decode_entry(body), body, hash_, meta) for body, hash_, meta in rows]
+        return [_stored(*row) for row in rows]
 
     def entries_before(self, account_id: bytes, before: int, limit: int) -> list[Stored]:
         """Return the entries with a seq below `before`, newest first."""
         rows = self._store.histories.get(account_id, [])[: max(before - 1, 0)][-limit:]
-        stored = [Stored(decode_entry(body), body, hash_, meta) for body, hash_, meta in rows]
-        return stored[::-1]
+        return [_stored(*row) for row in reversed(rows)]
 
     def find(self, project: str, request_id: str) -> list[str]:
         """Return the accounts that know this request id, sorted."""
@@ -225,3 +224,11 @@ class MemoryWriter(MemoryReader):
                if decode_refusal(body).at < before]
         self.acts.extend(lambda key=key: self._store.refusals.pop(key, None) for key in old)
         return len(old)
+
+
+def _stored(body: bytes, hash_: bytes, metadata: str | None) -> Stored:
+    entry = decode_entry(body)
+    return Stored(
+        body, hash_, metadata,
+        entry.seq, entry.request_id, entry.ref, entry.kind, entry.at, entry.effective_at,
+    )

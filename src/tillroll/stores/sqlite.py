@@ -95,7 +95,10 @@ INSERT INTO tillroll_replays (request_id, account_id, times, last_at) VALUES (?,
 ON CONFLICT (request_id, account_id) DO UPDATE SET
     times = times + 1, last_at = max(last_at, excluded.last_at)
 """
-_STORED = "SELECT body, hash, metadata FROM tillroll_entries WHERE account_id = ?1 "
+_STORED = (
+    "SELECT body, hash, metadata, seq, request_id, ref, kind, recorded_at, effective_at "
+    "FROM tillroll_entries WHERE account_id = ?1 "
+)
 
 # Connections inherited over a fork: never closed here, since closing one would checkpoint and
 # delete files that the parent uses (https://www.sqlite.org/howtocorrupt.html#_carrying_an_open).
@@ -563,7 +566,5 @@ def _entry_row(
     )
 
 
-def _stored(row: tuple[str, bytes, str | None]) -> Stored:
-    body, hash_, metadata = row
-    raw = body.encode()
-    return Stored(decode_entry(raw), raw, hash_, metadata)
+def _stored(row: tuple[str, bytes, str | None, int, str | None, str | None, str, int, int]) -> Stored:
+    return Stored(row[0].encode(), *row[1:])

@@ -1,0 +1,271 @@
+"""Why was this charged? The whole story of one id, from stored entries alone.
+
+Everything here is re-derived: the arithmetic from the pinned price version, what each grant paid
+from the postings, the hold's life from the entries that refer to it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from tillroll.ledger.calendar import show_instant
+from tillroll.ledger.pricing import explain_price
+from tillroll.ledger.types import OVERDRAFT, Entry, Refusal, Terms
+from tillroll.ledger.units import show_units
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tillroll.ledger.pricing import PriceBook
+
+
+class Facts(Struct):
+    """What is known of one id: loaded by the read side, turned into words here."""
+
+    account: str
+    request_id: str
+    root: Entry | Refusal
+    acts: Sequence[Entry]
+    terms: Mapping[str, Terms]
+    replays: int
+    last_replay_at: int
+    prices: PriceBook
+    scale: int
+    metadata: str | None = None
+
+
+def explain(facts: Facts) -> dict[str, object]:
+    """Return the story as plain values; `sentences` says it in words."""
+    if isinstance(facts.root, Refusal):
+        return _explain_refusal(facts, facts.root)
+    root = facts.root
+    story = [root, *facts.acts]
+    charged, refunded = _charged(story)
+    return {
+        "account": facts.account,
+        "request_id": facts.request_id,
+        "outcome": _outcome(root, story),
+        "charged": show_units(charged - refunded, facts.scale),
+        "refunded": show_units(refunded, facts.scale),
+        "wallet": root.wallet,
+        "operation": root.operation,
+        "actor": root.actor,
+        "reason": root.reason,
+        "recorded_at": show_instant(root.at),
+        "effective_at": show_instant(root.effective_at),
+        "price": _price(facts, story),
+        "paid_by": _paid_by(facts, story),
+        "available_before": show_units(_before(root), facts.scale),
+        "available_after": show_units(story[-1].available, facts.scale),
+        "timeline": [_line(entry, facts.scale) for entry in story],
+        "replays": facts.replays,
+        "last_replay_at": show_instant(facts.last_replay_at) if facts.replays else None,
+        "metadata": facts.metadata,
+        "sentences": _sentences(facts, root, story),
+    }
+
+
+def _explain_refusal(facts: Facts, refusal: Refusal) -> dict[str, object]:
+    def units(amount: int | None) -> str | None:
+        return None if amount is None else show_units(amount, facts.scale)
+
+    sentences = [
+        f"Request {facts.request_id} of {facts.account} was refused on "
+        f"{show_instant(refusal.at)}: {refusal.message}.",
+        "Nothing was charged.",
+    ]
+    if refusal.ways_out:
+        sentences.append("What would help: " + "; ".join(w["text"] for w in refusal.ways_out) + ".")
+    if facts.replays:
+        sentences.append(_absorbed(facts))
+    return {
+        "account": facts.account,
+        "request_id": facts.request_id,
+        "outcome": "refused",
+        "charged": "0",
+        "refunded": "0",
+        "code": refusal.code,
+        "message": refusal.message,
+        "needed": units(refusal.needed),
+        "available": units(refusal.available),
+        "held": units(refusal.held),
+        "tightest": refusal.tightest,
+        "ways_out": list(refusal.ways_out),
+        "details": refusal.details,
+        "seq": refusal.seq,
+        "recorded_at": show_instant(refusal.at),
+        "replays": facts.replays,
+        "last_replay_at": show_instant(facts.last_replay_at) if facts.replays else None,
+        "sentences": sentences,
+    }
+
+
+def _charged(story: Sequence[Entry]) -> tuple[int, int]:
+    """Return what was charged in all, and what was given back since."""
+    charged = refunded = 0
+    for entry in story:
+        for posting in entry.postings:
+            if posting.target == "used":
+                charged += posting.units
+            elif posting.source == "used":
+                refunded += posting.units
+    return charged, refunded
+
+
+def _outcome(root: Entry, story: Sequence[Entry]) -> str:
+    """Return the state of the thing in one word."""
+    if root.kind == "consume":
+        return "charged"
+    if root.kind != "hold":
+        return root.kind
+    state = "open"
+    for entry in story:
+        if entry.kind == "in_doubt":
+            state = "in_doubt"
+        elif entry.final:
+            state = {"settle": "settled", "release": "released"}.get(entry.kind, "expired")
+    return state
+
+
+def _before(entry: Entry) -> int:
+    moved = 0
+    for posting in entry.postings:
+        if posting.target == "available":
+            moved += posting.units
+        elif posting.source == "available":
+            moved -= posting.units
+    return entry.available - moved
+
+
+def _price(facts: Facts, story: Sequence[Entry]) -> dict[str, object] | None:
+    """Return the version, rule and arithmetic behind the amount that was charged."""
+    charges = [e for e in story if e.price is not None and e.kind in ("consume", "settle")]
+    priced = charges[-1] if charges else next((e for e in story if e.price is not None), None)
+    if priced is None or priced.price is None:
+        return None
+    by = priced.price
+    version = facts.prices.versions.get(by.version)
+    root = story[0]
+    lines = [] if version is None else explain_price(
+        facts.prices,
+        priced.operation or "",
+        priced.meters or {},
+        model=priced.model,
+        attributes=priced.attributes or root.attributes,
+        account_ref=facts.account,
+        at=root.effective_at,
+        version=by.version,
+        scale=facts.scale,
+    )
+    return {
+        "version": by.version,
+        "digest": version.digest if version else None,
+        "applied_at": show_instant(version.applied_at) if version else None,
+        "author": version.author if version else None,
+        "rule": by.rule,
+        "exact": format(by.exact, "f"),
+        "arithmetic": list(lines),
+    }
+
+
+def _paid_by(facts: Facts, story: Sequence[Entry]) -> list[dict[str, object]]:
+    """Return what each grant paid, in burn order, with what the grant is."""
+    paid: dict[str, int] = {}
+    for entry in story:
+        for posting in entry.postings:
+            if posting.target == "used":
+                paid[posting.line] = paid.get(posting.line, 0) + posting.units
+            elif posting.source == "used":
+                paid[posting.line] = paid.get(posting.line, 0) - posting.units
+    rows: list[dict[str, object]] = []
+    for line, units in paid.items():
+        terms = facts.terms.get(line)
+        row: dict[str, object] = {"grant": line, "units": show_units(units, facts.scale)}
+        if terms is not None:
+            row |= {
+                "category": terms.category,
+                "source": terms.source,
+                "expires_at": None
+                if terms.expires_at is None
+                else show_instant(terms.expires_at),
+            }
+        elif line == OVERDRAFT:
+            row["category"] = "overdraft"
+        rows.append(row)
+    return rows
+
+
+def _line(entry: Entry, scale: int) -> dict[str, object]:
+    return {
+        "seq": entry.seq,
+        "kind": entry.kind,
+        "units": show_units(entry.units, scale),
+        "shortfall": show_units(entry.shortfall, scale),
+        "available": show_units(entry.available, scale),
+        "held": show_units(entry.held, scale),
+        "recorded_at": show_instant(entry.at),
+        "effective_at": show_instant(entry.effective_at),
+        "request_id": entry.request_id,
+        "reason": entry.reason,
+        "actor": entry.actor,
+        "late": entry.late,
+        "deadline": None if entry.deadline is None else show_instant(entry.deadline),
+    }
+
+
+_SAID = {
+    "consume": "{units} {wallet} were charged",
+    "hold": "{units} {wallet} were held",
+    "extend": "the hold was prolonged until {deadline}",
+    "settle": "{units} {wallet} were charged from the hold",
+    "release": "the hold was released and {units} {wallet} went back",
+    "in_doubt": "the outcome was marked as unknown; {units} {wallet} stay held until {deadline}",
+    "hold_expired": "the hold's time ran out and {units} {wallet} went back",
+    "refund": "{units} {wallet} were refunded",
+    "grant": "{units} {wallet} were granted",
+    "grant_activated": "{units} {wallet} became available",
+    "grant_renewed": "{units} {wallet} were granted for the next period",
+    "grant_expired": "{units} {wallet} expired",
+    "void": "the {units} {wallet} that were left were taken out of issue",
+    "adjust": "the balance was corrected by {units} {wallet}",
+}
+
+
+def _sentences(facts: Facts, root: Entry, story: Sequence[Entry]) -> list[str]:
+    """Say the story in words, one sentence an entry."""
+    scale = facts.scale
+    said = []
+    for entry in story:
+        words = _SAID.get(entry.kind, f"the account was changed ({entry.kind})").format(
+            units=show_units(entry.units, scale),
+            wallet=entry.wallet,
+            deadline="" if entry.deadline is None else show_instant(entry.deadline),
+        )
+        doing = f" for {entry.operation}" if entry.operation and entry is root else ""
+        because = f" ({entry.reason})" if entry.reason else ""
+        short = ""
+        if entry.shortfall:
+            short = f"; {show_units(entry.shortfall, scale)} more were used than could be charged"
+        said.append(f"{show_instant(entry.at)}: {words}{doing}{because}{short}.")
+    charged, refunded = _charged(story)
+    if root.kind in ("consume", "hold"):
+        total = show_units(charged - refunded, scale)
+        said.append(
+            f"In all, {facts.account} paid {total} {root.wallet} for request {facts.request_id}."
+        )
+    if facts.replays:
+        said.append(_absorbed(facts))
+    return said
+
+
+def _absorbed(facts: Facts) -> str:
+    times = "once" if facts.replays == 1 else f"{facts.replays} times"
+    return (
+        f"The request was repeated {times}, last at {show_instant(facts.last_replay_at)}; "
+        f"the repeats changed nothing."
+    )
+
+
+__all__ = ["Facts", "explain"]

@@ -1,0 +1,632 @@
+"""The read side: balances, statements, usage, explanations, verification.
+
+A read opens one consistent view, advances a copy of the account to the moment asked for (what
+fell due is seen whether or not anyone has booked it), and writes nothing.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import Struct, field
+
+from tillroll.ledger import budgets, calendar, chain
+from tillroll.ledger.commands import account_id
+from tillroll.ledger.core import Book, Rules, advance_in, apply, decide_batch, next_due
+from tillroll.ledger.errors import InvalidInput, NotFound
+from tillroll.ledger.explain import Facts, explain
+from tillroll.ledger.types import (
+    OVERDRAFT,
+    WALLET_DEFAULT,
+    Account,
+    Entry,
+    Refusal,
+    Terms,
+    Wallet,
+)
+from tillroll.ledger.units import show_units, to_decimal
+from tillroll.receipts import Receipt
+from tillroll.stores.base import load_book
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from decimal import Decimal
+
+    from tillroll.ledger.commands import Request
+    from tillroll.ledger.core import Answer
+    from tillroll.stores.base import Reader, Store, Stored
+
+PAGE_MAX = 1_000
+
+
+class Balance(Struct, frozen=True):
+    """The buckets of one wallet at one moment; issued = available + held + used + expired.
+
+    Attributes:
+        available: Free units; negative while an overdraft is owed.
+        spendable: What could be consumed now by an operation that every grant applies to.
+        as_of: The moment the balance is of.
+        seq: The last entry it includes.
+    """
+
+    account: str
+    wallet: str
+    available: Decimal
+    held: Decimal
+    used: Decimal
+    expired: Decimal
+    issued: Decimal
+    overdraft_limit: Decimal
+    spendable: Decimal
+    status: str
+    as_of: str
+    seq: int
+    grants: tuple[dict[str, Any], ...] = ()
+    holds: tuple[dict[str, Any], ...] = ()
+    budgets: tuple[dict[str, Any], ...] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as plain values for JSON: units as decimal strings."""
+        shown = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {
+            name: format(value, "f") if hasattr(value, "as_tuple") else value
+            for name, value in shown.items()
+        }
+
+
+class Page(Struct, frozen=True):
+    """Part of a statement, newest first, and where to go on.
+
+    Attributes:
+        receipts: At most as many as were asked for.
+        next: Pass as `before` for the page after this one; None where the history begins.
+    """
+
+    receipts: tuple[Receipt, ...]
+    next: int | None
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as plain values for JSON."""
+        return {"entries": [r.to_dict() for r in self.receipts], "next": self.next}
+
+
+class Verification(Struct):
+    """What a check of histories found.
+
+    Attributes:
+        accounts: How many were refolded.
+        entries: How many entries were hashed and applied.
+        problems: What is wrong, each with its account and seq; empty where all is well.
+    """
+
+    accounts: int = 0
+    entries: int = 0
+    problems: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Return whether nothing was found."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as plain values for JSON."""
+        return {
+            "ok": self.ok,
+            "accounts": self.accounts,
+            "entries": self.entries,
+            "problems": self.problems,
+        }
+
+
+def look(reader: Reader, project: str, account: str, at: int) -> Account:
+    """Return an account as it stands at `at`, what fell due included; nothing is written."""
+    owner = account_id(project, account)
+    book = Book(accounts=dict(reader.accounts([(owner, account)])))
+    advance_in(book, owner, at)
+    return book.accounts[owner]
+
+
+def preview(store: Store, project: str, request: Request, at: int) -> Answer:
+    """Decide a request as it would be decided now; nothing is written."""
+    with store.read() as reader:
+        book = load_book(reader, [request], at)
+        rules = Rules(reader.prices(project), store.scale)
+        return decide_batch(book, [request], at, rules)[0]
+
+
+# ---------------------------------------------------------------- balance
+
+
+def balance(
+    store: Store,
+    project: str,
+    account: str,
+    *,
+    at: int,
+    wallet: str = WALLET_DEFAULT,
+    as_of: int | None = None,
+    clock: Literal["recorded", "effective"] = "recorded",
+) -> Balance:
+    """Return the balance of one wallet, now or as of a moment by either clock.
+
+    Args:
+        store: Where the ledger is kept.
+        project: The isolation boundary.
+        account: The balance owner; one without a history has nothing.
+        at: Now.
+        wallet: The kind of credits.
+        as_of: The moment asked for; now if left out.
+        clock: "recorded": what the ledger knew at that moment. "effective": what is known today
+            of what had happened by then; only buckets, no grants and holds.
+    """
+    with store.read() as reader:
+        if as_of is None:
+            state = look(reader, project, account, at)
+            return _balance_of(state, wallet, store.scale, max(at, state.at))
+        owner = account_id(project, account)
+        history = (stored.entry for stored in _history(reader, owner))
+        if clock == "recorded":
+            state = _fold_until(account, owner, history, as_of)
+            return _balance_of(state, wallet, store.scale, as_of)
+        state = _sum_effective(account, history, wallet, as_of)
+    return _balance_of(state, wallet, store.scale, as_of)
+
+
+def _fold_until(account: str, owner: bytes, history: Iterable[Entry], as_of: int) -> Account:
+    """Fold what was recorded by `as_of`, and let the clock go on until then."""
+    state = Account(account)
+    for entry in history:
+        if entry.at > as_of:
+            break
+        apply(state, entry)
+    book = Book(accounts={owner: state})
+    advance_in(book, owner, as_of)
+    return state
+
+
+def _sum_effective(account: str, history: Iterable[Entry], wallet: str, as_of: int) -> Account:
+    """Sum the postings of everything that was effective by `as_of`."""
+    state = Account(account)
+    buckets = state.wallets[wallet] = Wallet()
+    for entry in history:
+        if entry.wallet != wallet or entry.effective_at > as_of:
+            continue
+        state.seq = entry.seq
+        for source, target, _, units in (_parts(posting) for posting in entry.postings):
+            sign = -1 if source == "issued" else 1
+            setattr(buckets, source, getattr(buckets, source) - sign * units)
+            sign = -1 if target == "issued" else 1
+            setattr(buckets, target, getattr(buckets, target) + sign * units)
+    return state
+
+
+def _parts(posting: Any) -> tuple[str, str, str, int]:  # noqa: ANN401 - a Posting, unpacked
+    return posting.source, posting.target, posting.line, posting.units
+
+
+def _balance_of(state: Account, wallet: str, scale: int, at: int) -> Balance:
+    found = state.wallet(wallet)
+
+    def exact(units: int) -> Decimal:
+        return to_decimal(units, scale)
+
+    owed = max(found.overdraft + found.overdraft_limit, 0)
+    free = sum(g.remaining for g in state.grants.values() if g.terms.wallet == wallet)
+    return Balance(
+        account=state.account,
+        wallet=wallet,
+        available=exact(found.available),
+        held=exact(found.held),
+        used=exact(found.used),
+        expired=exact(found.expired),
+        issued=exact(found.issued),
+        overdraft_limit=exact(found.overdraft_limit),
+        spendable=exact(free + owed),
+        status=state.status,
+        as_of=calendar.show_instant(at),
+        seq=state.seq,
+        grants=tuple(
+            {
+                "id": grant.terms.id,
+                "remaining": show_units(grant.remaining, scale),
+                "on_hold": show_units(grant.pinned, scale),
+                "units": show_units(grant.terms.units, scale),
+                "category": grant.terms.category,
+                "priority": grant.terms.priority,
+                "effective_at": calendar.show_instant(grant.terms.effective_at),
+                "expires_at": None
+                if grant.terms.expires_at is None
+                else calendar.show_instant(grant.terms.expires_at),
+                "applies_to": list(grant.terms.applies_to),
+                "source": grant.terms.source,
+                "scheduled": grant.scheduled,
+            }
+            for grant in state.grants.values()
+            if grant.terms.wallet == wallet
+        ),
+        holds=tuple(
+            {
+                "id": hold.id,
+                "held": show_units(sum(hold.lines.values()), scale),
+                "settled": show_units(hold.settled, scale),
+                "operation": hold.operation,
+                "state": "in_doubt" if hold.in_doubt else "open",
+                "opened_at": calendar.show_instant(hold.opened_at),
+                "expires_at": calendar.show_instant(hold.deadline),
+            }
+            for hold in state.holds.values()
+            if hold.wallet == wallet
+        ),
+        budgets=tuple(_budgets(state, wallet, scale, at)),
+    )
+
+
+def _budgets(state: Account, wallet: str, scale: int, at: int) -> Iterator[dict[str, Any]]:
+    """Yield every budget of the wallet with what is counted in the window at hand."""
+    for budget in state.budgets.values():
+        if budget.terms.wallet != wallet:
+            continue
+        for room in budgets.rooms(state, budget, at):
+            yield {
+                "name": budget.terms.name,
+                "node": room.node,
+                "period": budget.terms.period,
+                "cap": show_units(room.cap, scale),
+                "spent": show_units(room.spent, scale),
+                "left": show_units(room.left, scale),
+                "resets_at": calendar.show_instant(room.resets_at),
+            }
+
+
+# ---------------------------------------------------------------- statement and usage
+
+
+def statement(
+    store: Store,
+    project: str,
+    account: str,
+    *,
+    limit: int = 100,
+    before: int | None = None,
+    kinds: Sequence[str] = (),
+    since: int | None = None,
+    until: int | None = None,
+) -> Page:
+    """Return entries of an account, newest first.
+
+    Args:
+        store: Where the ledger is kept.
+        project: The isolation boundary.
+        account: The balance owner.
+        limit: How many, 1,000 at the most.
+        before: Go on below this seq, as `Page.next` says.
+        kinds: Only these kinds; empty for all.
+        since: Only what was recorded at or after this.
+        until: Only what was recorded before this.
+    """
+    if type(limit) is not int or not 1 <= limit <= PAGE_MAX:
+        raise InvalidInput(f"limit must be a whole number from 1 to {PAGE_MAX}")
+    owner = account_id(project, account)
+    found: list[Receipt] = []
+    below = before if before is not None else 2**62
+    with store.read() as reader:
+        while len(found) < limit:
+            rows = reader.entries_before(owner, below, PAGE_MAX if kinds else limit)
+            for stored in rows:
+                below = stored.seq
+                if since is not None and stored.recorded_at < since:
+                    return Page(tuple(found), None)
+                if (until is None or stored.recorded_at < until) and (
+                    not kinds or stored.kind in kinds
+                ):
+                    found.append(Receipt(stored.entry, store.scale, account))
+                    if len(found) == limit:
+                        break
+            if not rows or below == 1:
+                break
+    return Page(tuple(found), below if found and below > 1 and len(found) == limit else None)
+
+
+def usage(
+    store: Store,
+    project: str,
+    *,
+    account: str | None = None,
+    by: Sequence[str] = ("operation",),
+    since: int | None = None,
+    until: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Return what was used, grouped; refunds are taken off where their charge was counted.
+
+    Args:
+        store: Where the ledger is kept.
+        project: The isolation boundary.
+        account: One account, or all.
+        by: Any of "account", "operation", "model", "wallet", "day", "month" and "tag:NAME".
+            Days are days of `effective_at` in the account's time zone.
+        since: Only what was effective at or after this.
+        until: Only what was effective before this.
+        progress: Called with the number of entries read so far.
+
+    Returns:
+        Rows sorted by group, each with the group's values, `units`, `refunded` and `count`.
+    """
+    for name in by:
+        if name not in _GROUPS and not name.startswith("tag:"):
+            raise InvalidInput(f"usage cannot be grouped by {name!r}; use {', '.join(_GROUPS)}")
+    totals: dict[tuple[str, ...], list[int]] = {}
+    read = 0
+    with store.read() as reader:
+        for name in [account] if account is not None else _names(reader, project):
+            owner = account_id(project, name)
+            zone = reader.accounts([(owner, name)])[owner].settings.time_zone
+            for stored in _history(reader, owner):
+                read += 1
+                if progress is not None and read % PAGE_MAX == 0:
+                    progress(read)
+                if stored.kind not in ("consume", "settle", "refund"):
+                    continue
+                entry = stored.entry
+                when = entry.effective_at if entry.charged_at is None else entry.charged_at
+                if (since is not None and when < since) or (until is not None and when >= until):
+                    continue
+                key = tuple(_group(group, name, entry, when, zone) for group in by)
+                row = totals.setdefault(key, [0, 0, 0])
+                if entry.kind == "refund":
+                    row[1] += entry.units
+                else:
+                    row[0] += entry.units
+                    row[2] += 1
+    scale = store.scale
+    return [
+        {
+            **dict(zip(by, key, strict=True)),
+            "units": show_units(used - refunded, scale),
+            "refunded": show_units(refunded, scale),
+            "count": count,
+        }
+        for key, (used, refunded, count) in sorted(totals.items())
+    ]
+
+
+_GROUPS = ("account", "operation", "model", "wallet", "day", "month", "tag:NAME")
+
+
+def _group(group: str, account: str, entry: Entry, when: int, zone: str) -> str:
+    match group:
+        case "account":
+            return account
+        case "operation":
+            return entry.operation or ""
+        case "model":
+            return entry.model or ""
+        case "wallet":
+            return entry.wallet
+        case "day":
+            return calendar.to_datetime(when).astimezone(calendar.zone(zone)).date().isoformat()
+        case "month":
+            local = calendar.to_datetime(when).astimezone(calendar.zone(zone))
+            return local.strftime("%Y-%m")
+        case _:
+            return (entry.tags or {}).get(group.removeprefix("tag:"), "")
+
+
+def _names(reader: Reader, project: str) -> Iterator[str]:
+    after = ""
+    while names := reader.names(project, after, PAGE_MAX):
+        yield from names
+        after = names[-1]
+
+
+def _history(reader: Reader, owner: bytes) -> Iterator[Stored]:
+    after = 0
+    while rows := reader.entries(owner, after, PAGE_MAX):
+        yield from rows
+        after = rows[-1].seq
+
+
+def histories(store: Store, project: str, account: str | None = None) -> Iterator[Receipt]:
+    """Yield every entry of one account or of all, account by account, oldest first."""
+    with store.read() as reader:
+        for name in [account] if account is not None else _names(reader, project):
+            for stored in _history(reader, account_id(project, name)):
+                yield Receipt(stored.entry, store.scale, name)
+
+
+# ---------------------------------------------------------------- explain
+
+
+def explain_request(
+    store: Store, project: str, request_id: str, *, account: str | None = None
+) -> dict[str, object]:
+    """Return the whole story of one request id, refusals included.
+
+    Args:
+        store: Where the ledger is kept.
+        project: The isolation boundary.
+        request_id: The id of a charge, hold, grant or refused request; the id of a settle,
+            release or refund leads to what it acted on.
+        account: The balance owner; may be left out where the id is known to one account only.
+
+    Raises:
+        NotFound: No account knows this id.
+        InvalidInput: Several accounts know it; say which is meant.
+    """
+    with store.read() as reader:
+        if account is None:
+            owners = reader.find(project, request_id)
+            if not owners:
+                raise NotFound(f"no account knows request_id {request_id!r}")
+            if len(owners) > 1:
+                raise InvalidInput(
+                    f"{len(owners)} accounts know {request_id!r}: {', '.join(owners[:10])}. "
+                    f"Say which is meant"
+                )
+            account = owners[0]
+        owner = account_id(project, account)
+        root, acts, refusal = _story(reader, owner, request_id)
+        if root is not None and root.ref is not None and not acts:
+            origin, others, _ = _story(reader, owner, root.ref)
+            if origin is not None:
+                root, acts = origin, others
+        found = root or refusal
+        if found is None:
+            raise NotFound(f"{account} does not know request_id {request_id!r}")
+        key = (owner, found.request_id or request_id)
+        times, last_at = _repeats(reader, owner, [found, *acts])
+        facts = Facts(
+            account=account,
+            request_id=key[1],
+            root=found,
+            acts=acts,
+            terms=_terms(reader, owner, [found, *acts]),
+            replays=times,
+            last_replay_at=last_at,
+            prices=reader.prices(project),
+            scale=store.scale,
+            metadata=_metadata(reader, owner, root),
+        )
+    return explain(facts)
+
+
+def _story(
+    reader: Reader, owner: bytes, request_id: str
+) -> tuple[Entry | None, list[Entry], Refusal | None]:
+    root, acts = reader.story((owner, request_id))
+    refusal = None
+    if root is None:
+        found = reader.answers([(owner, request_id)]).get((owner, request_id))
+        refusal = found if isinstance(found, Refusal) else None
+        if refusal is None and acts:  # an id of our own, such as a recurring grant's
+            root, acts = acts[0], acts[1:]
+    return root, acts, refusal
+
+
+def _repeats(reader: Reader, owner: bytes, story: Sequence[Entry | Refusal]) -> tuple[int, int]:
+    """Return how often the requests of this story were repeated, and when last."""
+    times = last_at = 0
+    for item in story:
+        if item.request_id:
+            more, when = reader.replays((owner, item.request_id))
+            times, last_at = times + more, max(last_at, when)
+    return times, last_at
+
+
+def _terms(reader: Reader, owner: bytes, story: Sequence[Entry | Refusal]) -> dict[str, Terms]:
+    """Return the terms of every grant that these entries moved units of."""
+    lines = {
+        posting.line
+        for item in story
+        if isinstance(item, Entry)
+        for posting in item.postings
+        if posting.line != OVERDRAFT
+    }
+    terms = {}
+    for line in lines:
+        root, acts = reader.story((owner, line))
+        for entry in ([] if root is None else [root]) + acts:
+            terms |= {opened.id: opened for opened in entry.opens if opened.id == line}
+    return terms
+
+
+def _metadata(reader: Reader, owner: bytes, root: Entry | None) -> str | None:
+    if root is None:
+        return None
+    rows = reader.entries(owner, root.seq - 1, 1)
+    return rows[0].metadata if rows else None
+
+
+# ---------------------------------------------------------------- verify
+
+
+def verify(
+    store: Store,
+    project: str,
+    *,
+    account: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Verification:
+    """Refold histories from their stored bytes and compare them with everything stored.
+
+    Checked for each account: no gap in seq, time never backwards, every hash, the columns that
+    repeat the canonical bytes, metadata against its digest, that every entry applies, and that
+    the folded state is the stored state to the byte.
+    """
+    found = Verification()
+    for problem in store.check():
+        found.problems.append({"account": None, "seq": None, "problem": problem})
+    with store.read() as reader:
+        for name in [account] if account is not None else _names(reader, project):
+            _verify_account(reader, project, name, found, progress)
+    return found
+
+
+def _verify_account(
+    reader: Reader,
+    project: str,
+    name: str,
+    found: Verification,
+    progress: Callable[[int], None] | None,
+) -> None:
+    owner = account_id(project, name)
+    state = Account(name)
+    found.accounts += 1
+    for stored in _history(reader, owner):
+        problem = _verify_entry(state, owner, stored)
+        if problem is not None:
+            found.problems.append({"account": name, "seq": stored.seq, "problem": problem})
+            return
+        found.entries += 1
+        if progress is not None and found.entries % PAGE_MAX == 0:
+            progress(found.entries)
+    row = reader.stored_state(owner)
+    state.next_due_at = next_due(state)
+    if row is None:
+        problem = None if state.seq == 0 else "the account has entries but no row"
+    elif row[:2] != (state.seq, state.head):
+        problem = f"the account's row ends at {row[0]}, its entries at {state.seq}"
+    elif row[2].encode() != chain.encode(state):
+        problem = "the stored state is not what the entries fold to"
+    else:
+        problem = None
+    if problem is not None:
+        found.problems.append({"account": name, "seq": state.seq, "problem": problem})
+
+
+def _verify_entry(state: Account, owner: bytes, stored: Stored) -> str | None:
+    """Apply one stored entry to the state; return what is wrong with it, if anything."""
+    if stored.seq != state.seq + 1:
+        return f"entries {state.seq + 1} to {stored.seq - 1} are missing"
+    if chain.link(state.head, owner, stored.body) != stored.hash:
+        return "the hash does not match the entry and the one before"
+    try:
+        entry = stored.entry
+        if not stored.columns_agree(entry):
+            return "a column differs from the canonical bytes"
+        if stored.metadata is not None:
+            digest = sha256(stored.metadata.encode()).digest()
+            if digest != entry.metadata_digest:
+                return "the metadata does not match its digest"
+        apply(state, entry)
+    except (AssertionError, KeyError, ValueError) as problem:
+        return f"the entry does not fit the history: {problem}"
+    state.head = stored.hash
+    return None
+
+
+__all__ = [
+    "Balance",
+    "Page",
+    "Receipt",
+    "Verification",
+    "balance",
+    "explain_request",
+    "histories",
+    "look",
+    "preview",
+    "statement",
+    "usage",
+    "verify",
+]
