@@ -78,7 +78,7 @@ STARS_MAX = 4  # in one glob: matching stays cheap whatever the name
 KNOWN_MAX = 50  # names listed in a refusal
 LOOKUPS_MAX = 4096  # remembered (operation, model) pairs per version; then forgotten, not grown
 
-# Meters that the two shorthands place within another meter.
+# Meters that the shorthands `cached_within_input`, `reasoning_within_output` place in another.
 CACHE_METERS = ("cached_tokens", "cache_write_tokens")
 REASONING_METERS = ("reasoning_tokens",)
 
@@ -144,7 +144,8 @@ class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         valid_from: From when the rule holds, microseconds UTC, inclusive.
         valid_to: Until when it holds, microseconds UTC, exclusive.
         cached_within_input: `input_tokens` as reported includes `cached_tokens` and
-            `cache_write_tokens`. Without it they are taken to be counted apart.
+            `cache_write_tokens`: they are known meters, and those with a rate of their own are
+            subtracted from the input. Without it they are taken to be counted apart.
         reasoning_within_output: The same for `output_tokens` and `reasoning_tokens`.
         maximum_meters: What a hold assumes of a meter that is not known beforehand.
         source: Where the figures come from, in words.
@@ -431,7 +432,7 @@ class _Step(msgspec.Struct, frozen=True):
     note: str = ""
 
 
-def _price_steps(  # noqa: PLR0913 - private tail of price_request
+def _price_steps(  # noqa: PLR0913, PLR0917 - private tail of price_request
     rule: _Rule,
     number: int,
     meters: Meters,
@@ -455,19 +456,20 @@ def _steps(
     known = rule.price.rates
     share = 1
     for meter, quantity in meters.items():
-        if meter not in known:
+        if meter not in known and meter not in rule.unrated:
             return _no_meter(rule, meter)
         if isinstance(_check_quantity(meter, quantity), Decimal):
             share = math.lcm(share, quantity.as_integer_ratio()[1])
     reported = {meter: int(quantity * share) for meter, quantity in meters.items()}
     products: list[_Step] = []
+    for whole, parts in rule.wholes:
+        if sum(reported.get(part, 0) for part in parts) > reported.get(whole, 0):
+            return _more_than_whole(rule, whole, parts, meters)
     for meter, rate in rule.meters.items():
-        quantity = reported.get(meter, 0)
-        inside = sum(reported.get(child, 0) for child in rate.children)
-        if inside > quantity:
-            return _more_than_whole(rule, meter, rate.children, meters)
         if meter not in reported:
             continue
+        quantity = reported[meter]
+        inside = sum(reported.get(child, 0) for child in rate.children)
         note = _apart(rate.children, meters)
         chosen = rate.steps(meter, quantity - inside, reported, share, attributes, note)
         if isinstance(chosen, Unpriced):
@@ -476,7 +478,7 @@ def _steps(
     return share, products
 
 
-def _rounded(  # noqa: PLR0913 - private tail of price_request
+def _rounded(  # noqa: PLR0913, PLR0917 - private tail of price_request
     rule: _Rule, number: int, total: int, den: int, residual: Decimal | None, scale: int
 ) -> Priced:
     """Apply minimum, maximum and the rounding rule to the fraction total/den."""
@@ -579,7 +581,7 @@ def _window_text(price: Price) -> str:
 
 
 def _no_meter(rule: _Rule, meter: str) -> Unpriced:
-    known = _listed(rule.price.rates)
+    known = _listed([*rule.price.rates, *rule.unrated])
     if not known:
         return Unpriced(f"{rule.name} charges per request and knows no meter {meter}", known)
     hint = _alike(meter, known)
@@ -621,7 +623,7 @@ class _Meter:
         elif rate.units is not None:
             self.values = {key: _over(u, rate.per, den) for key, u in rate.units.items()}
 
-    def steps(  # noqa: PLR0913 - private
+    def steps(  # noqa: PLR0913, PLR0917 - private
         self,
         meter: str,
         quantity: int,
@@ -723,11 +725,17 @@ def _amounts(price: Price) -> Iterator[Fraction]:
 def _whole_of(price: Price, meter: str) -> str | None:
     """Return the meter that already counts this one, by `within` or by a shorthand."""
     within = price.rates[meter].within
-    if within is None and price.cached_within_input and meter in CACHE_METERS:
-        within = "input_tokens"
-    if within is None and price.reasoning_within_output and meter in REASONING_METERS:
-        within = "output_tokens"
-    return within
+    return _shorthand(price).get(meter) if within is None else within
+
+
+def _shorthand(price: Price) -> dict[str, str]:
+    """Return the meters that the two shorthands place within another one."""
+    placed: dict[str, str] = {}
+    if price.cached_within_input:
+        placed.update(dict.fromkeys(CACHE_METERS, "input_tokens"))
+    if price.reasoning_within_output:
+        placed.update(dict.fromkeys(REASONING_METERS, "output_tokens"))
+    return placed
 
 
 class _Rule:
@@ -735,7 +743,7 @@ class _Rule:
 
     __slots__ = (
         *("base", "bounded", "den", "flat", "maximum", "meters", "minimum", "name"),
-        *("plain", "price", "rank", "wallet", "wholes"),
+        *("plain", "price", "rank", "unrated", "wallet", "wholes"),
     )
 
     def __init__(self, price: Price, account_ref: str | None, position: int) -> None:
@@ -753,6 +761,9 @@ class _Rule:
             whole = _whole_of(price, meter)
             if whole is not None:
                 inside.setdefault(whole, []).append(meter)
+        # Known by a shorthand, without a rate of their own: they stay in the whole and pay its
+        # rate, but are still checked against it.
+        self.unrated = {m: w for m, w in _shorthand(price).items() if m not in price.rates}
         self.meters = {
             meter: _Meter(rate, den, tuple(inside.get(meter, ())))
             for meter, rate in price.rates.items()
@@ -766,6 +777,9 @@ class _Rule:
             for whole, parts in inside.items():
                 for part in parts:
                     self.plain[part] -= self.meters[whole].coefficient
+            self.plain.update(dict.fromkeys(self.unrated, 0))
+        for meter, whole in self.unrated.items():
+            inside.setdefault(whole, []).append(meter)
         self.wholes = tuple((whole, tuple(parts)) for whole, parts in inside.items())
         # A request without meters costs the same every time: the answer itself is kept, by scale.
         self.flat: dict[int, Priced] | None = {} if simple else None
@@ -1156,17 +1170,10 @@ def _tier_problems(rate: Rate) -> Iterator[str]:
 
 def _within_problems(price: Price) -> Iterator[str]:
     shorthands = (
-        ("cached_within_input", price.cached_within_input, CACHE_METERS, "input_tokens"),
-        (
-            "reasoning_within_output",
-            price.reasoning_within_output,
-            REASONING_METERS,
-            "output_tokens",
-        ),
+        ("cached_within_input", price.cached_within_input, "input_tokens"),
+        ("reasoning_within_output", price.reasoning_within_output, "output_tokens"),
     )
-    for field, used, inner, outer in shorthands:
-        if used and not any(meter in price.rates for meter in inner):
-            yield f"{field} needs a rate for {inner[0]} (units 0 if it is free)"
+    for field, used, outer in shorthands:
         if used and outer not in price.rates:
             yield f"{field} needs a rate for {outer}"
     for meter in price.rates:
