@@ -22,6 +22,7 @@ from msgspec import Meta
 
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.pricing import (
+    ROUNDINGS,
     Price,
     Rate,
     Rounding,
@@ -227,8 +228,8 @@ def parse(text: str, *, name: str = FILE_NAME) -> PriceFile:
         own.append(price)
     for ref, rules in ((None, prices), *overrides.items()):
         for earlier, later, problem in clashes_among(rules):
-            before = where[ref, earlier].removeprefix(f"{name}:").removeprefix(" ")
-            raise InvalidPriceBook(where[ref, later], f"{problem}; the other is at {before}")
+            told = f"{problem}; the other is {where[ref, earlier]}"
+            raise InvalidPriceBook(where[ref, later], told)
     return PriceFile(tuple(prices), {ref: tuple(rules) for ref, rules in overrides.items()})
 
 
@@ -238,9 +239,11 @@ def _toml(text: str, name: str) -> dict[str, Any]:  # TOML: any value
     except tomllib.TOMLDecodeError as error:
         found = _TOML_PLACE.match(str(error))
         if found is None:
-            raise InvalidPriceBook(name, f"not TOML: {error}") from error
+            problem = f"not TOML: {error}"
+            raise InvalidPriceBook(name, problem) from error
         problem, line, column = found.groups()
-        raise InvalidPriceBook(f"{name}:{line}:{column}", f"not TOML: {problem}") from error
+        place = f"{name}:{line}:{column}"
+        raise InvalidPriceBook(place, f"not TOML: {problem}") from error
     except RecursionError as error:
         raise InvalidPriceBook(name, "not TOML: nested too deeply") from error
 
@@ -298,14 +301,31 @@ def _decoded(
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
-        problem = (
-            str(error).replace("`$.", "`").replace("Object", "The table").replace(" - at", " at")
-        )
-        hint = ""
-        if "unknown field" in problem:
-            hint = f"; known fields: {', '.join(kind.__struct_fields__)}"
-            hint = hint if " at " not in problem else ""
-        raise InvalidPriceBook(place, problem + hint) from error
+        raise InvalidPriceBook(place, _told(str(error), kind)) from error
+
+
+# How msgspec says it, and how we do.
+_SAYINGS = (
+    ("Object contains", "the table has the"),
+    ("Object missing", "the table has no"),
+    ("required field", "field"),
+    (" - at `$.", " at `"),
+)
+_CHOICES = {"rounding": ROUNDINGS, "mode": ("graduated", "volume")}
+
+
+def _told(problem: str, kind: type[PriceTable | OverrideTable]) -> str:
+    for theirs, ours in _SAYINGS:
+        problem = problem.replace(theirs, ours)
+    if "unknown field" in problem:
+        fields = RateTable.__struct_fields__ if "rates[...]`" in problem else None
+        fields = TierTable.__struct_fields__ if ".tiers[" in problem else fields
+        fields = kind.__struct_fields__ if " at `" not in problem else fields
+        return problem if fields is None else f"{problem}; known fields: {', '.join(fields)}"
+    for field, choices in _CHOICES.items():
+        if problem.startswith("Invalid enum") and problem.endswith(f"{field}`"):
+            return f"{problem}; one of {', '.join(choices)}"
+    return problem
 
 
 def _price(row: PriceTable) -> Price:

@@ -197,7 +197,16 @@ class _Vendor:
         try:
             provider, info = self.snapshot.find_provider_model(name, None, provider_id, None)
         except LookupError:
-            _skip(f"{self.source} does not know it")
+            # The package's patterns do not cover all of its own names.
+            exact = [
+                (provider, info)
+                for provider in self.snapshot.providers
+                for info in provider.models
+                if info.id == name and provider_id in {None, provider.id}
+            ]
+            if len(exact) != 1:
+                _skip(f"{self.source} does not know it")
+            provider, info = exact[0]
         if (provider.id, info.id) in _LEAST_SECONDS:
             _skip("a request is billed as at least 10 seconds")
         return provider.id, info

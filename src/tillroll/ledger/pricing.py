@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Clamped, Context, Decimal, DivisionByZero, Inexact, InvalidOperation
 from fractions import Fraction
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, assert_never
 
 import msgspec
 
@@ -682,7 +682,7 @@ class _Meter:
     ) -> list[tuple[int, Tier, int]]:
         pieces: list[tuple[int, Tier, int]] = []
         done = 0
-        for tier, coefficient in self.tiers:
+        for tier, coefficient in self.tiers:  # pragma: no branch - the last tier has no end
             top = quantity if tier.up_to is None else min(quantity, tier.up_to * share)
             pieces.append((top - done, tier, coefficient))
             done = top
@@ -742,8 +742,20 @@ class _Rule:
     """A price ready to be applied: integers over one denominator."""
 
     __slots__ = (
-        *("base", "bounded", "den", "flat", "maximum", "meters", "minimum", "name"),
-        *("plain", "price", "rank", "unrated", "wallet", "wholes"),
+        "base",
+        "bounded",
+        "den",
+        "flat",
+        "maximum",
+        "meters",
+        "minimum",
+        "name",
+        "plain",
+        "price",
+        "rank",
+        "unrated",
+        "wallet",
+        "wholes",
     )
 
     def __init__(self, price: Price, account_ref: str | None, position: int) -> None:
@@ -950,6 +962,8 @@ def _rounding_lines(rule: _Rule, priced: Priced, residual: Decimal, scale: int) 
             lines = [f"carried from before: {plain(residual)}"] if residual else []
             lines.append(f"charged in {scale} decimals: {amount}")
             return [*lines, f"carried to the next request: {plain(priced.residual_after)}"]
+        case _:  # pragma: no cover
+            assert_never(rule.price.rounding)
 
 
 def _grouped(amount: Decimal) -> str:
