@@ -467,7 +467,8 @@ def _rows(sums: Mapping[str, _Sum]) -> tuple[ImpactRow, ...]:
 def _row_line(row: ImpactRow, kind: str = "") -> Line:
     more = row.difference
     sign = "+" if more > 0 else "-" if more < 0 else " "
-    text = f"{kind}{row.key}: {row.count:,} requests, {plain(row.old)} -> {plain(row.new)} units"
+    noun = "request" if row.count == 1 else "requests"
+    text = f"{kind}{row.key}: {row.count:,} {noun}, {plain(row.old)} -> {plain(row.new)} units"
     text += f" ({'+' if more > 0 else ''}{plain(more)})"
     if row.newly_unpriced:
         text += f", {row.newly_unpriced:,} newly unpriced"
