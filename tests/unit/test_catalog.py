@@ -160,7 +160,7 @@ class TestReading:
             (
                 "[[override]]\naccount = ''\noperation = 'x'",
                 "tillroll.toml:1: [[override]] 1 (x@)",
-                "account is empty",
+                "account: a name has 1 to 255 characters",
             ),
             (
                 "[[price]]\noperation = 'x'\nrates.a.unit = 1",
@@ -608,6 +608,85 @@ class TestProposals:
                 assert abs(ours.exact - theirs.total_price) < D("1e-20"), (model.id, meters)
                 compared += 1
         assert compared > 150
+
+
+class TestVendorShapes:
+    """Shapes of vendor prices that a sample may not contain."""
+
+    @pytest.fixture
+    def propose_one(self, monkeypatch):
+        data = pytest.importorskip("genai_prices.data")
+        from genai_prices import types  # noqa: PLC0415 - an extra
+
+        def propose_one(prices, at=AT, model_id="m"):
+            if isinstance(prices, dict):
+                prices = types.ModelPrice(**prices)
+            info = types.ModelInfo(model_id, types.ClauseEquals("elsewhere"), prices=prices)
+            provider = types.Provider("me", "Me", "none", models=[info])
+            monkeypatch.setattr(data, "providers", [provider])
+            return propose([f"me:{model_id}"], at=at)
+
+        propose_one.types = types
+        return propose_one
+
+    def test_requests_are_a_weight(self, propose_one):
+        price = propose_one({"requests_kcount": D(5)}).prices[0]
+        assert (price.per_request, dict(price.rates)) == (D("0.005"), {})
+        assert not price.cached_within_input
+
+    def test_parts_without_a_shorthand_say_within(self, propose_one):
+        price = propose_one(
+            {"input_mtok": D(1), "input_audio_mtok": D(9), "output_reasoning_mtok": D(3)}
+        ).prices[0]
+        assert price.rates["input_audio_tokens"].within == "input_tokens"
+        assert price.rates["reasoning_tokens"].within is None
+        assert (price.cached_within_input, price.reasoning_within_output) == (True, False)
+
+    def test_a_known_later_price_becomes_a_rule_of_its_own(self, propose_one):
+        types = propose_one.types
+        later = types.StartDateConstraint(datetime(2027, 1, 1, tzinfo=UTC).date())
+        prices = [
+            types.ConditionalPrice(prices=types.ModelPrice(input_mtok=D(1))),
+            types.ConditionalPrice(later, prices=types.ModelPrice(input_mtok=D(2))),
+        ]
+        now, then = propose_one(prices).prices
+        assert (now.rates["input_tokens"].units, then.rates["input_tokens"].units) == (1, 2)
+        assert (now.valid_from, now.valid_to) == (None, then.valid_from)
+        assert (then.valid_from, then.valid_to) == (1_798_761_600_000_000, None)
+        assert new_version(1, [now, then]).prices == (now, then)
+        only = propose_one(prices, at=AT + timedelta(days=90)).prices
+        assert [price.rates["input_tokens"].units for price in only] == [2]
+
+    def test_what_rules_cannot_say_is_skipped(self, propose_one):
+        types = propose_one.types
+
+        def tiers(*starts):
+            return types.TieredPrices(D(1), [types.Tier(start, D(2)) for start in starts])
+
+        noon = types.TimeOfDateConstraint(AT.time(), AT.time())
+        by_hour = [types.ConditionalPrice(noon, prices=types.ModelPrice(input_mtok=D(1)))]
+        shapes = [
+            ({}, "no price there"),
+            ({"per_moon": D(1)}, "priced by per_moon"),
+            ({"output_mtok": tiers(5)}, "tiers by input tokens but no rate"),
+            ({"input_mtok": tiers(0)}, "its tiers do not ascend"),
+            ({"input_mtok": tiers(5, 5)}, "its tiers do not ascend"),
+            ({"input_mtok": D(1), "requests_kcount": tiers(5)}, "tiers for requests"),
+            ({"input_mtok": D("1e-30")}, "more than 18 decimal places"),
+            (
+                {"cache_read_mtok": D(1), "input_audio_mtok": D(1), "cache_audio_read_mtok": D(1)},
+                "part of cached_tokens and of input_audio_tokens at once",
+            ),
+            (by_hour, "depends on the time of day"),
+        ]
+        for shape, reason in shapes:
+            found = propose_one(shape)
+            assert found.prices == ()
+            assert reason in found.skipped[0].reason
+
+    def test_a_colon_may_belong_to_the_model(self, propose_one):
+        found = propose_one({"input_mtok": D(1)}, model_id="llama:8b")
+        assert found.prices[0].model == "llama:8b"
 
 
 _THEIRS = {"cached_tokens": "cache_read_tokens", "reasoning_tokens": "output_reasoning_tokens"}

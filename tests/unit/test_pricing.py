@@ -467,6 +467,12 @@ class TestVersions:
         with pytest.raises(InvalidInput, match="not a price version"):
             decode_version(b'{"number": 1}')
 
+    def test_a_version_has_a_number_and_names_its_accounts(self):
+        with pytest.raises(InvalidInput, match="count from 1, not 0"):
+            new_version(0, [IMAGE])
+        with pytest.raises(InvalidInput, match="an account has 1 to 255 characters"):
+            new_version(1, [IMAGE], overrides={"a\n": [IMAGE]})
+
     @pytest.mark.parametrize("overrides", [None, {"acme": [Price("x", per_request=D(-1))]}])
     def test_a_version_is_checked(self, overrides):
         prices = [] if overrides else [IMAGE, IMAGE]
@@ -480,6 +486,8 @@ class TestProblems:
         [
             (Price(""), "operation: a name has"),
             (Price("a\nb"), "operation: a name has"),
+            (Price("a\x9f"), "operation: a name has"),
+            (Price("a\ud800"), "operation: a name has"),
             (Price("a" * 256), "operation: a name has"),
             (Price("*a*b*c*d*"), "at most 4 stars"),
             (Price("x", model=""), "model: a name has"),
@@ -540,7 +548,9 @@ class TestProblems:
     def test_table(self, price, problem):
         assert problem in "; ".join(problems_of(price))
 
-    @pytest.mark.parametrize("price", [IMAGE, CHAT, SIZES, Price("x", minimum=D(0))])
+    @pytest.mark.parametrize(
+        "price", [IMAGE, CHAT, SIZES, Price("x", minimum=D(0)), Price("\u00fc\u00a0\U0001fae8")]
+    )
     def test_sound_rules_have_none(self, price):
         assert problems_of(price) == []
 

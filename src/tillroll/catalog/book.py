@@ -22,6 +22,7 @@ from msgspec import Meta
 
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.pricing import (
+    NAME_RULE,
     ROUNDINGS,
     Price,
     Rate,
@@ -30,6 +31,7 @@ from tillroll.ledger.pricing import (
     TierMode,
     clashes_among,
     content_digest,
+    is_name,
     plain,
     problems_of,
     utc_text,
@@ -219,8 +221,8 @@ def parse(text: str, *, name: str = FILE_NAME) -> PriceFile:
         account = row.account if isinstance(row, OverrideTable) else None
         price = _price(row)
         problems = problems_of(price)
-        if account == "":
-            problems.insert(0, "account is empty")
+        if account is not None and not is_name(account):
+            problems.insert(0, f"account: a name has {NAME_RULE}")
         if problems:
             raise InvalidPriceBook(place, "; ".join(problems))
         own = prices if account is None else overrides.setdefault(account, [])

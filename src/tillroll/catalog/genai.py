@@ -131,7 +131,7 @@ def propose(  # noqa: PLR0913 - each option is one word of the question
         try:
             provider, info = vendor.find(asked)
             source = f"{vendor.source}: {provider} {info.id}{_times(markup, units_per_usd)}"
-            name = asked.rpartition(":")[2] if vendor.is_qualified(asked) else asked
+            name = asked.partition(":")[2] if vendor.is_qualified(asked) else asked
             base = Price(operation=operation, model=name, wallet=wallet, source=source)
             found = [
                 _proposal(base, window, price, vendor.units, factor)

@@ -48,6 +48,7 @@ __all__ = [
     "encode_version",
     "explain_price",
     "is_glob",
+    "is_name",
     "new_version",
     "plain",
     "price_hold",
@@ -74,6 +75,7 @@ QUANTITY_PLACES_MAX = 9
 PER_MAX = 10**12
 METERS_MAX = 64
 NAME_LENGTH_MAX = 255
+NAME_RULE = "1 to 255 characters without control characters"
 STARS_MAX = 4  # in one glob: matching stays cheap whatever the name
 KNOWN_MAX = 50  # names listed in a refusal
 LOOKUPS_MAX = 4096  # remembered (operation, model) pairs per version; then forgotten, not grown
@@ -83,6 +85,9 @@ CACHE_METERS = ("cached_tokens", "cache_write_tokens")
 REASONING_METERS = ("reasoning_tokens",)
 
 _ZERO = Decimal(0)
+# Control characters, and halves of surrogate pairs, which no encoding can store. Not
+# str.isprintable(): what is printable depends on the Python version.
+_UNNAMEABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 # Contexts carry flags, which are only ever set, never read here: sharing them is harmless.
 _ROUNDED = Context(prec=PRECISION, traps=[InvalidOperation, DivisionByZero])
 _EXACT = Context(prec=PRECISION, traps=[InvalidOperation, DivisionByZero, Inexact, Clamped])
@@ -258,6 +263,11 @@ class Unpriced(msgspec.Struct, frozen=True):
 
 
 # --- names and text --------------------------------------------------------------------------
+
+
+def is_name(name: str) -> bool:
+    """Say whether a text can name an operation, a model, a meter, a wallet or an account."""
+    return 0 < len(name) <= NAME_LENGTH_MAX and _UNNAMEABLE.search(name) is None
 
 
 def is_glob(name: str) -> bool:
@@ -1008,7 +1018,14 @@ def new_version(  # noqa: PLR0913 - the fields of a version
     Raises:
         InvalidInput: a rule makes no sense, or two rules claim the same requests. Nothing written.
     """
+    if number < 1:
+        message = f"price versions count from 1, not {number}"
+        raise InvalidInput(message)
     own = {ref: tuple(rules) for ref, rules in (overrides or {}).items()}
+    for account in own:
+        if not is_name(account):
+            message = f"override: an account has {NAME_RULE}, not {account!r}"
+            raise InvalidInput(message)
     for ref, rules in ((None, tuple(prices)), *own.items()):
         for price in rules:
             for problem in problems_of(price):
@@ -1118,8 +1135,8 @@ def _name_problems(price: Price) -> Iterator[str]:
     if price.model is not None:
         names.append(("model", price.model))
     for field, name in names:
-        if not 0 < len(name) <= NAME_LENGTH_MAX or not name.isprintable():
-            yield f"{field}: a name has 1 to 255 characters without control characters"
+        if not is_name(name):
+            yield f"{field}: a name has {NAME_RULE}"
         if field in {"wallet", "rates"} and is_glob(name):
             yield f"{field}: {name} must be an exact name"
         if name.count("*") > STARS_MAX:
