@@ -1,0 +1,373 @@
+"""Group commit: many callers, one database transaction, one commit, everyone answered.
+
+Requests queue up. The caller at the head of the queue leads: it takes all that is waiting, has it
+decided in order and written in one database transaction, answers everyone and passes the baton to
+whoever waits next (decisions/0004). There is no timer: a batch is what gathered while the last
+one committed. A caller that blocks its thread leads on that thread, so a lone caller pays no
+hand-over; callers on an event loop are led by one worker thread.
+
+The walk of one request: `execute -> _lead -> _write -> store.write -> load_book -> decide_batch
+-> append -> COMMIT`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from tillroll.ledger.core import Answer, Rules, decide_batch
+from tillroll.ledger.errors import (
+    OutcomeUnknown,
+    Overloaded,
+    StoreClosed,
+    StoreError,
+    StoreUnavailable,
+)
+from tillroll.ledger.types import Entry
+from tillroll.stores.base import CommitUncertain, load_book
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Sequence
+
+    from tillroll.ledger.commands import Request
+    from tillroll.stores.base import Store
+
+BATCH_MAX = 1_000  # more waiting than this gains nothing and makes everyone wait longer
+BULK_MAX = 10_000  # items of one call
+WAITING_MAX = 20_000  # about 1 kB each: 20 MB
+
+
+def now() -> int:
+    """Return the time in microseconds since 1970."""
+    return time.time_ns() // 1_000
+
+
+_INTERRUPTED = Answer(
+    OutcomeUnknown(
+        "the thread that wrote the batch was interrupted: ask again with the same request_id"
+    )
+)
+
+
+class Ticket:
+    """Requests of one caller that blocks until they are answered."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        """Hold these requests until someone leads them."""
+        self.requests = requests
+        self.answers: list[Answer] = []
+        self.leads = False
+        self._woken = threading.Lock()
+        self._woken.acquire()
+
+    def wake(self, *, to_lead: bool = False) -> None:
+        """Tell the caller that its answers are there, or that it has to lead."""
+        self.leads = to_lead
+        self._woken.release()
+
+    def wait(self) -> None:
+        """Block until woken."""
+        self._woken.acquire()
+
+
+class LoopTicket(Ticket):
+    """Requests of one caller on an event loop; led by the engine's worker thread."""
+
+    def __init__(self, requests: Sequence[Request], loop: asyncio.AbstractEventLoop) -> None:
+        """Hold these requests; `future` gets the answers on `loop`."""
+        self.requests = requests
+        self.answers = []
+        self.loop = loop
+        self.future: asyncio.Future[list[Answer]] = loop.create_future()
+
+
+class Engine:
+    """The queue in front of one store, and the rule of who writes."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        project: str = "default",
+        clock: Callable[[], int] = now,
+        waiting_max: int = WAITING_MAX,
+    ) -> None:
+        """Serve one store.
+
+        Args:
+            store: Where the ledgers are kept.
+            project: The isolation boundary; part of every account's key.
+            clock: Returns microseconds since 1970. May step back; account time does not.
+            waiting_max: How many requests may wait before new ones are turned away.
+        """
+        self.store = store
+        self.project = project
+        self.clock = clock
+        self._waiting_max = waiting_max
+        self._broken = False
+        self._closed = False
+        self._pid = os.getpid()
+        self._reset()
+        _ENGINES.add(self)
+
+    def _reset(self) -> None:
+        self._mutex = threading.Condition(threading.Lock())
+        self._queue: deque[Ticket] = deque()
+        self._waiting = 0
+        self._led = False
+        self._worker: ThreadPoolExecutor | None = None
+
+    # ------------------------------------------------------------ callers
+
+    def execute(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer these requests, blocking until they are committed.
+
+        Returns:
+            One answer for each, in order; errors are answers too.
+
+        Raises:
+            StoreClosed, Overloaded: Nothing was taken, nothing was written.
+        """
+        ticket = Ticket(requests)
+        if not self._enqueue(ticket):
+            self._wait(ticket)
+            if not ticket.leads:
+                return ticket.answers
+        self._lead()
+        return ticket.answers
+
+    def submit(
+        self, requests: Sequence[Request], loop: asyncio.AbstractEventLoop
+    ) -> asyncio.Future[list[Answer]]:
+        """Queue these requests for a caller on `loop`; the future gets their answers."""
+        ticket = LoopTicket(requests, loop)
+        if self._enqueue(ticket):
+            self._lead_elsewhere()
+        return ticket.future
+
+    def close(self) -> None:
+        """Turn new requests away, answer those that wait, close the store."""
+        with self._mutex:
+            if self._closed:
+                return
+            self._closed = True
+            self._mutex.wait_for(lambda: not self._led)
+        if self._worker is not None:
+            self._worker.shutdown(wait=True)
+        self.store.close()
+
+    # ------------------------------------------------------------ the baton
+
+    def _enqueue(self, ticket: Ticket) -> bool:
+        """Put a ticket in the queue; return whether its caller has to lead."""
+        with self._mutex:
+            if self._closed:
+                raise StoreClosed("the ledger is closed; nothing was written")
+            size = len(ticket.requests)
+            if self._waiting + size > self._waiting_max and self._waiting:
+                raise Overloaded(
+                    f"{self._waiting} requests are waiting; nothing was written. Ask again later "
+                    f"with the same request_id"
+                )
+            self._queue.append(ticket)
+            self._waiting += size
+            leads, self._led = not self._led, True
+            return leads
+
+    def _lead(self) -> None:
+        """Write one batch, answer it, and pass the baton; go on while loops are waiting."""
+        while True:
+            batch = self._take()
+            try:
+                self._commit(batch)
+            finally:
+                # Whatever happens here, Ctrl-C included, nobody is left waiting.
+                _wake(batch)
+                heir = self._pass_baton()
+            if heir is None:
+                return
+            if threading.current_thread().name != _WORKER:
+                self._lead_elsewhere()
+                return
+
+    def _pass_baton(self) -> LoopTicket | None:
+        """Name who leads next; return its ticket where that is for the worker thread to do."""
+        with self._mutex:
+            if not self._queue:
+                self._led = False
+                self._mutex.notify_all()
+                return None
+            heir = self._queue[0]
+            if isinstance(heir, LoopTicket):
+                return heir
+            heir.wake(to_lead=True)
+            return None
+
+    def _wait(self, ticket: Ticket) -> None:
+        """Block until the ticket is answered or has to lead.
+
+        A caller interrupted here (Ctrl-C) takes its requests back if nobody has begun on them,
+        and passes on the baton if it was just given to it.
+        """
+        try:
+            ticket.wait()
+        except BaseException:
+            with self._mutex:
+                if ticket in self._queue:
+                    self._queue.remove(ticket)
+                    self._waiting -= len(ticket.requests)
+            if ticket.leads and self._pass_baton() is not None:
+                self._lead_elsewhere()
+            raise
+
+    def _lead_elsewhere(self) -> None:
+        """Have the worker thread lead, so that no event loop ever waits for a disk."""
+        with self._mutex:
+            if self._worker is None:
+                self._worker = ThreadPoolExecutor(1, initializer=_name_worker)
+            worker = self._worker
+        worker.submit(self._lead)
+
+    def _take(self) -> list[Ticket]:
+        """Take what is waiting, up to a batch; always at least one ticket."""
+        with self._mutex:
+            batch = [self._queue.popleft()]
+            size = len(batch[0].requests)
+            while self._queue and size + len(self._queue[0].requests) <= BATCH_MAX:
+                batch.append(self._queue.popleft())
+                size += len(batch[-1].requests)
+            self._waiting -= size
+            return batch
+
+    # ------------------------------------------------------------ one batch
+
+    def _commit(self, batch: list[Ticket]) -> None:
+        """Give every ticket of the batch its answers, whatever happens."""
+        requests = [request for ticket in batch for request in ticket.requests]
+        answers = [_INTERRUPTED] * len(requests)
+        try:
+            answers = self._write(requests)
+        except CommitUncertain as problem:
+            answers = self._find_out(requests, problem)
+        except StoreError as problem:
+            answers = [Answer(problem)] * len(requests)
+        except Exception:  # noqa: BLE001 - one bad request must not sink the others
+            answers = self._one_by_one(requests)
+        finally:
+            first = 0
+            for ticket in batch:
+                ticket.answers = answers[first : first + len(ticket.requests)]
+                first += len(ticket.requests)
+
+    def _write(self, requests: Sequence[Request]) -> list[Answer]:
+        """Decide and write these requests in one database transaction."""
+        if self._broken:
+            self.store.recover()
+            self._broken = False
+        with self.store.write() as tx:
+            at = self.clock()
+            rules = Rules(tx.prices(self.project), self.store.scale)
+            book = load_book(tx, requests, at)
+            answers = decide_batch(book, requests, at, rules)
+            tx.append(self.project, book)
+        return answers
+
+    def _one_by_one(self, requests: Sequence[Request]) -> list[Answer]:
+        """Write each request on its own, so that only the guilty one fails."""
+        answers: list[Answer] = []
+        for request in requests:
+            try:
+                answers += self._write([request])
+            except CommitUncertain as problem:
+                answers += self._find_out([request], problem)
+            except StoreError as problem:
+                answers.append(Answer(problem))
+            except Exception as problem:  # noqa: BLE001 - reported to its caller as it is
+                failure = StoreUnavailable(f"the request could not be carried out: {problem!r}")
+                failure.__cause__ = problem
+                answers.append(Answer(failure))
+        return answers
+
+    def _find_out(
+        self, requests: Sequence[Request], problem: CommitUncertain
+    ) -> list[Answer]:
+        """Look up, after opening the database anew, what became of an uncertain commit."""
+        try:
+            self.store.recover()
+            with self.store.read() as tx:
+                found = tx.answers([(r.account_id, r.request_id) for r in requests])
+        except StoreError as again:
+            self._broken = True
+            unknown = OutcomeUnknown(
+                f"{problem}, and it could not be looked up ({again}). It is written whole or not "
+                f"at all: ask again with the same request_id"
+            )
+            return [Answer(unknown)] * len(requests)
+        return [
+            _settled(request, found.get((request.account_id, request.request_id)), problem)
+            for request in requests
+        ]
+
+    # ------------------------------------------------------------ forks
+
+    def after_fork(self) -> None:
+        """Start anew in a forked child; what was waiting belongs to the parent."""
+        self.store.after_fork()
+        self._reset()
+        self._broken = False
+
+
+def _settled(request: Request, found: object, problem: CommitUncertain) -> Answer:
+    if isinstance(found, Entry) and found.fingerprint == request.fingerprint:
+        return Answer(found)
+    if found is not None and getattr(found, "fingerprint", None) == request.fingerprint:
+        return Answer(found)  # type: ignore[arg-type]  # a Refusal, by its fingerprint
+    lost = StoreUnavailable(f"{problem}; nothing was written. Ask again with the same request_id")
+    return Answer(lost)
+
+
+def _wake(batch: list[Ticket]) -> None:
+    """Answer everyone; an event loop is woken once for all its callers."""
+    loops: dict[asyncio.AbstractEventLoop, list[LoopTicket]] = {}
+    for ticket in batch:
+        if isinstance(ticket, LoopTicket):
+            loops.setdefault(ticket.loop, []).append(ticket)
+        else:
+            ticket.wake()
+    for loop, tickets in loops.items():
+        try:
+            loop.call_soon_threadsafe(_resolve, tickets)
+        except RuntimeError:
+            continue  # the loop was closed: nobody is left to be told
+
+
+def _resolve(tickets: list[LoopTicket]) -> None:
+    for ticket in tickets:
+        if not ticket.future.done():
+            ticket.future.set_result(ticket.answers)
+
+
+_WORKER = "tillroll-writer"
+
+
+def _name_worker() -> None:
+    threading.current_thread().name = _WORKER
+
+
+_ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for engine in list(_ENGINES):
+        engine.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+__all__ = ["BATCH_MAX", "BULK_MAX", "Engine", "now"]

@@ -1,0 +1,279 @@
+"""The nouns of the ledger: entries, and the account that is folded from them.
+
+Amounts are signed integers of 10^-scale, times are microseconds since 1970 in UTC. An `Entry` is
+immutable; an `Account` belongs to whoever loaded it and is changed only by `core.apply`.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Literal
+
+from msgspec import Struct, field
+
+Kind = Literal[
+    "grant",
+    "grant_activated",
+    "grant_renewed",
+    "grant_expired",
+    "void",
+    "consume",
+    "hold",
+    "extend",
+    "settle",
+    "release",
+    "in_doubt",
+    "hold_expired",
+    "refund",
+    "adjust",
+    "freeze",
+    "unfreeze",
+    "close",
+    "overdraft",
+    "budget",
+    "recurring",
+    "settings",
+]
+Bucket = Literal["issued", "available", "held", "used", "expired"]
+Category = Literal["paid", "promo", "plan", "adjustment"]
+Period = Literal["day", "week", "month", "total", "rolling"]
+Every = Literal["day", "week", "month", "year"]
+
+Meters = dict[str, int | Decimal]
+
+# Ids that begin with this are ours; callers' ids may not.
+RESERVED = "~"
+# The line that is not a grant: what the account may owe, burnt last (decisions/0008).
+OVERDRAFT = "~overdraft"
+WALLET_DEFAULT = "credits"
+NEVER = 2**62
+
+SECOND = 1_000_000
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+
+
+class Posting(Struct, frozen=True, array_like=True, gc=False):
+    """One movement inside the account: units from one bucket to another, on one line.
+
+    The line is the grant (or `OVERDRAFT`) whose units move. Source and target take opposite
+    signs, so every entry sums to zero by construction.
+    """
+
+    source: Bucket
+    target: Bucket
+    line: str
+    units: int
+
+
+class PricedBy(Struct, frozen=True, omit_defaults=True, gc=False):
+    """Which rule of which price version made the amount, and the amount before rounding."""
+
+    version: int
+    rule: str
+    exact: Decimal
+    residual: Decimal | None = None
+    quote: str | None = None
+
+
+class Terms(Struct, frozen=True, omit_defaults=True, gc=False):
+    """What a grant is: fixed when it is made, never edited."""
+
+    id: str
+    units: int
+    category: Category = "paid"
+    wallet: str = WALLET_DEFAULT
+    priority: int = 0
+    effective_at: int = 0
+    expires_at: int | None = None
+    applies_to: tuple[str, ...] = ()
+    cost_basis: str | None = None
+    source: str | None = None
+    recurring: str | None = None
+
+
+class BudgetTerms(Struct, frozen=True, omit_defaults=True, gc=False):
+    """A cap per period at one node of the account, such as one member or every key."""
+
+    name: str
+    cap: int | None
+    period: Period = "month"
+    window: int = 0
+    match: dict[str, str] = {}
+    wallet: str = WALLET_DEFAULT
+
+
+class RecurringTerms(Struct, frozen=True, omit_defaults=True, gc=False):
+    """Grants that come back: the n-th falls due n periods after the anchor date."""
+
+    name: str
+    units: int
+    every: Every = "month"
+    count: int = 1
+    anchor: str = ""
+    rollover_min: int = 0
+    rollover_max: int = 0
+    category: Category = "plan"
+    wallet: str = WALLET_DEFAULT
+    priority: int = 0
+    applies_to: tuple[str, ...] = ()
+    ends_at: int | None = None
+    stopped: bool = False
+
+
+class Settings(Struct, frozen=True, omit_defaults=True, gc=False):
+    """How the account wants to be treated; every change is an entry."""
+
+    time_zone: str = "UTC"
+    late_settlement: bool = False
+
+
+class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """One immutable row of an account's history. Its encoded bytes are what the chain covers.
+
+    `units` is what the entry is about: granted, charged, held, given back. `postings` are what
+    moved. `issued` to `expired` are the wallet's buckets afterwards.
+    """
+
+    seq: int
+    kind: Kind
+    at: int
+    effective_at: int
+    request_id: str | None = None
+    fingerprint: bytes = b""
+    ref: str | None = None
+    wallet: str = WALLET_DEFAULT
+    units: int = 0
+    postings: tuple[Posting, ...] = ()
+    issued: int = 0
+    available: int = 0
+    held: int = 0
+    used: int = 0
+    expired: int = 0
+    operation: str | None = None
+    model: str | None = None
+    meters: Meters | None = None
+    attributes: dict[str, str] | None = None
+    tags: dict[str, str] | None = None
+    price: PricedBy | None = None
+    opens: tuple[Terms, ...] = ()
+    deadline: int | None = None
+    at_deadline: Literal["release", "settle"] | None = None
+    ceiling: int | None = None
+    final: bool = False
+    late: bool = False
+    shortfall: int = 0
+    limit: int | None = None
+    budget: BudgetTerms | None = None
+    recurring: RecurringTerms | None = None
+    occurrence: int = 0
+    settings: Settings | None = None
+    policy: str | None = None
+    charged_at: int | None = None
+    reason: str | None = None
+    actor: str | None = None
+    metadata_digest: bytes | None = None
+
+
+class Refusal(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """An expected no: a code of the closed list and what the caller should know."""
+
+    code: str
+    message: str
+    at: int = 0
+    seq: int = 0
+    request_id: str = ""
+    fingerprint: bytes = b""
+    needed: int | None = None
+    available: int | None = None
+    held: int | None = None
+    tightest: str | None = None
+    ways_out: tuple[dict[str, str], ...] = ()
+    details: dict[str, str] = {}
+
+
+class Wallet(Struct, omit_defaults=True, gc=False):
+    """The buckets of one kind of credits, and what it may owe."""
+
+    issued: int = 0
+    available: int = 0
+    held: int = 0
+    used: int = 0
+    expired: int = 0
+    overdraft: int = 0
+    overdraft_limit: int = 0
+
+
+class Grant(Struct, omit_defaults=True, gc=False):
+    """A grant that can still move: something remains, is pinned by a hold, or is to come."""
+
+    terms: Terms
+    remaining: int = 0
+    pinned: int = 0
+    scheduled: bool = False
+    voided: bool = False
+
+
+class Hold(Struct, omit_defaults=True, gc=False):
+    """An open reservation and the lines it took its units from, in burn order."""
+
+    id: str
+    seq: int
+    wallet: str
+    lines: dict[str, int]
+    deadline: int
+    opened_at: int
+    units: int
+    operation: str | None = None
+    model: str | None = None
+    attributes: dict[str, str] | None = None
+    tags: dict[str, str] | None = None
+    price_version: int = 0
+    ceiling: int | None = None
+    settled: int = 0
+    in_doubt: bool = False
+    at_deadline: Literal["release", "settle"] = "release"
+
+
+class Budget(Struct, omit_defaults=True, gc=False):
+    """A cap and what has been counted against it: node -> window start -> units."""
+
+    terms: BudgetTerms
+    since: int
+    counted: dict[str, dict[int, int]] = field(default_factory=dict)
+
+
+class Recurring(Struct, omit_defaults=True, gc=False):
+    """A recurring grant: the occurrence that comes next, and the grant that runs now."""
+
+    terms: RecurringTerms
+    next: int = 0
+    next_at: int = NEVER
+    current: str | None = None
+
+
+class Account(Struct, omit_defaults=True):
+    """The live state of one account: always `fold(apply, entries)`.
+
+    Grants are kept in burn order. What is used up, settled or expired is not live any more; it is
+    found in the entries.
+    """
+
+    account: str
+    seq: int = 0
+    head: bytes = b""
+    at: int = 0
+    next_due_at: int = NEVER
+    status: Literal["open", "frozen", "closed"] = "open"
+    settings: Settings = Settings()
+    wallets: dict[str, Wallet] = field(default_factory=dict)
+    grants: dict[str, Grant] = field(default_factory=dict)
+    holds: dict[str, Hold] = field(default_factory=dict)
+    budgets: dict[str, Budget] = field(default_factory=dict)
+    recurring: dict[str, Recurring] = field(default_factory=dict)
+    residuals: dict[str, Decimal] = field(default_factory=dict)
+
+    def wallet(self, name: str) -> Wallet:
+        """Return the wallet of that name to read from; an empty one where it is new."""
+        return self.wallets.get(name) or Wallet()

@@ -1,0 +1,938 @@
+"""The verbs: callers' values in, checked requests out.
+
+Each verb's signature, documentation and validation stand here once. `Ledger` and `AsyncLedger`
+(and whatever else carries requests) differ only in how they wait for the answer. What a verb
+raises from here is `InvalidInput`: nothing was queued, nothing is remembered.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date, datetime
+from decimal import Decimal
+from hashlib import sha256
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
+
+import msgspec
+
+from tillroll.ledger import calendar, chain
+from tillroll.ledger import commands as c
+from tillroll.ledger.errors import InvalidInput
+from tillroll.ledger.pricing import check_meters
+from tillroll.ledger.types import (
+    RESERVED,
+    WALLET_DEFAULT,
+    BudgetTerms,
+    Category,
+    Every,
+    Meters,
+    Period,
+    RecurringTerms,
+)
+from tillroll.ledger.units import Units, parse_decimal, parse_limit, parse_signed, parse_units
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+ID_MAX = 255
+METADATA_MAX = 4096
+TAGS_MAX = 32
+REASON_MAX = 1_000
+PRIORITY_MAX = 1_000
+
+# C0 and C1 controls, surrogates (no valid text has one alone), and the two line separators.
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?\Z", re.ASCII)
+
+Meter = int | Decimal | str
+When = datetime | str
+Expiry = datetime | date | str
+Span = calendar.Span
+
+
+class How(TypedDict, total=False):
+    """What every verb takes beside its own arguments.
+
+    Attributes:
+        reason: Why, in your words; at most 1,000 characters.
+        actor: Who acts, such as an operator or an API key; shown by explain.
+        metadata: Any JSON object up to 4 KiB, kept beside the entry and erasable.
+        retry_refused: Decide anew a request that was refused before, such as after a top-up.
+    """
+
+    reason: str | None
+    actor: str | None
+    metadata: Mapping[str, object] | None
+    retry_refused: bool
+
+
+class Verbs:
+    """Builds requests for one project at one scale.
+
+    Args:
+        project: The isolation boundary; part of every account's key.
+        scale: Decimals of the units.
+        new_id: Makes a request_id where the caller gives none. Time-ordered ids keep the index
+            of ids small and fast.
+        read_quote: Checks a quote's signature and returns what it promises.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        scale: int,
+        new_id: Callable[[], str],
+        read_quote: Callable[[str], c.QuoteClaims],
+    ) -> None:
+        """Build requests for one project."""
+        self.project = project
+        self.scale = scale
+        self._new_id = new_id
+        self._read_quote = read_quote
+
+    # ------------------------------------------------------------ units in
+
+    def grant(
+        self,
+        account: str,
+        units: Units,
+        *,
+        request_id: str | None = None,
+        wallet: str = WALLET_DEFAULT,
+        category: Category = "paid",
+        priority: int = 0,
+        effective_at: When | None = None,
+        expires_at: Expiry | None = None,
+        expires_in: Span | None = None,
+        applies_to: Iterable[str] = (),
+        cost_basis: Units | None = None,
+        source: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        **how: Unpack[How],
+    ) -> c.Request:
+        """Put units into an account. The grant is known by its `request_id` from then on.
+
+        Args:
+            account: Your own id for the balance owner, 1-255 characters.
+            units: An exact amount greater than zero: `int`, `Decimal` or "12.5".
+            request_id: Repeat it to retry; the first answer is returned.
+            wallet: The kind of credits.
+            category: "paid", "promo", "plan" or "adjustment"; promo is burnt before the rest.
+            priority: Lower is burnt first.
+            effective_at: When it may first be used; now if left out. ISO text or aware datetime.
+            expires_at: When it ends: an instant, or a date (`date` or "2026-07-31"), which is
+                good through the whole of that day in the account's time zone.
+            expires_in: The same as a span from its beginning, such as "90d".
+            applies_to: Operations it may pay for, such as "image.generate" or "image.*"; empty
+                for all.
+            cost_basis: What one unit was sold for, in your money; kept for your books.
+            source: Where it came from, such as an invoice.
+            tags: Names and values to group by.
+            **how: See `How`.
+
+        Returns:
+            The receipt of the grant.
+
+        Raises:
+            AccountClosed: Refused; nothing moved.
+            InvalidInput, IdempotencyConflict, StoreUnavailable: Nothing written.
+            OutcomeUnknown: Ask again with the same request_id.
+        """
+        at, on = self._expiry(expires_at)
+        if (at is not None or on is not None) and expires_in is not None:
+            raise InvalidInput("give expires_at or expires_in, not both")
+        return self._request(
+            account,
+            c.Grant(
+                units=parse_units(units, self.scale),
+                wallet=_name(wallet, "wallet"),
+                category=_one_of(category, Category, "category"),
+                priority=_integer(priority, "priority", -PRIORITY_MAX, PRIORITY_MAX),
+                effective_at=_instant(effective_at, "effective_at"),
+                expires_at=at,
+                expires_on=on,
+                expires_in=_span(expires_in, "expires_in"),
+                applies_to=tuple(sorted({_text(op, "applies_to") for op in applies_to})),
+                cost_basis=None if cost_basis is None
+                else str(parse_decimal(cost_basis, "cost_basis")),
+                source=_optional(source, "source"),
+                **self._common(tags, how),
+            ),
+            request_id,
+            how,
+        )
+
+    def void(
+        self, account: str, grant_id: str, *, request_id: str | None = None, **how: Unpack[How]
+    ) -> c.Request:
+        """Cancel what is left of a grant. What a hold took of it stays usable for that hold.
+
+        Args:
+            account: The balance owner.
+            grant_id: The `request_id` of the grant.
+            request_id: Repeat it to retry; the first answer is returned.
+            **how: See `How`.
+
+        Raises:
+            AccountClosed, GrantNotFound: Refused; nothing moved.
+        """
+        command = c.Void(grant_id=_target(grant_id, "grant_id"), **self._common(None, how))
+        return self._request(account, command, request_id, how)
+
+    def adjust(
+        self,
+        account: str,
+        units: Units,
+        *,
+        reason: str,
+        request_id: str | None = None,
+        wallet: str = WALLET_DEFAULT,
+        tags: Mapping[str, str] | None = None,
+        **how: Unpack[How],
+    ) -> c.Request:
+        """Correct a balance by hand, up or down, with a reason.
+
+        Args:
+            account: The balance owner.
+            units: Not zero; negative takes units out, never below zero.
+            reason: Why; required.
+            request_id: Repeat it to retry; the first answer is returned.
+            wallet: The kind of credits.
+            tags: Names and values to group by.
+            **how: See `How`.
+
+        Raises:
+            AccountClosed, InsufficientUnits: Refused; nothing moved.
+        """
+        amount = parse_signed(units, self.scale)
+        if amount == 0:
+            raise InvalidInput("units must not be zero")
+        if not _text(reason, "reason", REASON_MAX).strip():
+            raise InvalidInput("an adjustment needs a reason")
+        how["reason"] = reason
+        return self._request(
+            account,
+            c.Adjust(units=amount, wallet=_name(wallet, "wallet"), **self._common(tags, how)),
+            request_id,
+            how,
+        )
+
+    # ------------------------------------------------------------ units out
+
+    def consume(
+        self,
+        account: str,
+        operation: str | None = None,
+        *,
+        units: Units | None = None,
+        meters: Mapping[str, Meter] | None = None,
+        model: str | None = None,
+        attributes: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        wallet: str | None = None,
+        quote: str | None = None,
+        effective_at: When | None = None,
+        tags: Mapping[str, str] | None = None,
+        **how: Unpack[How],
+    ) -> c.Request:
+        """Take units in one step: checked and taken under one lock, or refused.
+
+        Args:
+            account: The balance owner.
+            operation: What was done, such as "image.generate". Priced by the price book unless
+                `units` are given.
+            units: An exact amount greater than zero.
+            meters: Raw quantities for the price, such as {"input_tokens": 1200}.
+            model: The model, where prices differ by model.
+            attributes: What prices may depend on, such as {"size": "1024x1024"}.
+            request_id: Your id of this business event. Repeat it to retry; the first answer is
+                returned, marked `replayed`.
+            wallet: The kind of credits; where the price book prices, it names the wallet.
+            quote: A price-locked quote; the charge never exceeds its ceiling.
+            effective_at: When the work was done, for late usage: up to 35 days back.
+            tags: Names and values that budgets match and usage groups by, such as a member.
+            **how: See `How`.
+
+        Returns:
+            The receipt of the charge.
+
+        Raises:
+            AccountFrozen, AccountClosed, Unpriced, QuoteExpired, BudgetExceeded,
+            InsufficientUnits: Refused; nothing moved.
+            InvalidInput, IdempotencyConflict, StoreUnavailable: Nothing written.
+            OutcomeUnknown: Ask again with the same request_id.
+        """
+        work = self._work(
+            account, operation, units, meters, model, attributes, wallet, quote, effective_at
+        )
+        return self._request(account, c.Consume(**work, **self._common(tags, how)), request_id, how)
+
+    def hold(
+        self,
+        account: str,
+        operation: str | None = None,
+        *,
+        units: Units | None = None,
+        floor: Units | None = None,
+        meters: Mapping[str, Meter] | None = None,
+        model: str | None = None,
+        attributes: Mapping[str, str] | None = None,
+        expires_in: Span | None = None,
+        request_id: str | None = None,
+        wallet: str | None = None,
+        quote: str | None = None,
+        effective_at: When | None = None,
+        tags: Mapping[str, str] | None = None,
+        **how: Unpack[How],
+    ) -> c.Request:
+        """Reserve units before the work. The hold is known by its `request_id` from then on.
+
+        Args:
+            account: The balance owner.
+            operation: What will be done; priced by the price book unless `units` are given.
+            units: The most the work can cost.
+            floor: Take what is there if it is at least this much; without it, all or nothing.
+            meters: The most the work can measure, such as {"output_tokens": 4096}; what the
+                price book's `maximum_meters` knows may be left out.
+            model: The model, where prices differ by model.
+            attributes: What prices may depend on.
+            expires_in: How long the hold lives; 15 minutes if left out, 24 hours at the most.
+            request_id: Your id of this business event. Repeat it to retry.
+            wallet: The kind of credits.
+            quote: A price-locked quote; settling never exceeds its ceiling.
+            effective_at: When the work began, for late usage.
+            tags: Names and values that budgets match and usage groups by.
+            **how: See `How`.
+
+        Raises:
+            AccountFrozen, AccountClosed, Unpriced, QuoteExpired, BudgetExceeded,
+            InsufficientUnits: Refused; nothing moved.
+            InvalidInput, IdempotencyConflict, StoreUnavailable: Nothing written.
+            OutcomeUnknown: Ask again with the same request_id.
+        """
+        work = self._work(
+            account, operation, units, meters, model, attributes, wallet, quote, effective_at
+        )
+        lowest = None if floor is None else parse_limit(floor, self.scale, "floor")
+        if lowest is not None and work["units"] is not None and lowest > work["units"]:
+            raise InvalidInput("floor must not exceed units")
+        life = _span(expires_in, "expires_in")
+        command = c.Hold(**work, floor=lowest, expires_in=life, **self._common(tags, how))
+        return self._request(account, command, request_id, how)
+
+    def extend(
+        self,
+        account: str,
+        hold_id: str,
+        *,
+        expires_in: Span,
+        request_id: str | None = None,
+        **how: Unpack[How],
+    ) -> c.Request:
+        """Prolong an open hold; its deadline never moves closer.
+
+        Args:
+            account: The balance owner.
+            hold_id: The `request_id` of the hold.
+            expires_in: How long from now, 24 hours at the most.
+            request_id: Repeat it to retry; the first answer is returned.
+            **how: See `How`.
+
+        Raises:
+            HoldNotFound, HoldFinalized, HoldExpired: Refused; nothing moved.
+        """
+        life = _span(expires_in, "expires_in")
+        if life is None:
+            raise InvalidInput("extend needs expires_in")
+        command = c.Extend(
+            hold_id=_target(hold_id, "hold_id"), expires_in=life, **self._common(None, how)
+        )
+        return self._request(account, command, request_id, how)
+
+    def settle(
+        self,
+        account: str,
+        hold_id: str,
+        *,
+        units: Units | None = None,
+        meters: Mapping[str, Meter] | None = None,
+        attributes: Mapping[str, str] | None = None,
+        final: bool = True,
+        above: c.Above = "available",
+        request_id: str | None = None,
+        **how: Unpack[How],
+    ) -> c.Request:
+        """Take from a hold what was really used and give the rest back to the exact grants.
+
+        Args:
+            account: The balance owner.
+            hold_id: The `request_id` of the hold.
+            units: What was used. Left out together with `meters`: all that is held.
+            meters: What was measured; priced by the price version the hold was opened on.
+            attributes: What prices may depend on; the hold's own if left out.
+            final: False takes a part and leaves the hold open.
+            above: What to do where more was used than is held: "available" takes what is free
+                and records the rest as shortfall, "refuse" refuses, "overdraft" may also draw on
+                the overdraft.
+            request_id: Repeat it to retry. A settle of a settled hold with the same figures is
+                answered like a repeat even under another id.
+            **how: See `How`.
+
+        Raises:
+            Unpriced, HoldNotFound, HoldFinalized, HoldExpired, SettleExceedsHold: Refused.
+            InvalidInput, IdempotencyConflict, StoreUnavailable: Nothing written.
+            OutcomeUnknown: Ask again with the same request_id.
+        """
+        if units is not None and meters is not None:
+            raise InvalidInput("give units or meters, not both")
+        command = c.Settle(
+            hold_id=_target(hold_id, "hold_id"),
+            units=None if units is None else parse_units(units, self.scale),
+            meters=_meters(meters),
+            attributes=_labels(attributes, "attributes"),
+            final=_flag(final, "final"),
+            above=_one_of(above, c.Above, "above"),
+            **self._common(None, how),
+        )
+        return self._request(account, command, request_id, how)
+
+    def release(
+        self, account: str, hold_id: str, *, request_id: str | None = None, **how: Unpack[How]
+    ) -> c.Request:
+        """Give all of a hold back: the work was not done, nothing is charged.
+
+        Args:
+            account: The balance owner.
+            hold_id: The `request_id` of the hold.
+            request_id: Repeat it to retry; releasing a released hold changes nothing either way.
+            **how: See `How`.
+
+        Raises:
+            HoldNotFound, HoldFinalized, HoldExpired: Refused; nothing moved.
+        """
+        command = c.Release(hold_id=_target(hold_id, "hold_id"), **self._common(None, how))
+        return self._request(account, command, request_id, how)
+
+    def mark_in_doubt(
+        self,
+        account: str,
+        hold_id: str,
+        *,
+        deadline_in: Span | None = None,
+        at_deadline: Literal["release", "settle"] = "release",
+        request_id: str | None = None,
+        **how: Unpack[How],
+    ) -> c.Request:
+        """Say that nobody knows whether the work was done, such as after a time-out.
+
+        The units stay held, neither charged nor free, until `resolve` or the deadline.
+
+        Args:
+            account: The balance owner.
+            hold_id: The `request_id` of the hold.
+            deadline_in: How long doubt may last; 24 hours if left out, 30 days at the most.
+            at_deadline: What then: "release" gives back, "settle" charges all that is held.
+            request_id: Repeat it to retry; the first answer is returned.
+            **how: See `How`.
+
+        Raises:
+            HoldNotFound, HoldFinalized, HoldExpired: Refused; nothing moved.
+        """
+        command = c.InDoubt(
+            hold_id=_target(hold_id, "hold_id"),
+            deadline_in=_span(deadline_in, "deadline_in"),
+            at_deadline=_one_of(at_deadline, Literal["release", "settle"], "at_deadline"),
+            **self._common(None, how),
+        )
+        return self._request(account, command, request_id, how)
+
+    def resolve(
+        self,
+        account: str,
+        hold_id: str,
+        outcome: Literal["done", "not_done"],
+        *,
+        units: Units | None = None,
+        meters: Mapping[str, Meter] | None = None,
+        request_id: str | None = None,
+        **how: Unpack[How],
+    ) -> c.Request:
+        """End doubt with what a probe or a provider's receipt says.
+
+        Args:
+            account: The balance owner.
+            hold_id: The `request_id` of the hold.
+            outcome: "done" settles with `units` or `meters` (all that is held where neither is
+                given), "not_done" releases.
+            units: What was used.
+            meters: What was measured.
+            request_id: Repeat it to retry; the first answer is returned.
+            **how: See `How`.
+
+        Raises:
+            As `settle` and `release`.
+        """
+        if outcome == "done":
+            return self.settle(
+                account, hold_id, units=units, meters=meters, request_id=request_id, **how
+            )
+        if outcome != "not_done":
+            raise InvalidInput("outcome must be 'done' or 'not_done'")
+        if units is not None or meters is not None:
+            raise InvalidInput("what was not done has neither units nor meters")
+        return self.release(account, hold_id, request_id=request_id, **how)
+
+    def refund(
+        self,
+        account: str,
+        charge: str,
+        *,
+        units: Units | None = None,
+        expired: c.ExpiredPolicy = "expire",
+        extend_by: Span | None = None,
+        request_id: str | None = None,
+        **how: Unpack[How],
+    ) -> c.Request:
+        """Give back part or all of a charge, to the very grants that paid.
+
+        Args:
+            account: The balance owner.
+            charge: The `request_id` of the consume, or of the hold that was settled.
+            units: How much; all that is left of the charge if left out.
+            expired: For what was paid by a grant that is over by now: "expire" lets it expire
+                again, "extend" gives a grant of the same terms that lives for `extend_by`,
+                "goodwill" gives a promo grant (for ever, or for `extend_by`).
+            extend_by: How long the grant given instead lives, such as "30d".
+            request_id: Repeat it to retry; the first answer is returned.
+            **how: See `How`.
+
+        Raises:
+            AccountClosed, ChargeNotFound, RefundExceedsCharge: Refused; nothing moved.
+        """
+        if (expired == "extend") != (extend_by is not None) and expired != "goodwill":
+            raise InvalidInput("expired='extend' needs extend_by, and 'expire' takes none")
+        command = c.Refund(
+            charge=_target(charge, "charge"),
+            units=None if units is None else parse_units(units, self.scale),
+            expired=_one_of(expired, c.ExpiredPolicy, "expired"),
+            extend_by=_span(extend_by, "extend_by"),
+            **self._common(None, how),
+        )
+        return self._request(account, command, request_id, how)
+
+    # ------------------------------------------------------------ what may happen from now on
+
+    def freeze(
+        self, account: str, *, request_id: str | None = None, **how: Unpack[How]
+    ) -> c.Request:
+        """Allow nothing new to be taken; work in flight may end, grants may be added."""
+        return self._status(account, "freeze", request_id, how)
+
+    def unfreeze(
+        self, account: str, *, request_id: str | None = None, **how: Unpack[How]
+    ) -> c.Request:
+        """End a freeze."""
+        return self._status(account, "unfreeze", request_id, how)
+
+    def close_account(
+        self, account: str, *, request_id: str | None = None, **how: Unpack[How]
+    ) -> c.Request:
+        """Close the account for good; only work in flight may still end."""
+        return self._status(account, "close", request_id, how)
+
+    def set_overdraft(
+        self,
+        account: str,
+        limit: Units,
+        *,
+        wallet: str = WALLET_DEFAULT,
+        request_id: str | None = None,
+        **how: Unpack[How],
+    ) -> c.Request:
+        """Allow a wallet to owe up to `limit`; 0 allows nothing new. Grants repay what is owed.
+
+        Args:
+            account: The balance owner.
+            limit: An exact amount, zero or more.
+            wallet: The kind of credits.
+            request_id: Repeat it to retry; the first answer is returned.
+            **how: See `How`.
+        """
+        command = c.SetOverdraft(
+            limit=parse_limit(limit, self.scale, "limit"),
+            wallet=_name(wallet, "wallet"),
+            **self._common(None, how),
+        )
+        return self._request(account, command, request_id, how)
+
+    def set_budget(
+        self,
+        account: str,
+        name: str,
+        cap: Units,
+        *,
+        period: Period = "month",
+        window: Span | None = None,
+        match: Mapping[str, str] | None = None,
+        wallet: str = WALLET_DEFAULT,
+        request_id: str | None = None,
+        **how: Unpack[How],
+    ) -> c.Request:
+        """Cap what may be spent per period at one node of the account.
+
+        Args:
+            account: The balance owner.
+            name: What the budget is called; setting it again changes it.
+            cap: An exact amount, zero or more.
+            period: "day", "week", "month" (in the account's time zone), "total" or "rolling".
+            window: The length of a rolling window, such as "5h".
+            match: The tags it counts, such as {"member": "ann"}; "*" caps each value apart.
+                "operation" and "model" are matched like tags. Empty: everything.
+            wallet: The kind of credits.
+            request_id: Repeat it to retry; the first answer is returned.
+            **how: See `How`.
+        """
+        if (period == "rolling") != (window is not None):
+            raise InvalidInput("a rolling budget needs a window, and only a rolling one takes it")
+        terms = BudgetTerms(
+            name=_text(name, "name"),
+            cap=parse_limit(cap, self.scale, "cap"),
+            period=_one_of(period, Period, "period"),
+            window=_span(window, "window") or 0,
+            match=_labels(match, "match") or {},
+            wallet=_name(wallet, "wallet"),
+        )
+        command = c.SetBudget(terms=terms, **self._common(None, how))
+        return self._request(account, command, request_id, how)
+
+    def remove_budget(
+        self, account: str, name: str, *, request_id: str | None = None, **how: Unpack[How]
+    ) -> c.Request:
+        """Remove a budget; removing one that is not there changes nothing."""
+        terms = BudgetTerms(name=_text(name, "name"), cap=None)
+        command = c.SetBudget(terms=terms, **self._common(None, how))
+        return self._request(account, command, request_id, how)
+
+    def set_recurring(
+        self,
+        account: str,
+        name: str,
+        units: Units,
+        *,
+        anchor: When | date,
+        every: Every = "month",
+        count: int = 1,
+        rollover_min: Units = 0,
+        rollover_max: Units = 0,
+        category: Category = "plan",
+        wallet: str = WALLET_DEFAULT,
+        priority: int = 0,
+        applies_to: Iterable[str] = (),
+        ends_at: When | None = None,
+        request_id: str | None = None,
+        **how: Unpack[How],
+    ) -> c.Request:
+        """Grant units again and again; occurrences are counted from the anchor, never drifting.
+
+        A new recurring grant begins with the period at hand. At each renewal what is left of the
+        period before is carried over as min(rollover_max, max(left, rollover_min)); the rest
+        expires. Only the grant it issued is touched.
+
+        Args:
+            account: The balance owner.
+            name: What it is called; setting it again changes it from the next renewal on.
+            units: What each period brings.
+            anchor: The first occurrence, a date or a local date and time in the account's zone.
+            every: "day", "week", "month" or "year".
+            count: Every how many of them.
+            rollover_min: The least that a new period starts with beside its own units.
+            rollover_max: The most that is carried over; 0 for none.
+            category: As for grants.
+            wallet: The kind of credits.
+            priority: Lower is burnt first.
+            applies_to: As for grants.
+            ends_at: No renewal from this instant on.
+            request_id: Repeat it to retry; the first answer is returned.
+            **how: See `How`.
+        """
+        lowest = parse_limit(rollover_min, self.scale, "rollover_min")
+        highest = parse_limit(rollover_max, self.scale, "rollover_max")
+        if lowest > highest:
+            raise InvalidInput("rollover_min must not exceed rollover_max")
+        terms = RecurringTerms(
+            name=_text(name, "name", 128),
+            units=parse_units(units, self.scale),
+            every=_one_of(every, Every, "every"),
+            count=_integer(count, "count", 1, 1_000),
+            anchor=_anchor(anchor),
+            rollover_min=lowest,
+            rollover_max=highest,
+            category=_one_of(category, Category, "category"),
+            wallet=_name(wallet, "wallet"),
+            priority=_integer(priority, "priority", -PRIORITY_MAX, PRIORITY_MAX),
+            applies_to=tuple(sorted({_text(op, "applies_to") for op in applies_to})),
+            ends_at=_instant(ends_at, "ends_at"),
+        )
+        command = c.SetRecurring(terms=terms, **self._common(None, how))
+        return self._request(account, command, request_id, how)
+
+    def stop_recurring(
+        self, account: str, name: str, *, request_id: str | None = None, **how: Unpack[How]
+    ) -> c.Request:
+        """Stop a recurring grant; what it gave stays until it expires."""
+        terms = RecurringTerms(name=_text(name, "name", 128), units=0, stopped=True)
+        command = c.SetRecurring(terms=terms, **self._common(None, how))
+        return self._request(account, command, request_id, how)
+
+    def configure(
+        self,
+        account: str,
+        *,
+        time_zone: str | None = None,
+        late_settlement: bool | None = None,
+        request_id: str | None = None,
+        **how: Unpack[How],
+    ) -> c.Request:
+        """Change the account's settings; what is left out stays.
+
+        Args:
+            account: The balance owner.
+            time_zone: An IANA name; days and months of budgets and date-only expiries follow it.
+            late_settlement: Accept a settle after the hold's deadline, from what is free then.
+            request_id: Repeat it to retry; the first answer is returned.
+            **how: See `How`.
+        """
+        if time_zone is not None:
+            calendar.zone(_text(time_zone, "time_zone"))
+        command = c.Configure(
+            time_zone=time_zone,
+            late_settlement=None
+            if late_settlement is None
+            else _flag(late_settlement, "late_settlement"),
+            **self._common(None, how),
+        )
+        return self._request(account, command, request_id, how)
+
+    # ------------------------------------------------------------ shared
+
+    def _status(
+        self,
+        account: str,
+        to: Literal["freeze", "unfreeze", "close"],
+        request_id: str | None,
+        how: How,
+    ) -> c.Request:
+        command = c.SetStatus(to=to, **self._common(None, how))
+        return self._request(account, command, request_id, how)
+
+    def _work(
+        self,
+        account: str,
+        operation: str | None,
+        units: Units | None,
+        meters: Mapping[str, Meter] | None,
+        model: str | None,
+        attributes: Mapping[str, str] | None,
+        wallet: str | None,
+        quote: str | None,
+        effective_at: When | None,
+    ) -> dict[str, object]:
+        """Check what a consume and a hold share."""
+        if operation is None and units is None:
+            raise InvalidInput("give an operation, for the price book to price, or units")
+        if quote is not None and units is not None:
+            raise InvalidInput("a quote prices the work; give no units with it")
+        if wallet is not None and units is None:
+            raise InvalidInput("the price book names the wallet; give a wallet only with units")
+        claims = None
+        if quote is not None:
+            claims = self._read_quote(quote)
+            if claims.account != account or claims.operation != operation:
+                raise InvalidInput("the quote is for another account or operation")
+            if claims.model != model:
+                raise InvalidInput("the quote is for another model")
+        return {
+            "operation": _optional(operation, "operation"),
+            "units": None if units is None else parse_units(units, self.scale),
+            "meters": _meters(meters),
+            "model": _optional(model, "model"),
+            "attributes": _labels(attributes, "attributes"),
+            "wallet": None if wallet is None else _name(wallet, "wallet"),
+            "quote": claims,
+            "effective_at": _instant(effective_at, "effective_at"),
+        }
+
+    def _common(self, tags: Mapping[str, str] | None, how: How) -> dict[str, object]:
+        """Check what every command carries."""
+        common: dict[str, object] = {}
+        if tags:
+            common["tags"] = _labels(tags, "tags")
+        if not how:
+            return common
+        unknown = how.keys() - How.__annotations__.keys()
+        if unknown:
+            raise InvalidInput(f"unknown argument {sorted(unknown)[0]!r}")
+        reason = how.get("reason")
+        if reason is not None:
+            common["reason"] = _text(reason, "reason", REASON_MAX, lines=True)
+        metadata = how.get("metadata")
+        if metadata is not None:
+            common["metadata_digest"] = sha256(_metadata(metadata)).digest()
+        return common
+
+    def _request(
+        self, account: str, command: c.Command, request_id: str | None, how: How
+    ) -> c.Request:
+        if request_id is None:
+            request_id = self._new_id()
+        else:
+            _target(request_id, "request_id")
+        _text(account, "account")
+        metadata = actor = None
+        retry_refused = False
+        if how:
+            given = how.get("metadata")
+            metadata = None if given is None else _metadata(given).decode()
+            actor = _optional(how.get("actor"), "actor")
+            retry_refused = _flag(how.get("retry_refused", False), "retry_refused")
+        return c.Request(
+            account_id=c.account_id(self.project, account),
+            account=account,
+            request_id=request_id,
+            command=command,
+            fingerprint=sha256(chain.encode(command)).digest(),
+            actor=actor,
+            metadata=metadata,
+            retry_refused=retry_refused,
+        )
+
+    def _expiry(self, expires_at: Expiry | None) -> tuple[int | None, str | None]:
+        """Return an expiry as an instant or as a date, whichever was meant."""
+        if isinstance(expires_at, str) and len(expires_at) == len("2026-07-31"):
+            try:
+                expires_at = date.fromisoformat(expires_at)
+            except ValueError:
+                raise InvalidInput(f"expires_at is not a date: {expires_at!r}") from None
+        if isinstance(expires_at, date) and not isinstance(expires_at, datetime):
+            return None, expires_at.isoformat()
+        return _instant(expires_at, "expires_at"), None
+
+
+# ---------------------------------------------------------------- values at the border
+
+
+def _text(value: object, name: str, most: int = ID_MAX, *, lines: bool = False) -> str:
+    if not isinstance(value, str):
+        raise InvalidInput(f"{name} must be a text")
+    if not 1 <= len(value) <= most:
+        raise InvalidInput(f"{name} must have 1 to {most} characters, not {len(value)}")
+    if not (value.isascii() and value.isprintable()):  # the common case needs no search
+        found = _UNFIT.search(value.replace("\n", " ") if lines else value)
+        if found:
+            raise InvalidInput(f"{name} has a character that is no text: U+{ord(found[0]):04X}")
+    return value
+
+
+def _optional(value: object, name: str) -> str | None:
+    return None if value is None else _text(value, name)
+
+
+def _target(value: object, name: str) -> str:
+    text = _text(value, name)
+    if text.startswith(RESERVED) and name == "request_id":
+        raise InvalidInput(f"{name} must not begin with {RESERVED!r}, which marks our own ids")
+    return text
+
+
+def _name(value: object, name: str) -> str:
+    if value != WALLET_DEFAULT and not (isinstance(value, str) and _NAME.match(value)):
+        raise InvalidInput(
+            f"{name} must be 1 to 64 of a-z, 0-9, dot, dash and underscore, not {str(value)[:40]!r}"
+        )
+    return str(value)
+
+
+def _labels(values: Mapping[str, str] | None, name: str) -> dict[str, str] | None:
+    if not values:
+        return None
+    if len(values) > TAGS_MAX:
+        raise InvalidInput(f"{name} may have {TAGS_MAX} items at the most")
+    return {_text(key, name): _text(values[key], f"{name}.{key}") for key in sorted(values)}
+
+
+def _meters(meters: Mapping[str, Meter] | None) -> Meters | None:
+    if meters is None:
+        return None
+    exact: Meters = {}
+    for name in sorted(meters):
+        value = meters[name]
+        exact[_text(name, "meters")] = (
+            value if type(value) is int else _whole(parse_decimal(value, f"meters.{name}"))
+        )
+    check_meters(exact)
+    return exact
+
+
+def _whole(value: Decimal) -> int | Decimal:
+    """Return one writing for one quantity, so that 2, "2" and "2.0" are the same request."""
+    return int(value) if value == value.to_integral_value() else value.normalize()
+
+
+def _metadata(metadata: Mapping[str, object]) -> bytes:
+    if not isinstance(metadata, dict):
+        raise InvalidInput("metadata must be a dict of JSON values")
+    try:
+        encoded = chain.encode(metadata)
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as problem:
+        raise InvalidInput(f"metadata must be JSON values: {problem}") from None
+    if len(encoded) > METADATA_MAX:
+        raise InvalidInput(
+            f"metadata must be at most {METADATA_MAX} bytes of JSON, not {len(encoded)}"
+        )
+    return encoded
+
+
+def _flag(value: object, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{name} must be True or False")
+    return value
+
+
+def _integer(value: object, name: str, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise InvalidInput(f"{name} must be a whole number from {low} to {high}")
+    return value
+
+
+def _one_of(value: object, choices: object, name: str) -> object:
+    allowed = choices.__args__  # type: ignore[attr-defined]  # a Literal of texts
+    if value not in allowed:
+        raise InvalidInput(f"{name} must be one of {', '.join(allowed)}, not {str(value)[:40]!r}")
+    return value
+
+
+def _instant(value: object, name: str) -> int | None:
+    return None if value is None else calendar.instant(value, name)
+
+
+def _span(value: object, name: str) -> int | None:
+    return None if value is None else calendar.span(value, name)
+
+
+def _anchor(value: object) -> str:
+    """Return a local date and time as ISO text without a zone: it means the account's zone."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise InvalidInput(f"anchor is not an ISO 8601 date or time: {value[:40]!r}") from None
+    if isinstance(value, datetime):
+        if value.tzinfo is not None:
+            raise InvalidInput("anchor is a local time in the account's zone; give no zone with it")
+        return value.isoformat()
+    if isinstance(value, date):
+        return f"{value.isoformat()}T00:00:00"
+    raise InvalidInput("anchor must be a date or a local date and time")
+
+
+__all__ = ["How", "Meter", "Verbs"]

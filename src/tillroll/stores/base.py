@@ -1,0 +1,193 @@
+"""What a store must do, and the parts of it that every driver shares.
+
+A driver offers a few primitives inside a database transaction; loading a book of state is
+composed from them here, once. A store that errs at the commit raises `CommitUncertain`; what
+happened is then found out by `recover` and a look at the ids, never guessed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.resources import files
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from tillroll.ledger.core import REFUSAL_LIFE, Book, missing_stories
+from tillroll.ledger.errors import SchemaMismatch
+from tillroll.ledger.types import Account, Entry, Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from tillroll.ledger.commands import Request
+    from tillroll.ledger.pricing import PriceBook, PriceVersion
+
+Key = tuple[bytes, str]
+
+BUSY_SECONDS = 10
+CACHED_ACCOUNTS_MAX = 20_000  # about 1 kB each: 20 MB
+
+
+class CommitUncertain(Exception):  # noqa: N818 - a state of affairs, answered by the engine
+    """The database erred at the commit. Whether it took place must be looked up."""
+
+
+class Stored(NamedTuple):
+    """An entry as it lies in the store."""
+
+    entry: Entry
+    body: bytes
+    hash: bytes
+    metadata: str | None
+
+
+class Reader(Protocol):
+    """One consistent view of the store."""
+
+    def accounts(self, wanted: Iterable[tuple[bytes, str]]) -> dict[bytes, Account]:
+        """Return each account named by (account_id, name); an empty one where it is new."""
+
+    def answers(self, keys: Sequence[Key]) -> dict[Key, Entry | Refusal]:
+        """Return what was answered to these (account_id, request_id); an entry wins."""
+
+    def story(self, key: Key) -> tuple[Entry | None, list[Entry]]:
+        """Return the entry made by this request id, and the entries that refer to it."""
+
+    def entries(self, account_id: bytes, after: int = 0, limit: int = 1_000) -> list[Stored]:
+        """Return the entries with a seq above `after`, oldest first."""
+
+    def entries_before(self, account_id: bytes, before: int, limit: int) -> list[Stored]:
+        """Return the entries with a seq below `before`, newest first."""
+
+    def find(self, project: str, request_id: str) -> list[str]:
+        """Return the accounts that know this request id, sorted."""
+
+    def replays(self, key: Key) -> tuple[int, int]:
+        """Return how often a request was repeated and when last; (0, 0) where never."""
+
+    def names(self, project: str, after: str = "", limit: int = 1_000) -> list[str]:
+        """Return account names in order, above `after`."""
+
+    def due(self, project: str, at: int, limit: int = 1_000) -> list[str]:
+        """Return accounts that something fell due on by `at`, the longest due first."""
+
+    def stored_state(self, account_id: bytes) -> tuple[int, bytes, str] | None:
+        """Return seq, chain head and state document as stored, None where there is no row."""
+
+    def prices(self, project: str) -> PriceBook:
+        """Return all price versions; the newest is current."""
+
+
+class Writer(Reader, Protocol):
+    """One database transaction that may write."""
+
+    def append(self, project: str, book: Book) -> None:
+        """Write what the book gathered: entries, states, refusals, repeats."""
+
+    def add_price_version(self, project: str, version: PriceVersion) -> None:
+        """Write a new price version."""
+
+    def erase_metadata(self, account_id: bytes) -> int:
+        """Erase the metadata of all entries of an account; return how many had any."""
+
+    def prune_refusals(self, before: int) -> int:
+        """Delete refusals recorded before that time; return how many."""
+
+
+class Store(Protocol):
+    """A place that keeps ledgers."""
+
+    url: str
+    scale: int
+    secret: bytes
+
+    def write(self) -> AbstractContextManager[Writer]:
+        """Open a database transaction; committed on leaving, rolled back on an exception.
+
+        Raises:
+            StoreUnavailable: Nothing was written.
+            CommitUncertain: The commit erred; call `recover`, then look up the ids.
+        """
+
+    def read(self) -> AbstractContextManager[Reader]:
+        """Open one consistent view that blocks no writer."""
+
+    def recover(self) -> None:
+        """Open the database anew after a commit that erred, and make what is there durable."""
+
+    def check(self) -> list[str]:
+        """Return what the database itself finds wrong with its file; empty where it is healthy."""
+
+    def after_fork(self) -> None:
+        """Forget, in a forked child, what belongs to the parent."""
+
+    def close(self) -> None:
+        """Close every connection."""
+
+
+def load_book(reader: Reader, requests: Sequence[Request], at: int) -> Book:
+    """Return all state that deciding these requests may touch: load, then follow the stories."""
+    wanted = {request.account_id: request.account for request in requests}
+    keys = [(request.account_id, request.request_id) for request in requests]
+    answers = reader.answers(keys)
+    live = {
+        key: found
+        for key, found in answers.items()
+        if isinstance(found, Entry) or found.at > at - REFUSAL_LIFE
+    }
+    book = Book(accounts=reader.accounts(wanted.items()), answers=live)
+    while missing := missing_stories(book, requests, at):
+        for key in missing:
+            root, acts = reader.story(key)
+            book.stories[key] = acts
+            if root is not None:
+                book.answers.setdefault(key, root)
+    return book
+
+
+def least(account: Account) -> int:
+    """Return the least of all that may never be negative on this account."""
+    amounts = [grant.remaining for grant in account.grants.values()]
+    amounts += [units for hold in account.holds.values() for units in hold.lines.values()]
+    amounts += [wallet.held for wallet in account.wallets.values()]
+    return min(amounts, default=0)
+
+
+class Migration(NamedTuple):
+    """One numbered step of the schema."""
+
+    number: int
+    name: str
+    sql: str
+    checksum: str
+
+
+def migrations(dialect: str) -> list[Migration]:
+    """Return the migrations of a dialect in order, read from the package."""
+    folder = files("tillroll.stores").joinpath("migrations", dialect)
+    steps = []
+    for item in sorted(folder.iterdir(), key=lambda item: item.name):
+        if item.name.endswith(".sql"):
+            sql = item.read_text(encoding="utf-8")
+            checksum = hashlib.sha256(sql.encode()).hexdigest()
+            steps.append(Migration(int(item.name[:4]), item.name, sql, checksum))
+    return steps
+
+
+def pending(known: list[Migration], applied: dict[int, str]) -> Iterator[Migration]:
+    """Yield what is to be applied.
+
+    Raises:
+        SchemaMismatch: The database is newer than this tillroll, or a step was altered since.
+    """
+    newest = known[-1].number
+    if applied and max(applied) > newest:
+        raise SchemaMismatch(
+            f"the database has schema {max(applied)}, this tillroll knows {newest}: "
+            f"upgrade tillroll. Nothing was written"
+        )
+    for step in known:
+        if step.number not in applied:
+            yield step
+        elif applied[step.number] != step.checksum:
+            raise SchemaMismatch(f"migration {step.name} was altered after it was applied")

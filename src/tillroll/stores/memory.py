@@ -1,0 +1,227 @@
+"""The memory driver: the contract in its smallest form, for tests and for trying things out.
+
+It keeps what the other drivers keep, encoded as they encode it, so that nothing can be shared by
+accident; a database transaction is a copy that replaces the original on commit.
+"""
+
+from __future__ import annotations
+
+import bisect
+import secrets
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tillroll.ledger.chain import decode_account, decode_entry, decode_refusal, encode
+from tillroll.ledger.core import next_due
+from tillroll.ledger.errors import InvalidInput, StoreClosed
+from tillroll.ledger.pricing import PriceBook
+from tillroll.ledger.types import Account, Entry, Refusal
+from tillroll.ledger.units import SCALE_DEFAULT, SCALE_MAX
+from tillroll.stores.base import Key, Stored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from tillroll.ledger.core import Book
+    from tillroll.ledger.pricing import PriceVersion
+
+
+class MemoryStore:
+    """Ledgers in this process's memory; gone when it ends."""
+
+    def __init__(self, *, scale: int | None = None) -> None:
+        """Start empty, with units of `scale` decimals."""
+        self.url = "memory://"
+        self.scale = SCALE_DEFAULT if scale is None else scale
+        if not 0 <= self.scale <= SCALE_MAX:
+            raise InvalidInput(f"scale must be 0 to {SCALE_MAX}")
+        self.secret = secrets.token_bytes(32)
+        self._lock = threading.RLock()
+        self._closed = False
+        self.histories: dict[bytes, list[tuple[bytes, bytes, str | None]]] = {}
+        self.by_request: dict[Key, int] = {}
+        self.by_ref: dict[Key, list[int]] = {}
+        self.states: dict[bytes, tuple[str, int, bytes, int, str]] = {}
+        self.names: dict[tuple[str, str], bytes] = {}
+        self.refusals: dict[Key, tuple[str, bytes]] = {}
+        self.repeats: dict[Key, tuple[int, int]] = {}
+        self.books: dict[str, PriceBook] = {}
+
+    @contextmanager
+    def write(self) -> Iterator[MemoryWriter]:
+        """Open the only database transaction; what it gathers is kept when it ends well."""
+        with self._lock:
+            writer = MemoryWriter(self._open())
+            yield writer
+            for act in writer.acts:
+                act()
+
+    @contextmanager
+    def read(self) -> Iterator[MemoryReader]:
+        """Open one consistent view: nobody writes meanwhile."""
+        with self._lock:
+            yield MemoryReader(self._open())
+
+    def _open(self) -> MemoryStore:
+        if self._closed:
+            raise StoreClosed("the ledger is closed; nothing was written")
+        return self
+
+    def recover(self) -> None:
+        """Do nothing: a commit to memory cannot err."""
+
+    def check(self) -> list[str]:
+        """Return nothing: there is no file to be unhealthy."""
+        return []
+
+    def after_fork(self) -> None:
+        """Go on alone: the child has its own copy."""
+        self._lock = threading.RLock()
+
+    def close(self) -> None:
+        """Refuse further work."""
+        self._closed = True
+
+
+class MemoryReader:
+    """What may be read."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        """Read this store."""
+        self._store = store
+
+    def accounts(self, wanted: Iterable[tuple[bytes, str]]) -> dict[bytes, Account]:
+        """Return each account, decoded anew; an empty one where it is new."""
+        return {owner: self._account(owner, name) for owner, name in wanted}
+
+    def _account(self, owner: bytes, name: str) -> Account:
+        row = self.stored_state(owner)
+        if row is None:
+            return Account(name)
+        account = decode_account(row[2])
+        account.head = row[1]
+        account.next_due_at = next_due(account)
+        return account
+
+    def stored_state(self, account_id: bytes) -> tuple[int, bytes, str] | None:
+        """Return seq, chain head and state document."""
+        row = self._store.states.get(account_id)
+        return None if row is None else (row[1], row[2], row[4])
+
+    def answers(self, keys: Sequence[Key]) -> dict[Key, Entry | Refusal]:
+        """Return what was answered to these keys; an entry wins."""
+        found: dict[Key, Entry | Refusal] = {}
+        for key in keys:
+            if key in self._store.by_request:
+                found[key] = self._entry(key[0], self._store.by_request[key])
+            elif key in self._store.refusals:
+                found[key] = decode_refusal(self._store.refusals[key][1])
+        return found
+
+    def _entry(self, owner: bytes, seq: int) -> Entry:
+        return decode_entry(self._store.histories[owner][seq - 1][0])
+
+    def story(self, key: Key) -> tuple[Entry | None, list[Entry]]:
+        """Return the entry made by this request id, and the entries that refer to it."""
+        seq = self._store.by_request.get(key)
+        acts = [self._entry(key[0], found) for found in self._store.by_ref.get(key, [])]
+        return (None if seq is None else self._entry(key[0], seq)), acts
+
+    def entries(self, account_id: bytes, after: int = 0, limit: int = 1_000) -> list[Stored]:
+        """Return the entries with a seq above `after`, oldest first."""
+        rows = self._store.histories.get(account_id, [])[after : after + limit]
+        return [Stored(decode_entry(body), body, hash_, meta) for body, hash_, meta in rows]
+
+    def entries_before(self, account_id: bytes, before: int, limit: int) -> list[Stored]:
+        """Return the entries with a seq below `before`, newest first."""
+        rows = self._store.histories.get(account_id, [])[: max(before - 1, 0)][-limit:]
+        stored = [Stored(decode_entry(body), body, hash_, meta) for body, hash_, meta in rows]
+        return stored[::-1]
+
+    def find(self, project: str, request_id: str) -> list[str]:
+        """Return the accounts that know this request id, sorted."""
+        owners = {owner: name for (of, name), owner in self._store.names.items() if of == project}
+        known = [*self._store.by_request, *self._store.refusals]
+        return sorted({owners[o] for o, name in known if name == request_id and o in owners})
+
+    def replays(self, key: Key) -> tuple[int, int]:
+        """Return how often a request was repeated and when last."""
+        return self._store.repeats.get(key, (0, 0))
+
+    def names(self, project: str, after: str = "", limit: int = 1_000) -> list[str]:
+        """Return account names in order, above `after`."""
+        rows = sorted(name for of, name in self._store.names if of == project)
+        rows = [name for name in rows if self._store.names[project, name] in self._store.states]
+        first = bisect.bisect_right(rows, after)
+        return rows[first : first + limit]
+
+    def due(self, project: str, at: int, limit: int = 1_000) -> list[str]:
+        """Return accounts that something fell due on by `at`, the longest due first."""
+        rows = sorted(
+            (self._store.states[owner][3], name)
+            for (of, name), owner in self._store.names.items()
+            if of == project and owner in self._store.states
+        )
+        return [name for when, name in rows if when <= at][:limit]
+
+    def prices(self, project: str) -> PriceBook:
+        """Return all price versions."""
+        return self._store.books.get(project, PriceBook())
+
+
+class MemoryWriter(MemoryReader):
+    """What may be written: gathered as acts, done when the database transaction ends well."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        """Gather acts on this store."""
+        super().__init__(store)
+        self.acts: list[Callable[[], object]] = []
+
+    def append(self, project: str, book: Book) -> None:
+        """Write what the book gathered."""
+        self.acts.append(lambda: self._append(project, book))
+
+    def _append(self, project: str, book: Book) -> None:
+        store = self._store
+        for owner, entry, body, hash_, metadata in book.appended:
+            history = store.histories.setdefault(owner, [])
+            assert len(history) == entry.seq - 1, "entries have no gaps"
+            history.append((body, hash_, metadata))
+            if entry.request_id is not None:
+                store.by_request[owner, entry.request_id] = entry.seq
+            if entry.ref is not None:
+                store.by_ref.setdefault((owner, entry.ref), []).append(entry.seq)
+        for owner in {sealed.account_id for sealed in book.appended}:
+            account = book.accounts[owner]
+            state = encode(account).decode()
+            store.states[owner] = (
+                account.account, account.seq, account.head, account.next_due_at, state
+            )
+            store.names[project, account.account] = owner
+        for owner, refusal in book.refused:
+            name = book.accounts[owner].account
+            store.names[project, name] = owner
+            store.refusals[owner, refusal.request_id] = (name, encode(refusal))
+        for owner, request_id, at in book.replayed:
+            times, last_at = store.repeats.get((owner, request_id), (0, 0))
+            store.repeats[owner, request_id] = (times + 1, max(last_at, at))
+
+    def add_price_version(self, project: str, version: PriceVersion) -> None:
+        """Write a new price version."""
+        book = self.prices(project).adding(version)
+        self.acts.append(lambda: self._store.books.__setitem__(project, book))
+
+    def erase_metadata(self, account_id: bytes) -> int:
+        """Erase the metadata of all entries of an account."""
+        rows = self._store.histories.get(account_id, [])
+        erased = [(body, hash_, None) for body, hash_, _ in rows]
+        self.acts.append(lambda: self._store.histories.__setitem__(account_id, erased))
+        return sum(1 for row in rows if row[2] is not None)
+
+    def prune_refusals(self, before: int) -> int:
+        """Delete refusals recorded before that time."""
+        old = [key for key, (_, body) in self._store.refusals.items()
+               if decode_refusal(body).at < before]
+        self.acts.extend(lambda key=key: self._store.refusals.pop(key, None) for key in old)
+        return len(old)

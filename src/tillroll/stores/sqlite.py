@@ -1,0 +1,569 @@
+"""The SQLite driver: one file, one writer connection, readers apart.
+
+Settings and why: WAL, so that readers and the writer do not wait for each other; synchronous=FULL,
+so that an acknowledged write survives a power cut; BEGIN IMMEDIATE, so that a writer never has to
+upgrade a lock and fail; no mmap; STRICT tables, since a plain column turns an overflow into a
+float. Through apsw, which carries a current SQLite: versions before 3.51.3 can corrupt a WAL file
+that two connections write at once (https://www.sqlite.org/wal.html#walresetbug).
+
+States of accounts written last are remembered; `PRAGMA data_version` tells when another
+connection has written, and then they are forgotten.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import apsw
+
+from tillroll.ledger.chain import decode_account, decode_entry, decode_refusal, encode
+from tillroll.ledger.core import next_due
+from tillroll.ledger.errors import (
+    InvalidInput,
+    SchemaMismatch,
+    StoreBusy,
+    StoreClosed,
+    StoreCorrupt,
+    StoreFull,
+    StoreReadOnly,
+    StoreUnavailable,
+)
+from tillroll.ledger.pricing import PriceBook, PriceVersion, decode_version, encode_version
+from tillroll.ledger.types import Account, Entry, Refusal
+from tillroll.ledger.units import SCALE_DEFAULT, SCALE_MAX
+from tillroll.stores.base import (
+    BUSY_SECONDS,
+    CACHED_ACCOUNTS_MAX,
+    CommitUncertain,
+    Key,
+    Stored,
+    least,
+    migrations,
+    pending,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from tillroll.ledger.core import Book
+
+# The first SQLite without the WAL-reset bug.
+VERSION_MIN = 3_051_003
+
+_PRAGMAS = """
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = FULL;
+PRAGMA foreign_keys = ON;
+PRAGMA trusted_schema = OFF;
+PRAGMA mmap_size = 0;
+PRAGMA cache_size = -65536;
+PRAGMA wal_autocheckpoint = 4000;
+"""  # cache 64 MiB; a checkpoint each 4,000 pages of 4 KiB = 16 MB of log
+
+_ANSWER = """
+SELECT body, NULL FROM tillroll_entries WHERE request_id = ?1 AND account_id = ?2
+UNION ALL
+SELECT NULL, body FROM tillroll_refusals WHERE request_id = ?1 AND account_id = ?2
+"""
+_ADD_ENTRY = """
+INSERT INTO tillroll_entries (
+    account_id, seq, request_id, ref, kind, recorded_at, effective_at, body, hash, metadata
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_SET_ACCOUNT = """
+INSERT INTO tillroll_accounts (
+    account_id, project, account, seq, head, at, next_due_at, least, state
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (account_id) DO UPDATE SET
+    seq = excluded.seq, head = excluded.head, at = excluded.at,
+    next_due_at = excluded.next_due_at, least = excluded.least, state = excluded.state
+"""
+_SET_REFUSAL = """
+INSERT INTO tillroll_refusals (
+    request_id, account_id, project, account, recorded_at, body
+) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (request_id, account_id) DO UPDATE SET
+    recorded_at = excluded.recorded_at, body = excluded.body
+"""
+_COUNT_REPLAY = """
+INSERT INTO tillroll_replays (request_id, account_id, times, last_at) VALUES (?, ?, 1, ?)
+ON CONFLICT (request_id, account_id) DO UPDATE SET
+    times = times + 1, last_at = max(last_at, excluded.last_at)
+"""
+_STORED = "SELECT body, hash, metadata FROM tillroll_entries WHERE account_id = ?1 "
+
+# Connections inherited over a fork: never closed here, since closing one would checkpoint and
+# delete files that the parent uses (https://www.sqlite.org/howtocorrupt.html#_carrying_an_open).
+_ABANDONED: list[object] = []
+
+
+def _translate(error: apsw.Error, path: str) -> StoreUnavailable:
+    """Return the error in our words. Only for what is known to have written nothing."""
+    nothing = f"nothing was written ({type(error).__name__}: {error})"
+    if isinstance(error, apsw.BusyError | apsw.LockedError):
+        return StoreBusy(f"{path} stayed locked by another process; {nothing}")
+    if isinstance(error, apsw.FullError):
+        return StoreFull(f"the disk of {path} is full: free some space and ask again; {nothing}")
+    if isinstance(error, apsw.ReadOnlyError | apsw.PermissionsError | apsw.AuthError):
+        return StoreReadOnly(f"{path} may not be written: check its permissions; {nothing}")
+    if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+        return StoreCorrupt(f"{path} is not a healthy database: restore a backup; {nothing}")
+    if isinstance(error, apsw.CantOpenError):
+        return StoreUnavailable(f"{path} cannot be opened: check folder and permissions; {nothing}")
+    return StoreUnavailable(f"{path}: the database erred; {nothing}")
+
+
+class SqliteStore:
+    """Ledgers in one SQLite file, shared by any number of threads and processes."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        scale: int | None = None,
+        create: bool = True,
+        vfs: str | None = None,
+    ) -> None:
+        """Open the file, creating it and applying migrations where needed.
+
+        Args:
+            path: The database file. Its folder must exist.
+            scale: Decimals of the units; fixed when the file is made. None: what the file has.
+            create: Make the file where there is none.
+            vfs: The name of a registered SQLite VFS, for tests that make writes fail.
+
+        Raises:
+            StoreUnavailable: The file cannot be used; nothing was written.
+            SchemaMismatch: It was written by a newer tillroll.
+            InvalidInput: It has another scale than asked for.
+        """
+        if apsw.SQLITE_VERSION_NUMBER < VERSION_MIN:
+            raise StoreUnavailable(f"SQLite {apsw.sqlite_lib_version()} can corrupt a WAL file")
+        if scale is not None and not 0 <= scale <= SCALE_MAX:
+            raise InvalidInput(f"scale must be 0 to {SCALE_MAX}")
+        self.path = os.fspath(path)
+        self.url = f"sqlite:///{self.path}"
+        self._create = create
+        self._vfs = vfs
+        self._lock = threading.Lock()
+        self._idle: list[apsw.Connection] = []
+        self._states: dict[bytes, Account] = {}
+        self._prices: dict[str, PriceBook] = {}
+        self._data_version = -1
+        self._writer: apsw.Connection | None = None
+        self._closed = False
+        with self._translating():
+            self._writer = self._connect()
+            self._migrate(self._writer, scale)
+            meta = dict(self._writer.execute("SELECT name, value FROM tillroll_meta"))
+        self.scale = int(meta["scale"])
+        self.secret = bytes.fromhex(meta["secret"])
+        if scale is not None and scale != self.scale:
+            self.close()
+            raise InvalidInput(f"{self.path} has scale {self.scale}, not {scale}: it is fixed")
+
+    # ------------------------------------------------------------ connections
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except apsw.Error as error:
+            raise _translate(error, self.path) from error
+
+    def _connect(self) -> apsw.Connection:
+        if self._closed:
+            raise StoreClosed("the ledger is closed; nothing was written")
+        flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if self._create else 0)
+        try:
+            connection = apsw.Connection(self.path, flags=flags, vfs=self._vfs)
+        except apsw.CantOpenError:
+            if Path(self.path).exists():
+                connection = apsw.Connection(
+                    self.path, flags=apsw.SQLITE_OPEN_READONLY, vfs=self._vfs
+                )
+            else:
+                raise
+        connection.set_busy_timeout(BUSY_SECONDS * 1000)
+        try:
+            connection.execute(_PRAGMAS)
+        except apsw.ReadOnlyError:
+            # A file that may only be read can still be looked at.
+            connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    def _migrate(self, connection: apsw.Connection, scale: int | None) -> None:
+        """Apply what is pending, one database transaction a step; several processes may race."""
+        known = migrations("sqlite")
+        if not list(pending(known, _applied(connection))):
+            return
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            applied = _applied(connection)
+            if not applied:
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS tillroll_migrations (number INTEGER PRIMARY KEY, "
+                    "name TEXT NOT NULL, checksum TEXT NOT NULL) STRICT"
+                )
+            for step in pending(known, applied):
+                connection.execute(step.sql)
+                connection.execute(
+                    "INSERT INTO tillroll_migrations VALUES (?, ?, ?)",
+                    (step.number, step.name, step.checksum),
+                )
+            connection.execute(
+                "INSERT OR IGNORE INTO tillroll_meta VALUES ('scale', ?), ('secret', ?)",
+                (str(SCALE_DEFAULT if scale is None else scale), secrets.token_hex(32)),
+            )
+            connection.execute("COMMIT")
+        except BaseException:
+            _roll_back(connection)
+            raise
+
+    # ------------------------------------------------------------ the contract
+
+    @contextmanager
+    def write(self) -> Iterator[SqliteWriter]:
+        """Open a database transaction; see `Store.write`."""
+        with self._translating():
+            if self._writer is None:
+                self._writer = self._connect()
+            connection = self._writer
+            connection.execute("BEGIN IMMEDIATE")
+        try:
+            version = connection.execute("PRAGMA data_version").get
+            if version != self._data_version or len(self._states) > CACHED_ACCOUNTS_MAX:
+                self._forget()
+                self._data_version = version
+            with self._translating():
+                yield SqliteWriter(connection, self)
+        except BaseException:
+            self._forget()
+            _roll_back(connection)
+            raise
+        try:
+            connection.execute("COMMIT")
+        except apsw.Error as error:
+            self._forget()
+            raise CommitUncertain(f"{self.path}: the commit erred: {error}") from error
+
+    def _forget(self) -> None:
+        self._states.clear()
+        self._prices.clear()
+        self._data_version = -1
+
+    @contextmanager
+    def read(self) -> Iterator[SqliteReader]:
+        """Open one consistent view; see `Store.read`."""
+        with self._translating():
+            with self._lock:
+                connection = self._idle.pop() if self._idle else None
+            connection = connection or self._connect()
+            connection.execute("BEGIN")
+            try:
+                yield SqliteReader(connection)
+            finally:
+                _roll_back(connection)
+                with self._lock:
+                    self._idle.append(connection)
+
+    def recover(self) -> None:
+        """Open anew and checkpoint: what the log holds is written to the file and synced.
+
+        A sync that failed may have dropped pages that it never wrote, so only a new write of the
+        same content, followed by a sync that succeeds, makes it durable.
+        """
+        self._forget()
+        old, self._writer = self._writer, None
+        with self._lock:
+            idle, self._idle = self._idle, []
+        with self._translating():
+            for connection in (old, *idle):
+                if connection is not None:
+                    connection.close(True)  # noqa: FBT003 - apsw's own positional flag: force
+            self._writer = self._connect()
+            busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").get
+        if busy:
+            raise StoreBusy(f"{self.path} is read by others; the log could not be made durable")
+
+    def check(self) -> list[str]:
+        """Run SQLite's own integrity check."""
+        with self._translating(), self.read() as reader:
+            rows = [row[0] for row in reader.connection.execute("PRAGMA integrity_check")]
+        return [] if rows == ["ok"] else [str(row) for row in rows]
+
+    def after_fork(self) -> None:
+        """Forget the parent's connections without closing them."""
+        _ABANDONED.append((self._writer, self._idle))
+        self._writer = None
+        self._idle = []
+        self._lock = threading.Lock()
+        self._forget()
+
+    def close(self) -> None:
+        """Close every connection; the last one to leave a file checkpoints it."""
+        self._closed = True
+        with self._lock:
+            connections, self._idle = [*self._idle], []
+        if self._writer is not None:
+            connections.append(self._writer)
+            self._writer = None
+        with self._translating():
+            for connection in connections:
+                connection.close()
+
+
+class SqliteReader:
+    """What may be read within one database transaction."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        """Read through this connection."""
+        self.connection = connection
+
+    def accounts(self, wanted: Iterable[tuple[bytes, str]]) -> dict[bytes, Account]:
+        """Return each account named by (account_id, name); an empty one where it is new."""
+        return {owner: self._account(owner, name) for owner, name in wanted}
+
+    def _account(self, owner: bytes, name: str) -> Account:
+        row = self.stored_state(owner)
+        return Account(name) if row is None else _revive(*row)
+
+    def stored_state(self, account_id: bytes) -> tuple[int, bytes, str] | None:
+        """Return seq, chain head and state document as stored."""
+        return self.connection.execute(
+            "SELECT seq, head, state FROM tillroll_accounts WHERE account_id = ?", (account_id,)
+        ).get
+
+    def answers(self, keys: Sequence[Key]) -> dict[Key, Entry | Refusal]:
+        """Return what was answered to these keys; an entry wins over an older refusal."""
+        found: dict[Key, Entry | Refusal] = {}
+        execute = self.connection.execute
+        for owner, request_id in keys:
+            for entry, refusal in execute(_ANSWER, (request_id, owner)):
+                if entry is not None:
+                    found[owner, request_id] = decode_entry(entry)
+                else:
+                    found.setdefault((owner, request_id), decode_refusal(refusal))
+        return found
+
+    def story(self, key: Key) -> tuple[Entry | None, list[Entry]]:
+        """Return the entry made by this request id, and the entries that refer to it."""
+        owner, name = key
+        root = self.connection.execute(
+            "SELECT body FROM tillroll_entries WHERE request_id = ? AND account_id = ?",
+            (name, owner),
+        ).get
+        acts = self.connection.execute(
+            "SELECT body FROM tillroll_entries WHERE account_id = ? AND ref = ? ORDER BY seq", key
+        )
+        return (
+            None if root is None else decode_entry(root),
+            [decode_entry(body) for (body,) in acts],
+        )
+
+    def entries(self, account_id: bytes, after: int = 0, limit: int = 1_000) -> list[Stored]:
+        """Return the entries with a seq above `after`, oldest first."""
+        sql = _STORED + "AND seq > ?2 ORDER BY seq LIMIT ?3"
+        return [_stored(row) for row in self.connection.execute(sql, (account_id, after, limit))]
+
+    def entries_before(self, account_id: bytes, before: int, limit: int) -> list[Stored]:
+        """Return the entries with a seq below `before`, newest first."""
+        sql = _STORED + "AND seq < ?2 ORDER BY seq DESC LIMIT ?3"
+        return [_stored(row) for row in self.connection.execute(sql, (account_id, before, limit))]
+
+    def find(self, project: str, request_id: str) -> list[str]:
+        """Return the accounts that know this request id, sorted."""
+        rows = self.connection.execute(
+            "SELECT a.account FROM tillroll_entries AS e JOIN tillroll_accounts AS a "
+            "ON e.account_id = a.account_id WHERE e.request_id = ?1 AND a.project = ?2 "
+            "UNION SELECT account FROM tillroll_refusals "
+            "WHERE request_id = ?1 AND project = ?2 ORDER BY 1",
+            (request_id, project),
+        )
+        return [name for (name,) in rows]
+
+    def replays(self, key: Key) -> tuple[int, int]:
+        """Return how often a request was repeated and when last."""
+        owner, request_id = key
+        row = self.connection.execute(
+            "SELECT times, last_at FROM tillroll_replays WHERE request_id = ? AND account_id = ?",
+            (request_id, owner),
+        ).get
+        return row or (0, 0)
+
+    def names(self, project: str, after: str = "", limit: int = 1_000) -> list[str]:
+        """Return account names in order, above `after`."""
+        rows = self.connection.execute(
+            "SELECT account FROM tillroll_accounts WHERE project = ? AND account > ? "
+            "ORDER BY account LIMIT ?",
+            (project, after, limit),
+        )
+        return [name for (name,) in rows]
+
+    def due(self, project: str, at: int, limit: int = 1_000) -> list[str]:
+        """Return accounts that something fell due on by `at`, the longest due first."""
+        rows = self.connection.execute(
+            "SELECT account FROM tillroll_accounts WHERE next_due_at <= ? AND project = ? "
+            "ORDER BY next_due_at LIMIT ?",
+            (at, project, limit),
+        )
+        return [name for (name,) in rows]
+
+    def prices(self, project: str) -> PriceBook:
+        """Return all price versions; the newest is current."""
+        rows = self.connection.execute(
+            "SELECT body FROM tillroll_price_versions WHERE project = ? ORDER BY number", (project,)
+        )
+        book = PriceBook()
+        for (body,) in rows:
+            book = book.adding(decode_version(body.encode()))
+        return book
+
+
+class SqliteWriter(SqliteReader):
+    """What may be done within one database transaction that writes."""
+
+    def __init__(self, connection: apsw.Connection, store: SqliteStore) -> None:
+        """Write through this connection, remembering states in the store."""
+        super().__init__(connection)
+        self._store = store
+
+    def accounts(self, wanted: Iterable[tuple[bytes, str]]) -> dict[bytes, Account]:
+        """Return accounts, remembered ones first; nobody else has written since."""
+        known = self._store._states  # noqa: SLF001 - the store's own other half
+        for owner, name in wanted:
+            if owner not in known:
+                known[owner] = self._account(owner, name)
+        return known
+
+    def prices(self, project: str) -> PriceBook:
+        """Return the price book, remembered while nobody else has written."""
+        known = self._store._prices  # noqa: SLF001 - the store's own other half
+        book = known.get(project)
+        if book is None:
+            book = known[project] = super().prices(project)
+        return book
+
+    def append(self, project: str, book: Book) -> None:
+        """Write what the book gathered."""
+        many = self.connection.executemany
+        if book.appended:
+            many(_ADD_ENTRY, [_entry_row(*sealed) for sealed in book.appended])
+            owners = dict.fromkeys(sealed.account_id for sealed in book.appended)
+            many(
+                _SET_ACCOUNT,
+                [_account_row(owner, project, book.accounts[owner]) for owner in owners],
+            )
+        if book.refused:
+            many(
+                _SET_REFUSAL,
+                [
+                    (
+                        refusal.request_id,
+                        owner,
+                        project,
+                        book.accounts[owner].account,
+                        refusal.at,
+                        encode(refusal).decode(),
+                    )
+                    for owner, refusal in book.refused
+                ],
+            )
+        if book.replayed:
+            many(_COUNT_REPLAY, [(name, owner, at) for owner, name, at in book.replayed])
+
+    def add_price_version(self, project: str, version: PriceVersion) -> None:
+        """Write a new price version."""
+        self.connection.execute(
+            "INSERT INTO tillroll_price_versions VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                project,
+                version.number,
+                version.digest,
+                version.author,
+                version.reason,
+                version.applied_at,
+                encode_version(version).decode(),
+            ),
+        )
+        self._store._prices.clear()  # noqa: SLF001 - the store's own other half
+
+    def erase_metadata(self, account_id: bytes) -> int:
+        """Erase the metadata of all entries of an account."""
+        self.connection.execute(
+            "UPDATE tillroll_entries SET metadata = NULL "
+            "WHERE account_id = ? AND metadata IS NOT NULL",
+            (account_id,),
+        )
+        return self.connection.changes()
+
+    def prune_refusals(self, before: int) -> int:
+        """Delete refusals recorded before that time."""
+        self.connection.execute("DELETE FROM tillroll_refusals WHERE recorded_at < ?", (before,))
+        return self.connection.changes()
+
+
+def _applied(connection: apsw.Connection) -> dict[int, str]:
+    """Return the migrations applied so far; none where the file is new."""
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+    if "tillroll_migrations" not in tables:
+        if "tillroll_entries" in tables:
+            raise SchemaMismatch("the database has tillroll's tables but not their history")
+        return {}
+    return dict(connection.execute("SELECT number, checksum FROM tillroll_migrations"))
+
+
+def _roll_back(connection: apsw.Connection) -> None:
+    """End the database transaction if SQLite has not done so itself (it has, on a full disk)."""
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
+
+
+def _revive(seq: int, head: bytes, state: str) -> Account:
+    account = decode_account(state)
+    assert account.seq == seq, "the account's row and its state disagree"
+    account.head = head
+    account.next_due_at = next_due(account)
+    return account
+
+
+def _account_row(owner: bytes, project: str, account: Account) -> tuple[object, ...]:
+    return (
+        owner,
+        project,
+        account.account,
+        account.seq,
+        account.head,
+        account.at,
+        account.next_due_at,
+        least(account),
+        encode(account).decode(),
+    )
+
+
+def _entry_row(
+    owner: bytes, entry: Entry, body: bytes, hash_: bytes, metadata: str | None
+) -> tuple[object, ...]:
+    return (
+        owner,
+        entry.seq,
+        entry.request_id,
+        entry.ref,
+        entry.kind,
+        entry.at,
+        entry.effective_at,
+        body.decode(),
+        hash_,
+        metadata,
+    )
+
+
+def _stored(row: tuple[str, bytes, str | None]) -> Stored:
+    body, hash_, metadata = row
+    raw = body.encode()
+    return Stored(decode_entry(raw), raw, hash_, metadata)
