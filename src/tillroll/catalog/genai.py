@@ -93,7 +93,7 @@ def models_in_book(version: PriceVersion) -> list[str]:
     return list(dict.fromkeys(price.model for price in version.prices if price.model is not None))
 
 
-def propose(  # noqa: PLR0913 - each option is one word of the question
+def propose(
     models: Iterable[str],
     *,
     markup: Decimal | int = 1,

@@ -385,7 +385,7 @@ class _Pricer:
     def __init__(self, version: PriceVersion, scale: int) -> None:
         self.book = PriceBook({version.number: version}, version.number)
         self.scale = scale
-        self.residuals: dict[tuple[str, str], Decimal] = {}
+        self.residuals: dict[tuple[str, str], Decimal] = {}  # by account and rule
 
     def price(self, usage: UsageRecord) -> Decimal | str:
         """Return the units, or the reason why there is no price."""
@@ -393,9 +393,9 @@ class _Pricer:
             priced = self._ask(usage, Decimal(0))
             if isinstance(priced, Unpriced):
                 return priced.reason
-            key = (usage.account, priced.wallet)
+            key = (usage.account, priced.rule)
             carried = self.residuals.get(key)
-            if carried:  # only now is it known which wallet pays, and so what it carries
+            if carried:  # only now is it known which rule it is, and so what it carries
                 priced = self._ask(usage, carried)
                 assert isinstance(priced, Priced)
         except InvalidInput as error:

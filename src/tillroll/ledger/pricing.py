@@ -145,7 +145,8 @@ class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         rates: Meter to rate. Meters that are not named here are refused, a missing one counts 0.
         minimum: The least that a request costs, in units.
         maximum: The most that a request costs, in units.
-        rounding: `up`, `half_even`, or `carry` (round down and carry the rest to the next one).
+        rounding: `up`, `half_even`, or `carry` (round down and carry the rest to the next request
+            that the same rule prices).
         valid_from: From when the rule holds, microseconds UTC, inclusive.
         valid_to: Until when it holds, microseconds UTC, exclusive.
         cached_within_input: `input_tokens` as reported includes `cached_tokens` and
@@ -296,7 +297,7 @@ def utc_text(micros: int) -> str:
 # --- pricing ---------------------------------------------------------------------------------
 
 
-def price_request(  # noqa: PLR0913 - one flat call on the hot path, all but three by name
+def price_request(
     book: PriceBook,
     operation: str,
     meters: Meters,
@@ -320,7 +321,7 @@ def price_request(  # noqa: PLR0913 - one flat call on the hot path, all but thr
         account_ref: Your own id of the account; its overrides are tried first.
         at: When the request took effect, microseconds UTC.
         version: The version to price with; the one in force if left out.
-        residual: What earlier requests carried; only rules with `carry` look at it.
+        residual: What the same rule carried from the account's last request, see `Priced`.
         scale: Decimal places of the project's units.
 
     Returns:
@@ -358,7 +359,7 @@ def price_request(  # noqa: PLR0913 - one flat call on the hot path, all but thr
     return _rounded(rule, number, total, rule.den, residual, scale)
 
 
-def price_hold(  # noqa: PLR0913 - the same parameters as price_request
+def price_hold(
     book: PriceBook,
     operation: str,
     meters: Meters,
@@ -442,7 +443,7 @@ class _Step(msgspec.Struct, frozen=True):
     note: str = ""
 
 
-def _price_steps(  # noqa: PLR0913, PLR0917 - private tail of price_request
+def _price_steps(  # noqa: PLR0917 - private tail of price_request
     rule: _Rule,
     number: int,
     meters: Meters,
@@ -488,7 +489,7 @@ def _steps(
     return share, products
 
 
-def _rounded(  # noqa: PLR0913, PLR0917 - private tail of price_request
+def _rounded(  # noqa: PLR0917 - private tail of price_request
     rule: _Rule, number: int, total: int, den: int, residual: Decimal | None, scale: int
 ) -> Priced:
     """Apply minimum, maximum and the rounding rule to the fraction total/den."""
@@ -633,7 +634,7 @@ class _Meter:
         elif rate.units is not None:
             self.values = {key: _over(u, rate.per, den) for key, u in rate.units.items()}
 
-    def steps(  # noqa: PLR0913, PLR0917 - private
+    def steps(  # noqa: PLR0917 - private
         self,
         meter: str,
         quantity: int,
@@ -893,7 +894,7 @@ class _Index:
 # --- explaining ------------------------------------------------------------------------------
 
 
-def explain_price(  # noqa: PLR0913 - the same parameters as price_request
+def explain_price(
     book: PriceBook,
     operation: str,
     meters: Meters,
@@ -1004,7 +1005,7 @@ def _places(denominator: int) -> int | None:
 # --- versions --------------------------------------------------------------------------------
 
 
-def new_version(  # noqa: PLR0913 - the fields of a version
+def new_version(
     number: int,
     prices: Sequence[Price],
     *,
