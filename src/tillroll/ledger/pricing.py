@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Clamped, Context, Decimal, DivisionByZero, Inexact, InvalidOperation
 from fractions import Fraction
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, assert_never
 
 import msgspec
 
@@ -48,6 +48,7 @@ __all__ = [
     "encode_version",
     "explain_price",
     "is_glob",
+    "is_name",
     "new_version",
     "plain",
     "price_hold",
@@ -74,15 +75,19 @@ QUANTITY_PLACES_MAX = 9
 PER_MAX = 10**12
 METERS_MAX = 64
 NAME_LENGTH_MAX = 255
+NAME_RULE = "1 to 255 characters without control characters"
 STARS_MAX = 4  # in one glob: matching stays cheap whatever the name
 KNOWN_MAX = 50  # names listed in a refusal
 LOOKUPS_MAX = 4096  # remembered (operation, model) pairs per version; then forgotten, not grown
 
-# Meters that the two shorthands place within another meter.
+# Meters that the shorthands `cached_within_input`, `reasoning_within_output` place in another.
 CACHE_METERS = ("cached_tokens", "cache_write_tokens")
 REASONING_METERS = ("reasoning_tokens",)
 
 _ZERO = Decimal(0)
+# Control characters, and halves of surrogate pairs, which no encoding can store. Not
+# str.isprintable(): what is printable depends on the Python version.
+_UNNAMEABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 # Contexts carry flags, which are only ever set, never read here: sharing them is harmless.
 _ROUNDED = Context(prec=PRECISION, traps=[InvalidOperation, DivisionByZero])
 _EXACT = Context(prec=PRECISION, traps=[InvalidOperation, DivisionByZero, Inexact, Clamped])
@@ -140,11 +145,13 @@ class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         rates: Meter to rate. Meters that are not named here are refused, a missing one counts 0.
         minimum: The least that a request costs, in units.
         maximum: The most that a request costs, in units.
-        rounding: `up`, `half_even`, or `carry` (round down and carry the rest to the next one).
+        rounding: `up`, `half_even`, or `carry` (round down and carry the rest to the next request
+            that the same rule prices).
         valid_from: From when the rule holds, microseconds UTC, inclusive.
         valid_to: Until when it holds, microseconds UTC, exclusive.
         cached_within_input: `input_tokens` as reported includes `cached_tokens` and
-            `cache_write_tokens`. Without it they are taken to be counted apart.
+            `cache_write_tokens`: they are known meters, and those with a rate of their own are
+            subtracted from the input. Without it they are taken to be counted apart.
         reasoning_within_output: The same for `output_tokens` and `reasoning_tokens`.
         maximum_meters: What a hold assumes of a meter that is not known beforehand.
         source: Where the figures come from, in words.
@@ -259,6 +266,11 @@ class Unpriced(msgspec.Struct, frozen=True):
 # --- names and text --------------------------------------------------------------------------
 
 
+def is_name(name: str) -> bool:
+    """Say whether a text can name an operation, a model, a meter, a wallet or an account."""
+    return 0 < len(name) <= NAME_LENGTH_MAX and _UNNAMEABLE.search(name) is None
+
+
 def is_glob(name: str) -> bool:
     """Say whether a name of a rule is a pattern."""
     return "*" in name
@@ -285,7 +297,7 @@ def utc_text(micros: int) -> str:
 # --- pricing ---------------------------------------------------------------------------------
 
 
-def price_request(  # noqa: PLR0913 - one flat call on the hot path, all but three by name
+def price_request(
     book: PriceBook,
     operation: str,
     meters: Meters,
@@ -309,7 +321,7 @@ def price_request(  # noqa: PLR0913 - one flat call on the hot path, all but thr
         account_ref: Your own id of the account; its overrides are tried first.
         at: When the request took effect, microseconds UTC.
         version: The version to price with; the one in force if left out.
-        residual: What earlier requests carried; only rules with `carry` look at it.
+        residual: What the same rule carried from the account's last request, see `Priced`.
         scale: Decimal places of the project's units.
 
     Returns:
@@ -347,7 +359,7 @@ def price_request(  # noqa: PLR0913 - one flat call on the hot path, all but thr
     return _rounded(rule, number, total, rule.den, residual, scale)
 
 
-def price_hold(  # noqa: PLR0913 - the same parameters as price_request
+def price_hold(
     book: PriceBook,
     operation: str,
     meters: Meters,
@@ -431,7 +443,7 @@ class _Step(msgspec.Struct, frozen=True):
     note: str = ""
 
 
-def _price_steps(  # noqa: PLR0913 - private tail of price_request
+def _price_steps(  # noqa: PLR0917 - private tail of price_request
     rule: _Rule,
     number: int,
     meters: Meters,
@@ -455,19 +467,20 @@ def _steps(
     known = rule.price.rates
     share = 1
     for meter, quantity in meters.items():
-        if meter not in known:
+        if meter not in known and meter not in rule.unrated:
             return _no_meter(rule, meter)
         if isinstance(_check_quantity(meter, quantity), Decimal):
             share = math.lcm(share, quantity.as_integer_ratio()[1])
     reported = {meter: int(quantity * share) for meter, quantity in meters.items()}
     products: list[_Step] = []
+    for whole, parts in rule.wholes:
+        if sum(reported.get(part, 0) for part in parts) > reported.get(whole, 0):
+            return _more_than_whole(rule, whole, parts, meters)
     for meter, rate in rule.meters.items():
-        quantity = reported.get(meter, 0)
-        inside = sum(reported.get(child, 0) for child in rate.children)
-        if inside > quantity:
-            return _more_than_whole(rule, meter, rate.children, meters)
         if meter not in reported:
             continue
+        quantity = reported[meter]
+        inside = sum(reported.get(child, 0) for child in rate.children)
         note = _apart(rate.children, meters)
         chosen = rate.steps(meter, quantity - inside, reported, share, attributes, note)
         if isinstance(chosen, Unpriced):
@@ -476,7 +489,7 @@ def _steps(
     return share, products
 
 
-def _rounded(  # noqa: PLR0913 - private tail of price_request
+def _rounded(  # noqa: PLR0917 - private tail of price_request
     rule: _Rule, number: int, total: int, den: int, residual: Decimal | None, scale: int
 ) -> Priced:
     """Apply minimum, maximum and the rounding rule to the fraction total/den."""
@@ -579,7 +592,7 @@ def _window_text(price: Price) -> str:
 
 
 def _no_meter(rule: _Rule, meter: str) -> Unpriced:
-    known = _listed(rule.price.rates)
+    known = _listed([*rule.price.rates, *rule.unrated])
     if not known:
         return Unpriced(f"{rule.name} charges per request and knows no meter {meter}", known)
     hint = _alike(meter, known)
@@ -621,7 +634,7 @@ class _Meter:
         elif rate.units is not None:
             self.values = {key: _over(u, rate.per, den) for key, u in rate.units.items()}
 
-    def steps(  # noqa: PLR0913 - private
+    def steps(  # noqa: PLR0917 - private
         self,
         meter: str,
         quantity: int,
@@ -680,7 +693,7 @@ class _Meter:
     ) -> list[tuple[int, Tier, int]]:
         pieces: list[tuple[int, Tier, int]] = []
         done = 0
-        for tier, coefficient in self.tiers:
+        for tier, coefficient in self.tiers:  # pragma: no branch - the last tier has no end
             top = quantity if tier.up_to is None else min(quantity, tier.up_to * share)
             pieces.append((top - done, tier, coefficient))
             done = top
@@ -723,19 +736,37 @@ def _amounts(price: Price) -> Iterator[Fraction]:
 def _whole_of(price: Price, meter: str) -> str | None:
     """Return the meter that already counts this one, by `within` or by a shorthand."""
     within = price.rates[meter].within
-    if within is None and price.cached_within_input and meter in CACHE_METERS:
-        within = "input_tokens"
-    if within is None and price.reasoning_within_output and meter in REASONING_METERS:
-        within = "output_tokens"
-    return within
+    return _shorthand(price).get(meter) if within is None else within
+
+
+def _shorthand(price: Price) -> dict[str, str]:
+    """Return the meters that the two shorthands place within another one."""
+    placed: dict[str, str] = {}
+    if price.cached_within_input:
+        placed.update(dict.fromkeys(CACHE_METERS, "input_tokens"))
+    if price.reasoning_within_output:
+        placed.update(dict.fromkeys(REASONING_METERS, "output_tokens"))
+    return placed
 
 
 class _Rule:
     """A price ready to be applied: integers over one denominator."""
 
     __slots__ = (
-        *("base", "bounded", "den", "flat", "maximum", "meters", "minimum", "name"),
-        *("plain", "price", "rank", "wallet", "wholes"),
+        "base",
+        "bounded",
+        "den",
+        "flat",
+        "maximum",
+        "meters",
+        "minimum",
+        "name",
+        "plain",
+        "price",
+        "rank",
+        "unrated",
+        "wallet",
+        "wholes",
     )
 
     def __init__(self, price: Price, account_ref: str | None, position: int) -> None:
@@ -753,6 +784,9 @@ class _Rule:
             whole = _whole_of(price, meter)
             if whole is not None:
                 inside.setdefault(whole, []).append(meter)
+        # Known by a shorthand, without a rate of their own: they stay in the whole and pay its
+        # rate, but are still checked against it.
+        self.unrated = {m: w for m, w in _shorthand(price).items() if m not in price.rates}
         self.meters = {
             meter: _Meter(rate, den, tuple(inside.get(meter, ())))
             for meter, rate in price.rates.items()
@@ -766,6 +800,9 @@ class _Rule:
             for whole, parts in inside.items():
                 for part in parts:
                     self.plain[part] -= self.meters[whole].coefficient
+            self.plain.update(dict.fromkeys(self.unrated, 0))
+        for meter, whole in self.unrated.items():
+            inside.setdefault(whole, []).append(meter)
         self.wholes = tuple((whole, tuple(parts)) for whole, parts in inside.items())
         # A request without meters costs the same every time: the answer itself is kept, by scale.
         self.flat: dict[int, Priced] | None = {} if simple else None
@@ -857,7 +894,7 @@ class _Index:
 # --- explaining ------------------------------------------------------------------------------
 
 
-def explain_price(  # noqa: PLR0913 - the same parameters as price_request
+def explain_price(
     book: PriceBook,
     operation: str,
     meters: Meters,
@@ -936,6 +973,8 @@ def _rounding_lines(rule: _Rule, priced: Priced, residual: Decimal, scale: int) 
             lines = [f"carried from before: {plain(residual)}"] if residual else []
             lines.append(f"charged in {scale} decimals: {amount}")
             return [*lines, f"carried to the next request: {plain(priced.residual_after)}"]
+        case _:  # pragma: no cover
+            assert_never(rule.price.rounding)
 
 
 def _grouped(amount: Decimal) -> str:
@@ -966,7 +1005,7 @@ def _places(denominator: int) -> int | None:
 # --- versions --------------------------------------------------------------------------------
 
 
-def new_version(  # noqa: PLR0913 - the fields of a version
+def new_version(
     number: int,
     prices: Sequence[Price],
     *,
@@ -980,7 +1019,14 @@ def new_version(  # noqa: PLR0913 - the fields of a version
     Raises:
         InvalidInput: a rule makes no sense, or two rules claim the same requests. Nothing written.
     """
+    if number < 1:
+        message = f"price versions count from 1, not {number}"
+        raise InvalidInput(message)
     own = {ref: tuple(rules) for ref, rules in (overrides or {}).items()}
+    for account in own:
+        if not is_name(account):
+            message = f"override: an account has {NAME_RULE}, not {account!r}"
+            raise InvalidInput(message)
     for ref, rules in ((None, tuple(prices)), *own.items()):
         for price in rules:
             for problem in problems_of(price):
@@ -1090,8 +1136,8 @@ def _name_problems(price: Price) -> Iterator[str]:
     if price.model is not None:
         names.append(("model", price.model))
     for field, name in names:
-        if not 0 < len(name) <= NAME_LENGTH_MAX or not name.isprintable():
-            yield f"{field}: a name has 1 to 255 characters without control characters"
+        if not is_name(name):
+            yield f"{field}: a name has {NAME_RULE}"
         if field in {"wallet", "rates"} and is_glob(name):
             yield f"{field}: {name} must be an exact name"
         if name.count("*") > STARS_MAX:
@@ -1156,17 +1202,10 @@ def _tier_problems(rate: Rate) -> Iterator[str]:
 
 def _within_problems(price: Price) -> Iterator[str]:
     shorthands = (
-        ("cached_within_input", price.cached_within_input, CACHE_METERS, "input_tokens"),
-        (
-            "reasoning_within_output",
-            price.reasoning_within_output,
-            REASONING_METERS,
-            "output_tokens",
-        ),
+        ("cached_within_input", price.cached_within_input, "input_tokens"),
+        ("reasoning_within_output", price.reasoning_within_output, "output_tokens"),
     )
-    for field, used, inner, outer in shorthands:
-        if used and not any(meter in price.rates for meter in inner):
-            yield f"{field} needs a rate for {inner[0]} (units 0 if it is free)"
+    for field, used, outer in shorthands:
         if used and outer not in price.rates:
             yield f"{field} needs a rate for {outer}"
     for meter in price.rates:
