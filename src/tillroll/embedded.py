@@ -32,7 +32,7 @@ from tillroll.ledger.errors import (
     TillrollError,
 )
 from tillroll.ledger.errors import Unpriced as UnpricedError
-from tillroll.ledger.pricing import Unpriced, new_version, price_hold
+from tillroll.ledger.pricing import Unpriced, explain_hold, new_version, price_hold
 from tillroll.ledger.types import Entry, Refusal
 from tillroll.ledger.units import Units, to_decimal
 from tillroll.ledger.verbs import How, Meter, Span, Verbs
@@ -522,7 +522,7 @@ def _sync(
     def verb(self: Ledger, *args: P.args, **kwargs: P.kwargs) -> Receipt:
         return self._ask(build(self._verbs, *args, **kwargs))
 
-    verb.__annotations__ = {**build.__annotations__, "return": Receipt}
+    verb.__annotations__ = {**build.__annotations__, "return": "Receipt"}
     return verb
 
 
@@ -535,7 +535,7 @@ def _async(
     async def verb(self: AsyncLedger, *args: P.args, **kwargs: P.kwargs) -> Receipt:
         return await self._ask(build(self._verbs, *args, **kwargs))
 
-    verb.__annotations__ = {**build.__annotations__, "return": Receipt}
+    verb.__annotations__ = {**build.__annotations__, "return": "Receipt"}
     return verb
 
 
@@ -548,7 +548,7 @@ def _sync_hold(
     def verb(self: Ledger, *args: P.args, **kwargs: P.kwargs) -> OpenHold:
         return OpenHold(self, self._ask(build(self._verbs, *args, **kwargs)))
 
-    verb.__annotations__ = {**build.__annotations__, "return": OpenHold}
+    verb.__annotations__ = {**build.__annotations__, "return": "OpenHold"}
     return verb
 
 
@@ -561,7 +561,7 @@ def _async_hold(
     def verb(self: AsyncLedger, *args: P.args, **kwargs: P.kwargs) -> PendingHold:
         return PendingHold(self, build(self._verbs, *args, **kwargs))
 
-    verb.__annotations__ = {**build.__annotations__, "return": PendingHold}
+    verb.__annotations__ = {**build.__annotations__, "return": "PendingHold"}
     return verb
 
 
@@ -574,7 +574,7 @@ def _preview(
     def verb(self: Preview, *args: P.args, **kwargs: P.kwargs) -> Receipt:
         return self._ask(build(self._verbs, *args, **kwargs))
 
-    verb.__annotations__ = {**build.__annotations__, "return": Receipt}
+    verb.__annotations__ = {**build.__annotations__, "return": "Receipt"}
     return verb
 
 

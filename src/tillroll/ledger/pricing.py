@@ -940,6 +940,36 @@ def explain_price(
     return lines
 
 
+def explain_hold(  # noqa: PLR0913 - the same parameters as price_hold
+    book: PriceBook,
+    operation: str,
+    meters: Meters,
+    *,
+    model: str | None = None,
+    attributes: Mapping[str, str] | None = None,
+    account_ref: str,
+    at: int,
+    version: int | None = None,
+    scale: int = 6,
+) -> list[str]:
+    """Write out how the price of a worst case came about; see `price_hold`, `explain_price`."""
+    number = book.current if version is None else version
+    rules = book.versions.get(number)
+    rule = rules._index.find(operation, model, account_ref, at) if rules else None  # noqa: SLF001
+    filled = {**rule.price.maximum_meters, **meters} if rule else meters
+    return explain_price(
+        book,
+        operation,
+        filled,
+        model=model,
+        attributes=attributes,
+        account_ref=account_ref,
+        at=at,
+        version=version,
+        scale=scale,
+    )
+
+
 def _sum_lines(rule: _Rule, share: int, products: Sequence[_Step]) -> list[str]:
     price, den = rule.price, rule.den * share
     lines: list[str] = []
