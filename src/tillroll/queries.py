@@ -16,6 +16,7 @@ from tillroll.ledger.commands import account_id
 from tillroll.ledger.core import Book, Rules, advance_in, apply, decide_batch, next_due
 from tillroll.ledger.errors import InvalidInput, NotFound
 from tillroll.ledger.explain import Facts, explain
+from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.types import (
     OVERDRAFT,
     WALLET_DEFAULT,
@@ -26,7 +27,6 @@ from tillroll.ledger.types import (
     Wallet,
 )
 from tillroll.ledger.units import show_units, to_decimal
-from tillroll.receipts import Receipt
 from tillroll.stores.base import load_book
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def _sum_effective(account: str, history: Iterable[Entry], wallet: str, as_of: i
     return state
 
 
-def _parts(posting: Any) -> tuple[str, str, str, int]:  # noqa: ANN401 - a Posting, unpacked
+def _parts(posting: Any) -> tuple[str, str, str, int]:
     return posting.source, posting.target, posting.line, posting.units
 
 
@@ -523,7 +523,7 @@ def _terms(reader: Reader, owner: bytes, story: Sequence[Entry | Refusal]) -> di
         for posting in item.postings
         if posting.line != OVERDRAFT
     }
-    terms = {}
+    terms: dict[str, Terms] = {}
     for line in lines:
         root, acts = reader.story((owner, line))
         for entry in ([] if root is None else [root]) + acts:

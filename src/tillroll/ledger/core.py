@@ -48,6 +48,7 @@ from tillroll.ledger.units import UNITS_MAX, show_units
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from decimal import Decimal
 
 HOLD_LIFE = 15 * MINUTE
 HOLD_LIFE_MAX = 24 * HOUR
@@ -497,7 +498,7 @@ def _price_meters(
     at: int,
 ) -> _Amount | Refusal:
     account = case.account
-    asked = {
+    asked: dict[str, Any] = {
         "model": model,
         "attributes": attributes,
         "account_ref": account.account,
@@ -522,7 +523,7 @@ def _price_meters(
             ways_out=({"kind": "price", "text": "add a price to tillroll.toml and apply it"},),
         )
     units = priced.units if ceiling is None else min(priced.units, ceiling)
-    residual = priced.residual_after
+    residual: Decimal | None = priced.residual_after
     if isinstance(case.request.command, c.Hold) or not (
         residual or priced.rule in account.residuals
     ):
@@ -1109,7 +1110,7 @@ def _entry(
     *,
     effective_at: int | None = None,
     tags: dict[str, str] | None = None,
-    **facts: Any,  # noqa: ANN401 - Entry's own fields, named by the callers above
+    **facts: Any,
 ) -> Entry:
     """Build the entry that a request leads to, with the balances after it."""
     account, request = case.account, case.request
@@ -1146,7 +1147,7 @@ def _due(
     wallet: str,
     units: int,
     postings: tuple[Posting, ...],
-    **facts: Any,  # noqa: ANN401 - Entry's own fields, named by the callers above
+    **facts: Any,
 ) -> Entry:
     """Build an entry that the clock leads to: no request, effective when it fell due."""
     issued, available, held, used, expired = _after(account.wallet(wallet), postings)
@@ -1413,7 +1414,8 @@ def _apply_consume(account: Account, entry: Entry) -> None:
 
 def _hold_of(entry: Entry) -> Hold:
     """Return the hold that an entry of kind "hold" opens."""
-    assert entry.request_id is not None and entry.deadline is not None
+    assert entry.request_id is not None
+    assert entry.deadline is not None
     return Hold(
         id=entry.request_id,
         seq=entry.seq,

@@ -29,7 +29,7 @@ BUSY_SECONDS = 10
 CACHED_ACCOUNTS_MAX = 20_000  # about 1 kB each: 20 MB
 
 
-class CommitUncertain(Exception):  # noqa: N818 - a state of affairs, answered by the engine
+class CommitUncertain(Exception):
     """The database erred at the commit. Whether it took place must be looked up."""
 
 

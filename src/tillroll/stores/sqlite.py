@@ -113,7 +113,7 @@ def _for_rows(template: str, rows: int, columns: int) -> str:
 
 
 def _many(
-    connection: apsw.Connection, template: str, rows: list[tuple[object, ...]]
+    connection: apsw.Connection, template: str, rows: Sequence[tuple[object, ...]]
 ) -> Iterator[tuple[Any, ...]]:
     """Run a statement over rows, many at a time, in sizes of two so that few are prepared."""
     first, size = 0, _ROWS_MAX
@@ -384,9 +384,10 @@ class SqliteReader:
 
     def stored_state(self, account_id: bytes) -> tuple[int, bytes, str] | None:
         """Return seq, chain head and state document as stored."""
-        return self.connection.execute(
+        row: tuple[int, bytes, str] | None = self.connection.execute(
             "SELECT seq, head, state FROM tillroll_accounts WHERE account_id = ?", (account_id,)
         ).get
+        return row
 
     def answers(self, keys: Sequence[Key]) -> dict[Key, Entry | Refusal]:
         """Return what was answered to these keys; an entry wins over an older refusal."""
@@ -523,7 +524,7 @@ class SqliteWriter(SqliteReader):
         if book.replayed:
             self._write(_COUNT_REPLAYS, [(name, owner, 1, at) for owner, name, at in book.replayed])
 
-    def _write(self, template: str, rows: list[tuple[object, ...]]) -> None:
+    def _write(self, template: str, rows: Sequence[tuple[object, ...]]) -> None:
         for _ in _many(self.connection, template, rows):
             raise AssertionError("a statement that writes returned a row")
 
