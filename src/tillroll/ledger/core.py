@@ -181,7 +181,7 @@ def _answer(book: Book, request: c.Request, at: int, rules: Rules) -> Answer:
     account = book.accounts[request.account_id]
     at = max(at, account.at)  # an account's time never runs backwards
     earlier = book.answers.get(key)
-    if earlier is not None and not (request.retry_refused and isinstance(earlier, Refusal)):
+    if earlier is not None and not _decides_anew(request, earlier):
         return _repeat(book, request, earlier, at)
     if account.next_due_at <= at:
         advance_in(book, request.account_id, at)
@@ -200,6 +200,15 @@ def _answer(book: Book, request: c.Request, at: int, rules: Rules) -> Answer:
     if account.next_due_at <= at:
         advance_in(book, request.account_id, at)
     return Answer(outcome)
+
+
+def _decides_anew(request: c.Request, earlier: Entry | Refusal) -> bool:
+    """Return whether a known id is to be decided again; another body stays a conflict."""
+    return (
+        request.retry_refused
+        and isinstance(earlier, Refusal)
+        and earlier.fingerprint == request.fingerprint
+    )
 
 
 def _repeat(book: Book, request: c.Request, earlier: Entry | Refusal, at: int) -> Answer:
