@@ -13,7 +13,7 @@ from msgspec import Struct, field
 
 from tillroll.ledger import budgets, calendar, chain
 from tillroll.ledger.commands import account_id
-from tillroll.ledger.core import Book, Rules, advance_in, apply, decide_batch, next_due
+from tillroll.ledger.core import Book, Rules, advance_in, apply, decide_batch, maker, next_due
 from tillroll.ledger.errors import InvalidInput, NotFound
 from tillroll.ledger.explain import Facts, explain
 from tillroll.ledger.types import (
@@ -525,7 +525,8 @@ def _terms(reader: Reader, owner: bytes, story: Sequence[Entry | Refusal]) -> di
     }
     terms = {}
     for line in lines:
-        root, acts = reader.story((owner, line))
+        _, acts = reader.story((owner, line))
+        root, _ = reader.story((owner, maker(line)))
         for entry in ([] if root is None else [root]) + acts:
             terms |= {opened.id: opened for opened in entry.opens if opened.id == line}
     return terms

@@ -105,7 +105,7 @@ class Book(Struct):
 
     def story(self, account_id: bytes, name: str) -> list[Entry]:
         """Return the entry that made this id and those that acted on it, oldest first."""
-        root = self.answers.get((account_id, name))
+        root = self.answers.get((account_id, maker(name)))
         acts = self.stories.get((account_id, name), [])
         return [root, *acts] if isinstance(root, Entry) else acts
 
@@ -147,6 +147,7 @@ def missing_stories(
     """
     wanted: set[tuple[bytes, str]] = set()
     seen: set[tuple[bytes, str]] = set()
+    settles: dict[tuple[bytes, str], str] = {}
     for request in requests:
         owner, command = request.account_id, request.command
         if isinstance(command, c.Consume | c.Hold | c.Grant):
@@ -156,24 +157,42 @@ def missing_stories(
             if hold is None or hold.deadline <= at or (owner, command.hold_id) in seen:
                 wanted.add((owner, command.hold_id))
             seen.add((owner, command.hold_id))
+            if isinstance(command, c.Settle):
+                settles[owner, request.request_id] = command.hold_id
         elif isinstance(command, c.Void):
-            wanted.add((owner, command.grant_id))
+            wanted |= {(owner, command.grant_id), (owner, maker(command.grant_id))}
         elif isinstance(command, c.Refund):
-            wanted.update((owner, name) for name in _refund_trail(book, request, command))
+            # A settle of this very batch is not stored yet: what it acts on is asked for by name.
+            charges = {command.charge, settles.get((owner, command.charge), command.charge)}
+            for charge in charges:
+                wanted.update((owner, name) for name in _refund_trail(book, owner, charge))
     return wanted - book.stories.keys()
 
 
-def _refund_trail(book: Book, request: c.Request, command: c.Refund) -> Iterator[str]:
+def maker(grant_id: str) -> str:
+    """Return the request that made a grant: its own id, but for those that a refund numbered."""
+    head, mark, nth = grant_id.rpartition("#")
+    return head[1:] if mark and head.startswith(RESERVED) and nth.isdecimal() else grant_id
+
+
+def _refund_trail(book: Book, owner: bytes, charge: str) -> Iterator[str]:
     """Yield the charge, the hold it was settled on, and every grant that may have paid it."""
-    owner = request.account_id
-    yield command.charge
-    story = book.story(owner, command.charge)
+    yield charge
+    story = book.story(owner, charge)
     if story and story[0].kind == "settle" and story[0].ref:
-        yield story[0].ref
-        story = book.story(owner, story[0].ref)
-    yield from (line for line in _paid(story) if line != OVERDRAFT)
-    if not story:  # the charge may be made in this very batch, by any grant that is live now
-        yield from book.accounts[owner].grants
+        charge = story[0].ref
+        yield charge
+        story = book.story(owner, charge)
+    for line in _paid(story):
+        if line != OVERDRAFT:
+            yield line
+            yield maker(line)
+    account = book.accounts[owner]
+    if not story or charge in account.holds:
+        # What pays may be decided in this very batch, by any grant that is live now.
+        for line in account.grants:
+            yield line
+            yield maker(line)
 
 
 def _answer(book: Book, request: c.Request, at: int, rules: Rules) -> Answer:
@@ -836,7 +855,7 @@ def _replacement(case: Case, command: c.Refund, terms: Terms, units: int, nth: i
     expires_at = None if command.extend_by is None else case.at + command.extend_by
     return replace(
         terms,
-        id=case.request.request_id if nth == 0 else f"{RESERVED}{case.request.request_id}/{nth}",
+        id=case.request.request_id if nth == 0 else f"{RESERVED}{case.request.request_id}#{nth}",
         units=units,
         category="promo" if command.expired == "goodwill" else terms.category,
         effective_at=case.at,
