@@ -660,7 +660,7 @@ def _settle_ended(case: Case, command: c.Settle) -> Entry | Refusal | Answer:
     if not case.account.settings.late_settlement:
         return _hold_expired(case, ending)
     opening = story[0]
-    amount = _late_amount(case, command, opening)
+    amount = _late_amount(case, command, story)
     if isinstance(amount, Refusal):
         return amount
     lines, shortfall = draw(
@@ -676,10 +676,11 @@ def _settle_ended(case: Case, command: c.Settle) -> Entry | Refusal | Answer:
     )
 
 
-def _late_amount(case: Case, command: c.Settle, opening: Entry) -> _Amount | Refusal:
-    """Return what to settle late, as if the hold were still open with nothing taken from it."""
-    hold = _hold_of(opening)
-    return _settle_amount(case, command, hold, hold.units)
+def _late_amount(case: Case, command: c.Settle, story: list[Entry]) -> _Amount | Refusal:
+    """Return what to settle late, as if the hold were still open with its parts settled."""
+    hold = _hold_of(story[0])
+    hold.settled = sum(entry.units for entry in story[1:] if entry.kind == "settle")
+    return _settle_amount(case, command, hold, max(hold.units - hold.settled, 0))
 
 
 def _same_settle(ending: Entry, command: c.Settle) -> bool:
@@ -688,7 +689,11 @@ def _same_settle(ending: Entry, command: c.Settle) -> bool:
         return False
     if command.units is not None:
         return command.units == ending.units + ending.shortfall
-    return command.meters == ending.meters
+    if command.meters is None and command.attributes is None:
+        # All that was held: then no meters were given, nothing came back and nothing fell short.
+        whole = all(posting.target == "used" for posting in ending.postings)
+        return whole and not ending.shortfall and ending.meters is None
+    return command.meters == ending.meters and command.attributes == ending.attributes
 
 
 def _release(case: Case, command: c.Release) -> Entry | Refusal | Answer:
