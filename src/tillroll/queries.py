@@ -369,7 +369,9 @@ def usage(
                 if stored.kind not in ("consume", "settle", "refund"):
                     continue
                 entry = stored.entry
-                when = entry.effective_at if entry.charged_at is None else entry.charged_at
+                when = entry.effective_at
+                if entry.kind == "refund" and entry.charged_at is not None:
+                    when = entry.charged_at
                 if (since is not None and when < since) or (until is not None and when >= until):
                     continue
                 key = tuple(_group(group, name, entry, when, zone) for group in by)

@@ -673,6 +673,7 @@ def _settle_ended(case: Case, command: c.Settle) -> Entry | Refusal | Answer:
         ref=command.hold_id, final=True, late=True, shortfall=shortfall, policy=command.above,
         operation=opening.operation, model=opening.model, tags=opening.tags,
         meters=command.meters, attributes=command.attributes, price=amount.price,
+        charged_at=opening.at, charged_seq=opening.seq,
     )
 
 
@@ -819,7 +820,7 @@ def _refund(case: Case, command: c.Refund) -> Entry | Refusal:
     return _entry(
         case, "refund", first.wallet, units, tuple(postings),
         ref=root, opens=tuple(opens), policy=command.expired, operation=first.operation,
-        model=first.model, tags=first.tags, charged_at=story[0].at,
+        model=first.model, tags=first.tags, charged_at=story[0].at, charged_seq=story[0].seq,
     )
 
 
@@ -1294,7 +1295,7 @@ def _spend_of(entry: Entry) -> Spend:
 
 def _apply_consume(account: Account, entry: Entry) -> None:
     if account.budgets:
-        budgets.count(account, _spend_of(entry), entry.at, entry.units)
+        budgets.count(account, _spend_of(entry), entry.at, entry.units, entry.seq)
 
 
 def _hold_of(entry: Entry) -> Hold:
@@ -1332,9 +1333,10 @@ def _apply_hold_part(account: Account, entry: Entry) -> None:
         for posting in entry.postings
         if posting.source == "available" or posting.target != "used"
     )
-    opened_at = hold.opened_at if hold else entry.at
     if account.budgets:
-        budgets.count(account, _spend_of(entry), opened_at, counted)
+        opened_at = hold.opened_at if hold else entry.charged_at or entry.at
+        opened = hold.seq if hold else entry.charged_seq
+        budgets.count(account, _spend_of(entry), opened_at, counted, opened)
     if hold is None:
         assert entry.late, f"entry {entry.seq} acts on a hold that is not open"
         return
@@ -1381,7 +1383,8 @@ def _apply_activated(account: Account, entry: Entry) -> None:
 
 def _apply_refund(account: Account, entry: Entry) -> None:
     if account.budgets and entry.charged_at is not None:
-        budgets.count(account, _spend_of(entry), entry.charged_at, -entry.units)
+        where = entry.charged_at, -entry.units, entry.charged_seq
+        budgets.count(account, _spend_of(entry), *where)
 
 
 def _apply_status(account: Account, entry: Entry) -> None:
@@ -1409,7 +1412,7 @@ def _apply_budget(account: Account, entry: Entry) -> None:
     if old is not None and replace(old.terms, cap=terms.cap) == terms:
         old.terms = terms
     else:
-        account.budgets[terms.name] = Budget(terms, since=entry.at)
+        account.budgets[terms.name] = Budget(terms, since=entry.seq)
 
 
 def _apply_recurring(account: Account, entry: Entry) -> None:

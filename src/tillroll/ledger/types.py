@@ -171,6 +171,7 @@ class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     settings: Settings | None = None
     policy: str | None = None
     charged_at: int | None = None
+    charged_seq: int = 0
     reason: str | None = None
     actor: str | None = None
     metadata_digest: bytes | None = None
@@ -237,7 +238,10 @@ class Hold(Struct, omit_defaults=True, gc=False):
 
 
 class Budget(Struct, omit_defaults=True, gc=False):
-    """A cap and what has been counted against it: node -> window start -> units."""
+    """A cap and what has been counted against it: node -> window start -> units.
+
+    `since` is the seq from which it counts: one batch may set a budget and spend at one instant.
+    """
 
     terms: BudgetTerms
     since: int
