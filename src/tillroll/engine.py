@@ -28,7 +28,7 @@ from tillroll.ledger.errors import (
     StoreError,
     StoreUnavailable,
 )
-from tillroll.ledger.types import Entry
+from tillroll.ledger.types import Entry, Refusal
 from tillroll.stores.base import CommitUncertain, load_book
 
 if TYPE_CHECKING:
@@ -377,8 +377,10 @@ class Engine:
 def _settled(request: Request, found: object, problem: CommitUncertain) -> Answer:
     if isinstance(found, Entry) and found.fingerprint == request.fingerprint:
         return Answer(found)
-    if found is not None and getattr(found, "fingerprint", None) == request.fingerprint:
-        return Answer(found)  # type: ignore[arg-type]  # a Refusal, by its fingerprint
+    if isinstance(found, Refusal) and found.fingerprint == request.fingerprint:
+        # Deciding anew, this may be the old refusal or the new one: asking again tells.
+        if not request.retry_refused:
+            return Answer(found)
     lost = StoreUnavailable(f"{problem}; nothing was written. Ask again with the same request_id")
     return Answer(lost)
 

@@ -364,13 +364,14 @@ def _hold_falls_due(account: Account, hold: Hold, at: int) -> Entry:
 def _renew(account: Account, recurring: Recurring, at: int) -> Entry:
     """Grant the next period's units, carrying over what the rollover allows.
 
-    carried = min(rollover_max, max(what is left, rollover_min)); the rest expires.
+    carried = min(rollover_max, max(what is left, rollover_min)); the rest expires. The first grant
+    is no renewal, wherever in its period it begins: there is nothing before it to carry over.
     """
     terms = recurring.terms
     when = recurring.next_at
     previous = account.grants.get(recurring.current or "")
     left = previous.remaining if previous else 0
-    carried = min(terms.rollover_max, max(left, terms.rollover_min)) if recurring.next else 0
+    carried = min(terms.rollover_max, max(left, terms.rollover_min)) if recurring.current else 0
     moved = min(left, carried)
     zone = account.settings.time_zone
     opened = Terms(
@@ -892,7 +893,7 @@ def _adjust(case: Case, command: c.Adjust) -> Entry | Refusal:
             chosen.append((grant.terms.id, taken))
             missing -= taken
     if missing:
-        return _insufficient(case, units, command.wallet, None)
+        return _insufficient(case, units, command.wallet, None, free=units - missing)
     postings = tuple(Posting("available", "issued", line, n) for line, n in chosen)
     return _entry(case, "adjust", command.wallet, command.units, postings)
 
@@ -1161,10 +1162,13 @@ def _over_budget(case: Case, tight: budgets.Room, units: int, wallet: str) -> Re
     )
 
 
-def _insufficient(case: Case, units: int, wallet: str, operation: str | None) -> Refusal:
+def _insufficient(
+    case: Case, units: int, wallet: str, operation: str | None, *, free: int | None = None
+) -> Refusal:
     account = case.account
     scale = case.rules.scale
-    free = spendable(account, wallet, operation, case.at)
+    if free is None:
+        free = spendable(account, wallet, operation, case.at)
     missing = show_units(units - free, scale)
     ways = [{"kind": "top_up", "text": f"grant {missing} more", "units": missing}]
     if free > 0:
