@@ -374,13 +374,12 @@ class Engine:
         self._broken = False
 
 
-def _settled(request: Request, found: object, problem: CommitUncertain) -> Answer:
-    if isinstance(found, Entry) and found.fingerprint == request.fingerprint:
+def _settled(request: Request, found: Entry | Refusal | None, problem: CommitUncertain) -> Answer:
+    # Deciding anew, a refusal may be the old one or the new one: asking again tells.
+    if isinstance(found, Refusal) and request.retry_refused:
+        found = None
+    if found is not None and found.fingerprint == request.fingerprint:
         return Answer(found)
-    if isinstance(found, Refusal) and found.fingerprint == request.fingerprint:
-        # Deciding anew, this may be the old refusal or the new one: asking again tells.
-        if not request.retry_refused:
-            return Answer(found)
     lost = StoreUnavailable(f"{problem}; nothing was written. Ask again with the same request_id")
     return Answer(lost)
 

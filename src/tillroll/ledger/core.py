@@ -370,6 +370,8 @@ def _renew(account: Account, recurring: Recurring, at: int) -> Entry:
     terms = recurring.terms
     when = recurring.next_at
     previous = account.grants.get(recurring.current or "")
+    if previous is not None and previous.terms.wallet != terms.wallet:
+        previous = None  # it was moved to another wallet: the old one's grant just expires
     left = previous.remaining if previous else 0
     carried = min(terms.rollover_max, max(left, terms.rollover_min)) if recurring.current else 0
     moved = min(left, carried)
@@ -851,7 +853,8 @@ def _give_back(
     elif command.expired == "expire":
         postings.append(Posting("used", "expired", line, units))
     else:
-        opened = _replacement(case, command, terms, units, len(opens))
+        nth = sum(1 for posting in postings if posting.source == "issued")
+        opened = _replacement(case, command, terms, units, nth)
         opens.append(opened)
         postings.append(Posting("used", "issued", line, units))
         postings.append(Posting("issued", "available", opened.id, units))
