@@ -10,6 +10,7 @@ The checks of each verb stand in the order of the refusals' precedence (errors.R
 from __future__ import annotations
 
 import heapq
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct, field
@@ -1041,7 +1042,7 @@ def _entry(
         at=case.at,
         request_id=request.request_id,
         fingerprint=request.fingerprint,
-        wallet=wallet,
+        wallet=sys.intern(wallet),
         units=units,
         postings=postings,
         reason=command.reason,
@@ -1068,7 +1069,7 @@ def _due(
         kind=kind,
         at=max(at, account.at),
         effective_at=when,
-        wallet=wallet,
+        wallet=sys.intern(wallet),
         units=units,
         postings=postings,
         **_after(account.wallet(wallet), postings),
@@ -1367,7 +1368,7 @@ def _apply_deadline(account: Account, entry: Entry) -> None:
     account.next_due_at = min(account.next_due_at, hold.deadline)
     if entry.kind == "in_doubt":
         hold.in_doubt = True
-        hold.at_deadline = entry.at_deadline or "release"
+        hold.at_deadline = "settle" if entry.at_deadline == "settle" else "release"
 
 
 def _apply_void(account: Account, entry: Entry) -> None:
