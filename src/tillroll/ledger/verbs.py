@@ -787,8 +787,8 @@ class Verbs:
         if request_id is None:
             request_id = self._new_id()
         else:
-            _target(request_id, "request_id")
-        _text(account, "account")
+            request_id = _target(request_id, "request_id")
+        account = _text(account, "account")
         metadata = actor = None
         retry_refused = False
         if how:
