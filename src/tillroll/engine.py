@@ -28,7 +28,7 @@ from tillroll.ledger.errors import (
     StoreError,
     StoreUnavailable,
 )
-from tillroll.ledger.types import Entry
+from tillroll.ledger.types import Entry, Refusal
 from tillroll.stores.base import CommitUncertain, load_book
 
 if TYPE_CHECKING:
@@ -372,11 +372,12 @@ class Engine:
         self._broken = False
 
 
-def _settled(request: Request, found: object, problem: CommitUncertain) -> Answer:
-    if isinstance(found, Entry) and found.fingerprint == request.fingerprint:
+def _settled(request: Request, found: Entry | Refusal | None, problem: CommitUncertain) -> Answer:
+    # Deciding anew, a refusal may be the old one or the new one: asking again tells.
+    if isinstance(found, Refusal) and request.retry_refused:
+        found = None
+    if found is not None and found.fingerprint == request.fingerprint:
         return Answer(found)
-    if found is not None and getattr(found, "fingerprint", None) == request.fingerprint:
-        return Answer(found)  # type: ignore[arg-type]  # a Refusal, by its fingerprint
     lost = StoreUnavailable(f"{problem}; nothing was written. Ask again with the same request_id")
     return Answer(lost)
 

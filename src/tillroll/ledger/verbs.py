@@ -8,6 +8,7 @@ raises from here is `InvalidInput`: nothing was queued, nothing is remembered.
 from __future__ import annotations
 
 import re
+import sys
 from datetime import date, datetime
 from decimal import Decimal
 from hashlib import sha256
@@ -822,8 +823,8 @@ class Verbs:
         if request_id is None:
             request_id = self._new_id()
         else:
-            _target(request_id, "request_id")
-        _text(account, "account")
+            request_id = _target(request_id, "request_id")
+        account = _text(account, "account")
         metadata = actor = None
         retry_refused = False
         if how:
@@ -860,6 +861,7 @@ class Verbs:
 def _text(value: object, name: str, most: int = ID_MAX, *, lines: bool = False) -> str:
     if not isinstance(value, str):
         raise InvalidInput(f"{name} must be a text")
+    value = str.__str__(value)  # the text itself, where an enum or a marked-up text was given
     if not 1 <= len(value) <= most:
         raise InvalidInput(f"{name} must have 1 to {most} characters, not {len(value)}")
     if not (value.isascii() and value.isprintable()):  # the common case needs no search
@@ -885,7 +887,8 @@ def _name(value: object, name: str) -> str:
         raise InvalidInput(
             f"{name} must be 1 to 64 of a-z, 0-9, dot, dash and underscore, not {str(value)[:40]!r}"
         )
-    return str(value)
+    assert isinstance(value, str)
+    return sys.intern(str.__str__(value))
 
 
 def _labels(values: Mapping[str, str] | None, name: str) -> dict[str, str] | None:
@@ -941,10 +944,11 @@ def _integer(value: object, name: str, low: int, high: int) -> int:
 
 
 def _one_of(value: T, choices: object, name: str) -> T:
+    """Return the choice itself: an equal text from elsewhere would be encoded differently."""
     allowed = choices.__args__  # type: ignore[attr-defined]  # a Literal of texts
     if value not in allowed:
         raise InvalidInput(f"{name} must be one of {', '.join(allowed)}, not {str(value)[:40]!r}")
-    return value
+    return allowed[allowed.index(value)]
 
 
 def _instant(value: object, name: str) -> int | None:

@@ -13,7 +13,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tillroll.ledger.chain import decode_account, decode_entry, decode_refusal, encode
+from tillroll.ledger.chain import (
+    decode_account,
+    decode_entry,
+    decode_refusal,
+    encode,
+    encode_state,
+)
 from tillroll.ledger.core import next_due
 from tillroll.ledger.errors import InvalidInput, StoreClosed
 from tillroll.ledger.pricing import PriceBook
@@ -198,7 +204,7 @@ class MemoryWriter(MemoryReader):
                 store.by_ref.setdefault((owner, entry.ref), []).append(entry.seq)
         for owner in {sealed.account_id for sealed in book.appended}:
             account = book.accounts[owner]
-            state = encode(account).decode()
+            state = encode_state(account).decode()
             store.states[owner] = (
                 account.account,
                 account.seq,
