@@ -75,6 +75,12 @@ class MemoryStore:
         """Return nothing: there is no file to be unhealthy."""
         return []
 
+    def before_fork(self) -> None:
+        """Do nothing: the engine keeps writers out, so that the child's copy is a whole one."""
+
+    def fork_done(self) -> None:
+        """Do nothing: nothing was stopped."""
+
     def after_fork(self) -> None:
         """Go on alone: the child has its own copy."""
         self._lock = threading.RLock()
