@@ -63,8 +63,9 @@ PRAGMA foreign_keys = ON;
 PRAGMA trusted_schema = OFF;
 PRAGMA mmap_size = 0;
 PRAGMA cache_size = -65536;
-PRAGMA wal_autocheckpoint = 4000;
-"""  # cache 64 MiB; a checkpoint each 4,000 pages of 4 KiB = 16 MB of log
+"""  # cache 64 MiB
+
+CHECKPOINT_PAGES = 4_000  # of 4 KiB: a checkpoint each 16 MB of log
 
 _ANSWER = """
 SELECT body, NULL FROM tillroll_entries WHERE request_id = ?1 AND account_id = ?2
@@ -177,6 +178,8 @@ class SqliteStore:
         self._prices: dict[str, PriceBook] = {}
         self._data_version = -1
         self._writer: apsw.Connection | None = None
+        self._checkpoint_pages = CHECKPOINT_PAGES
+        self._log_pages = 0
         self._closed = False
         try:
             with self._translating():
@@ -225,11 +228,19 @@ class SqliteStore:
                 raise
         connection.set_busy_timeout(self._busy_milliseconds)
         try:
-            connection.execute(_PRAGMAS)
+            # To the end: a cursor stops at each row, and so would never come to the later ones.
+            connection.execute(_PRAGMAS).fetchall()
         except apsw.ReadOnlyError:
             # A file that may only be read can still be looked at.
             connection.execute("PRAGMA query_only = ON")
+        # SQLite would checkpoint within COMMIT, and an error there is none of the commit.
+        connection.set_wal_hook(self._note_log)
         return connection
+
+    def _note_log(self, _: apsw.Connection, __: str, pages: int) -> int:
+        """Note, after each commit, how long the log is."""
+        self._log_pages = pages
+        return apsw.SQLITE_OK
 
     def _migrate(self, connection: apsw.Connection, scale: int | None) -> None:
         """Apply what is pending, one database transaction a step; several processes may race."""
@@ -245,7 +256,7 @@ class SqliteStore:
                     "name TEXT NOT NULL, checksum TEXT NOT NULL) STRICT"
                 )
             for step in pending(known, applied):
-                connection.execute(step.sql)
+                connection.execute(step.sql).fetchall()
                 connection.execute(
                     "INSERT INTO tillroll_migrations VALUES (?, ?, ?)",
                     (step.number, step.name, step.checksum),
@@ -294,6 +305,11 @@ class SqliteStore:
         except BaseException:
             self._give_up(connection)
             raise
+        if self._log_pages >= self._checkpoint_pages:
+            self._log_pages = 0
+            # One that errs is tried again after the next commit; the log is all that matters.
+            with suppress(apsw.Error):
+                connection.wal_checkpoint()
 
     def _give_up(self, connection: apsw.Connection) -> None:
         """Roll back; a connection that cannot even do that is thrown away."""

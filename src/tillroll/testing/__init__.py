@@ -1,0 +1,1 @@
+"""What a user may run against their own installation: faults to inject."""
