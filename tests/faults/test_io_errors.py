@@ -31,19 +31,20 @@ POINTS_MAX = 200
 
 class Fault(NamedTuple):
     error: Literal["io", "full"]
-    on: bool  # the disk stays broken until the error has reached the caller
+    times: int | None  # None: the disk stays broken until the caller was told
     lost: bool  # the pages of a failed sync never reach the disk
     checkpoint: bool  # each commit also copies the log into the file
 
 
 FAULTS = [
-    Fault("io", on=False, lost=True, checkpoint=False),
-    Fault("io", on=False, lost=False, checkpoint=False),
-    Fault("io", on=True, lost=True, checkpoint=False),
-    Fault("io", on=True, lost=False, checkpoint=True),
-    Fault("io", on=False, lost=True, checkpoint=True),
-    Fault("full", on=False, lost=False, checkpoint=False),
-    Fault("full", on=True, lost=False, checkpoint=True),
+    Fault("io", times=1, lost=True, checkpoint=False),
+    Fault("io", times=1, lost=False, checkpoint=False),
+    Fault("io", times=None, lost=True, checkpoint=False),
+    Fault("io", times=None, lost=False, checkpoint=True),
+    Fault("io", times=1, lost=True, checkpoint=True),
+    Fault("io", times=2, lost=True, checkpoint=False),
+    Fault("full", times=1, lost=False, checkpoint=False),
+    Fault("full", times=None, lost=False, checkpoint=True),
 ]
 
 
@@ -84,7 +85,7 @@ def every_point(case: Case, template: Path, fault: Fault) -> Iterator[tuple[Ledg
                 if fault.checkpoint:
                     assert isinstance(ledger.store, SqliteStore)
                     ledger.store._checkpoint_pages = 1
-                disk.fail(point, error=fault.error, on=fault.on)
+                disk.fail(point, error=fault.error, times=fault.times)
                 yield ledger, disk
             if not disk.struck:
                 return

@@ -52,7 +52,7 @@ class Plan(NamedTuple):
     first: int
     kinds: Collection[Kind]
     error: Literal["io", "full"]
-    on: bool  # every one from the first on, not the first alone
+    times: int | None  # how many from the first on; None: until `heal`
 
 
 class _Content:
@@ -129,19 +129,19 @@ class FaultyDisk(apsw.VFS):
         *,
         kinds: Collection[Kind] = KINDS,
         error: Literal["io", "full"] = "io",
-        on: bool = False,
+        times: int | None = 1,
     ) -> None:
-        """Make one call err.
+        """Make a call err, or several in a row.
 
         Args:
             nth: Which of these calls from now on; the first is 1.
             kinds: Which calls count and can err.
             error: "io" for an I/O error, "full" for a full disk (which a sync never reports).
-            on: Let every such call after it err too, until `heal`.
+            times: How many in a row err; None for all until `heal`.
         """
         with self._lock:
             self.watch()
-            self._plan = Plan(nth, tuple(kinds), error, on)
+            self._plan = Plan(nth, tuple(kinds), error, times)
 
     def heal(self) -> None:
         """Let everything succeed again; keep the counts."""
@@ -211,7 +211,8 @@ class FaultyDisk(apsw.VFS):
             if plan is None or kind not in plan.kinds:
                 return
             self._count += 1
-            if self._count < plan.first or (self._count > plan.first and not plan.on):
+            over = plan.times is not None and self._count >= plan.first + plan.times
+            if self._count < plan.first or over:
                 return
             self.struck += 1
             full = plan.error == "full" and kind != "sync"
