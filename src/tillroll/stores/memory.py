@@ -86,6 +86,12 @@ class MemoryStore:
         """Return what `doctor` wants to know."""
         return [("memory", "gone when this process ends", True), ("scale", str(self.scale), True)]
 
+    def before_fork(self) -> None:
+        """Do nothing: the engine keeps writers out, so that the child's copy is a whole one."""
+
+    def fork_done(self) -> None:
+        """Do nothing: nothing was stopped."""
+
     def after_fork(self) -> None:
         """Go on alone: the child has its own copy."""
         self._lock = threading.RLock()
