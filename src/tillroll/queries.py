@@ -587,7 +587,7 @@ def _verify_account(
         problem = None if state.seq == 0 else "the account has entries but no row"
     elif row[:2] != (state.seq, state.head):
         problem = f"the account's row ends at {row[0]}, its entries at {state.seq}"
-    elif row[2].encode() != chain.encode(state):
+    elif row[2].encode() != chain.encode_state(state):
         problem = "the stored state is not what the entries fold to"
     else:
         problem = None

@@ -12,7 +12,13 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tillroll.ledger.chain import decode_account, decode_entry, decode_refusal, encode
+from tillroll.ledger.chain import (
+    decode_account,
+    decode_entry,
+    decode_refusal,
+    encode,
+    encode_state,
+)
 from tillroll.ledger.core import next_due
 from tillroll.ledger.errors import InvalidInput, StoreClosed
 from tillroll.ledger.pricing import PriceBook
@@ -193,7 +199,7 @@ class MemoryWriter(MemoryReader):
                 store.by_ref.setdefault((owner, entry.ref), []).append(entry.seq)
         for owner in {sealed.account_id for sealed in book.appended}:
             account = book.accounts[owner]
-            state = encode(account).decode()
+            state = encode_state(account).decode()
             store.states[owner] = (
                 account.account, account.seq, account.head, account.next_due_at, state
             )

@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING
 
 import apsw
 
-from tillroll.ledger.chain import decode_account, decode_entry, decode_refusal, encode
+from tillroll.ledger.chain import (
+    decode_account,
+    decode_entry,
+    decode_refusal,
+    encode,
+    encode_state,
+)
 from tillroll.ledger.core import next_due
 from tillroll.ledger.errors import (
     InvalidInput,
@@ -545,7 +551,7 @@ def _account_row(owner: bytes, project: str, account: Account) -> tuple[object, 
         account.at,
         account.next_due_at,
         least(account),
-        encode(account).decode(),
+        encode_state(account).decode(),
     )
 
 
