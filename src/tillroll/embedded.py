@@ -533,7 +533,9 @@ def _async(
 
     @functools.wraps(build)
     async def verb(self: AsyncLedger, *args: P.args, **kwargs: P.kwargs) -> Receipt:
-        return await self._ask(build(self._verbs, *args, **kwargs))
+        request = build(self._verbs, *args, **kwargs)
+        answers = await self._engine.submit((request,), asyncio.get_running_loop())
+        return _answer(self, answers[0], request)
 
     verb.__annotations__ = {**build.__annotations__, "return": "Receipt"}
     return verb

@@ -135,6 +135,9 @@ class Store(Protocol):
     def check(self) -> list[str]:
         """Return what the database itself finds wrong with its file; empty where it is healthy."""
 
+    def facts(self) -> list[tuple[str, str, bool]]:
+        """Return what `doctor` wants to know: name, value, whether it is as it must be."""
+
     def after_fork(self) -> None:
         """Forget, in a forked child, what belongs to the parent."""
 

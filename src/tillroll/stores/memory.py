@@ -81,6 +81,10 @@ class MemoryStore:
         """Return nothing: there is no file to be unhealthy."""
         return []
 
+    def facts(self) -> list[tuple[str, str, bool]]:
+        """Return what `doctor` wants to know."""
+        return [("memory", "gone when this process ends", True), ("scale", str(self.scale), True)]
+
     def after_fork(self) -> None:
         """Go on alone: the child has its own copy."""
         self._lock = threading.RLock()
