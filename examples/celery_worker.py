@@ -29,7 +29,7 @@ RESULTS: dict[str, dict[str, str]] = {}  # by request id: a table of your databa
 @functools.cache
 def ledger() -> tillroll.Ledger:
     """Return the one ledger of this process, opened when its first task needs it."""
-    return tillroll.open(os.environ.get("TILLROLL_URL", "sqlite:///credits.db"))
+    return tillroll.open(os.environ.get("TILLROLL_DATABASE_URL", "sqlite:///credits.db"))
 
 
 class ModelBusyError(Exception):
@@ -87,7 +87,7 @@ def work(task: Task, hold: tillroll.OpenHold, prompt: str) -> dict[str, str]:
 
 def main() -> None:
     """Show a task that is busy twice, the same delivered again, one that hangs, one refused."""
-    os.environ.setdefault("TILLROLL_URL", "memory://")
+    os.environ.setdefault("TILLROLL_DATABASE_URL", "memory://")
     app.conf.task_always_eager = True
     ledger().grant("acme", 100, request_id="pay-1")
 

@@ -71,7 +71,7 @@ async def provider(prompt: str) -> tuple[str, int]:
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Open the ledger with the service and close it with the service."""
-    url = os.environ.get("TILLROLL_URL", "sqlite:///credits.db")
+    url = os.environ.get("TILLROLL_DATABASE_URL", "sqlite:///credits.db")
     async with tillroll.open_async(url) as ledger:
         app.state.ledger = ledger
         app.state.images = {}  # answers by request id: a table of your database
@@ -192,7 +192,7 @@ def main() -> None:
     """Show a payment, an order, a repeat, a failure, a time-out, a conflict and a refusal."""
     from fastapi.testclient import TestClient  # noqa: PLC0415 - only the demonstration needs it
 
-    os.environ.setdefault("TILLROLL_URL", "memory://")
+    os.environ.setdefault("TILLROLL_DATABASE_URL", "memory://")
     with TestClient(app) as client:
         payment = {"payment_id": "pay-1", "account": "acme", "units": 100}
         client.post("/payments", json=payment)

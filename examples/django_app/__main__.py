@@ -6,7 +6,7 @@ import os
 def main() -> None:
     """Show a payment, an order, a repeat, a failure, a time-out and a refusal."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "django_app.settings")
-    os.environ.setdefault("TILLROLL_URL", "memory://")
+    os.environ.setdefault("TILLROLL_DATABASE_URL", "memory://")
     import django  # noqa: PLC0415 - the settings come first
     from django.test import Client  # noqa: PLC0415
 

@@ -29,7 +29,7 @@ def ledger() -> tillroll.Ledger:
     All threads share it: those that write at the same time share a commit. It survives the fork of
     a pre-forking server, and is closed in order when the process ends.
     """
-    return tillroll.open(settings.TILLROLL_URL)
+    return tillroll.open(settings.TILLROLL_DATABASE_URL)
 
 
 def problem(status: int, code: str, detail: str, **more: object) -> JsonResponse:

@@ -9,4 +9,4 @@ MIDDLEWARE = ["django_app.billing.ProblemsAsAnswers"]
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 USE_TZ = True
 
-TILLROLL_URL = os.environ.get("TILLROLL_URL", "sqlite:///credits.db")
+TILLROLL_DATABASE_URL = os.environ.get("TILLROLL_DATABASE_URL", "sqlite:///credits.db")

@@ -12,7 +12,7 @@ import tillroll
 
 @pytest.fixture
 def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tillroll.Ledger]:
-    monkeypatch.setenv("TILLROLL_URL", f"sqlite:///{tmp_path}/credits.db")
+    monkeypatch.setenv("TILLROLL_DATABASE_URL", f"sqlite:///{tmp_path}/credits.db")
     celery_worker.ledger.cache_clear()
     celery_worker.RESULTS.clear()
     with celery_worker.ledger() as ledger:

@@ -18,7 +18,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     django.setup()
     from django_app import billing as ours  # noqa: PLC0415 - after the settings
 
-    monkeypatch.setattr(settings, "TILLROLL_URL", f"sqlite:///{tmp_path}/credits.db")
+    monkeypatch.setattr(settings, "TILLROLL_DATABASE_URL", f"sqlite:///{tmp_path}/credits.db")
     cache.clear()
     ours.ledger.cache_clear()
     yield Client(raise_request_exception=False)

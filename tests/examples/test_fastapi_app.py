@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 @pytest.fixture
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
-    monkeypatch.setenv("TILLROLL_URL", f"sqlite:///{tmp_path}/credits.db")
+    monkeypatch.setenv("TILLROLL_DATABASE_URL", f"sqlite:///{tmp_path}/credits.db")
     with TestClient(fastapi_app.app) as client:
         pay(client, "acme", 100)
         yield client
