@@ -59,13 +59,13 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
+
 def new_id() -> str:
     """Return a UUIDv7: unique, and ordered by time so that the index of ids grows at its end."""
     millis = time.time_ns() // 1_000_000
-    tail = int.from_bytes(os.urandom(10), "big")
-    high = (millis & 0xFFFF_FFFF_FFFF) << 16 | 0x7000 | (tail >> 64) & 0x0FFF
-    text = f"{high:016x}{(tail & 0x3FFF_FFFF_FFFF_FFFF) | 0x8000_0000_0000_0000:016x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    tail = os.urandom(10).hex()
+    variant = "89ab"[int(tail[3], 16) & 3]
+    return f"{millis >> 16:08x}-{millis & 0xFFFF:04x}-7{tail[:3]}-{variant}{tail[4:7]}-{tail[7:19]}"
 
 
 def open_store(url: str | os.PathLike[str], *, scale: int | None = None) -> Store:
@@ -249,8 +249,13 @@ class _Base:
                 of what had happened by then.
         """
         return queries.balance(
-            self.store, self.project, account, at=self._now(), wallet=wallet,
-            as_of=None if as_of is None else calendar.instant(as_of, "as_of"), clock=clock,
+            self.store,
+            self.project,
+            account,
+            at=self._now(),
+            wallet=wallet,
+            as_of=None if as_of is None else calendar.instant(as_of, "as_of"),
+            clock=clock,
         )
 
     def statement(
@@ -274,7 +279,12 @@ class _Base:
             until: Only what was recorded before this.
         """
         return queries.statement(
-            self.store, self.project, account, limit=limit, before=before, kinds=kinds,
+            self.store,
+            self.project,
+            account,
+            limit=limit,
+            before=before,
+            kinds=kinds,
             since=None if since is None else calendar.instant(since, "since"),
             until=None if until is None else calendar.instant(until, "until"),
         )
@@ -299,7 +309,10 @@ class _Base:
             progress: Called with the number of entries read so far.
         """
         return queries.usage(
-            self.store, self.project, account=account, by=by,
+            self.store,
+            self.project,
+            account=account,
+            by=by,
             since=None if since is None else calendar.instant(since, "since"),
             until=None if until is None else calendar.instant(until, "until"),
             progress=progress,
@@ -380,7 +393,11 @@ class _Base:
         def act(tx: Writer) -> PriceVersion:
             book = tx.prices(self.project)
             version = new_version(
-                book.current + 1, prices, overrides=overrides, author=author, reason=reason,
+                book.current + 1,
+                prices,
+                overrides=overrides,
+                author=author,
+                reason=reason,
                 applied_at=applied_at,
             )
             if book.current and book.version(book.current).digest == version.digest:
@@ -422,30 +439,43 @@ class _Base:
         command = request.command
         assert isinstance(command, HoldCommand)
         asked = {
-            "model": model, "attributes": command.attributes, "account_ref": account, "at": at,
+            "model": model,
+            "attributes": command.attributes,
+            "account_ref": account,
+            "at": at,
             "scale": self.scale,
         }
         priced = price_hold(book, operation, command.meters or {}, **asked)
         if isinstance(priced, Unpriced):
-            raise UnpricedError(priced.reason, account=account, details={
-                "known": ", ".join(priced.known)
-            })
+            raise UnpricedError(
+                priced.reason, account=account, details={"known": ", ".join(priced.known)}
+            )
         locked = None
         if lock_for is not None:
             claims = QuoteClaims(
-                account=account, operation=operation, version=priced.version,
-                ceiling=priced.units, wallet=priced.wallet,
-                expires_at=at + calendar.span(lock_for, "lock_for"), model=model, id=new_id(),
+                account=account,
+                operation=operation,
+                version=priced.version,
+                ceiling=priced.units,
+                wallet=priced.wallet,
+                expires_at=at + calendar.span(lock_for, "lock_for"),
+                model=model,
+                id=new_id(),
             )
             locked = quotes.sign(self.store.secret, claims)
         return Quote(
-            account=account, operation=operation, wallet=priced.wallet,
-            units=to_decimal(priced.units, self.scale), exact=priced.exact,
-            price_version=priced.version, rule=priced.rule,
+            account=account,
+            operation=operation,
+            wallet=priced.wallet,
+            units=to_decimal(priced.units, self.scale),
+            exact=priced.exact,
+            price_version=priced.version,
+            rule=priced.rule,
             arithmetic=tuple(explain_hold(book, operation, command.meters or {}, **asked)),
             available=self.balance(account, priced.wallet).spendable,
             token=locked,
-            expires_at=None if lock_for is None
+            expires_at=None
+            if lock_for is None
             else calendar.show_instant(at + calendar.span(lock_for, "lock_for")),
         )
 
@@ -793,8 +823,15 @@ class OpenHold(_HoldBase):
     ) -> Receipt:
         """Take what was really used and give the rest back; see `Ledger.settle`."""
         receipt = self._ledger.settle(
-            self.account, self.id, units=units, meters=meters, attributes=attributes,
-            final=final, above=above, request_id=request_id, **how,
+            self.account,
+            self.id,
+            units=units,
+            meters=meters,
+            attributes=attributes,
+            final=final,
+            above=above,
+            request_id=request_id,
+            **how,
         )
         if final:
             self.ended = receipt
@@ -861,8 +898,15 @@ class AsyncOpenHold(_HoldBase):
     ) -> Receipt:
         """Take what was really used and give the rest back; see `Ledger.settle`."""
         receipt = await self._ledger.settle(
-            self.account, self.id, units=units, meters=meters, attributes=attributes,
-            final=final, above=above, request_id=request_id, **how,
+            self.account,
+            self.id,
+            units=units,
+            meters=meters,
+            attributes=attributes,
+            final=final,
+            above=above,
+            request_id=request_id,
+            **how,
         )
         if final:
             self.ended = receipt
@@ -870,9 +914,7 @@ class AsyncOpenHold(_HoldBase):
 
     async def release(self, *, request_id: str | None = None, **how: Unpack[How]) -> Receipt:
         """Give all of it back; see `Ledger.release`."""
-        self.ended = await self._ledger.release(
-            self.account, self.id, request_id=request_id, **how
-        )
+        self.ended = await self._ledger.release(self.account, self.id, request_id=request_id, **how)
         return self.ended
 
     async def extend(self, expires_in: Span, **how: Unpack[How]) -> Receipt:

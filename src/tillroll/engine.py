@@ -345,9 +345,7 @@ class Engine:
                 answers.append(Answer(failure))
         return answers
 
-    def _find_out(
-        self, requests: Sequence[Request], problem: CommitUncertain
-    ) -> list[Answer]:
+    def _find_out(self, requests: Sequence[Request], problem: CommitUncertain) -> list[Answer]:
         """Look up, after opening the database anew, what became of an uncertain commit."""
         try:
             self.store.recover()

@@ -43,7 +43,9 @@ Tag = Annotated[
 Attribute = Annotated[
     list[str] | None, Parameter(name="--attribute", negative=(), help="NAME=VALUE, repeatable.")
 ]
-Units = Annotated[str | None, Parameter(help="An exact amount; priced by the price book if absent.")]
+Units = Annotated[
+    str | None, Parameter(help="An exact amount; priced by the price book if absent.")
+]
 Reason = Annotated[str | None, Parameter(help="Why, in your words.")]
 Actor = Annotated[str | None, Parameter(help="Who acts.")]
 Metadata = Annotated[str | None, Parameter(help="A JSON object kept beside the entry.")]
@@ -294,7 +296,9 @@ def settle(
     hold_id: str,
     /,
     *,
-    units: Annotated[str | None, Parameter(help="What was used; all that is held if absent.")] = None,
+    units: Annotated[
+        str | None, Parameter(help="What was used; all that is held if absent.")
+    ] = None,
     meter: Meter = None,
     attribute: Attribute = None,
     part: Annotated[bool, Parameter(negative=(), help="Leave the hold open.")] = False,
@@ -846,7 +850,8 @@ def quote(
         return
     c.out.print(
         f"[bold]{found.units:,f}[/] {found.wallet} for {operation} "
-        f"({found.available:,f} spendable)", soft_wrap=True,
+        f"({found.available:,f} spendable)",
+        soft_wrap=True,
     )
     for line in found.arithmetic:
         c.out.print(f"   {line}", markup=False, soft_wrap=True)

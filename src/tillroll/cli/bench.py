@@ -23,7 +23,9 @@ from tillroll.cli.views import table
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_SETTINGS = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000"
+_SETTINGS = """
+PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
+"""
 _NAIVE_SCHEMA = """
 CREATE TABLE counters (account TEXT PRIMARY KEY, credits INTEGER NOT NULL) STRICT;
 CREATE TABLE charges (
@@ -31,6 +33,12 @@ CREATE TABLE charges (
     units INTEGER NOT NULL, at INTEGER NOT NULL, UNIQUE (account, request_id)
 ) STRICT;
 """
+
+
+def _run(connection: apsw.Connection, script: str) -> None:
+    """Run statements to their end; one that answers with a row would hold up the rest."""
+    for _ in connection.execute(script):
+        pass
 
 
 def machine() -> dict[str, str]:
@@ -41,8 +49,9 @@ def machine() -> dict[str, str]:
         names = [s for s in cpuinfo.read_text().splitlines() if s.startswith("model name")]
         model = names[0].partition(":")[2].strip() if names else ""
     return {
-        "cpus": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
-                    os.cpu_count()),
+        "cpus": str(
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        ),
         "cpu": model or platform.processor(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
@@ -61,15 +70,26 @@ def race(common: c.Common, consumers: int, credits: int) -> int:
         naive = _race_counter(f"{folder}/naive.db", consumers, credits)
     ok = ours["granted"] == min(consumers, credits) and ours["left"] == max(credits - consumers, 0)
     if common.json:
-        c.print_json({"consumers": consumers, "credits": credits, "tillroll": ours,
-                      "naive": naive, "ok": ok})
+        c.print_json(
+            {"consumers": consumers, "credits": credits, "tillroll": ours, "naive": naive, "ok": ok}
+        )
         return c.OK if ok else c.FAILED
-    lines = table(f"{consumers} consumers, {credits} credits", "granted", "refused",
-                  "balance after", "given away", right=("granted", "refused", "balance after",
-                                                        "given away"))
+    lines = table(
+        f"{consumers} consumers, {credits} credits",
+        "granted",
+        "refused",
+        "balance after",
+        "given away",
+        right=("granted", "refused", "balance after", "given away"),
+    )
     lines.add_row("tillroll", f"{ours['granted']}", f"{ours['refused']}", f"{ours['left']}", "0")
-    lines.add_row("if credits > 0: credits -= 1", f"{naive['granted']}", f"{naive['refused']}",
-                  f"{naive['left']}", f"{max(naive['granted'] - credits, 0)}")
+    lines.add_row(
+        "if credits > 0: credits -= 1",
+        f"{naive['granted']}",
+        f"{naive['refused']}",
+        f"{naive['left']}",
+        f"{max(naive['granted'] - credits, 0)}",
+    )
     c.out.print(lines)
     c.out.print("[bold green]ok[/] each credit was spent once" if ok else "[bold red]WRONG[/]")
     return c.OK if ok else c.FAILED
@@ -96,7 +116,7 @@ def _race_ledger(url: str, consumers: int, credits: int) -> dict[str, int]:
 def _race_counter(path: str, consumers: int, credits: int) -> dict[str, int]:
     """Do what the three naive lines do: read the counter, look, write it back."""
     setup = apsw.Connection(path)
-    setup.execute(f"{_SETTINGS}; {_NAIVE_SCHEMA}")
+    _run(setup, f"{_SETTINGS} {_NAIVE_SCHEMA}")
     setup.execute("INSERT INTO counters VALUES ('acme', ?)", (credits,))
     barrier = threading.Barrier(consumers)
 
@@ -132,16 +152,22 @@ def consume(common: c.Common, seconds: float, accounts: int) -> int:
     with tempfile.TemporaryDirectory(prefix="tillroll-", dir=".") as folder:
         plan: list[tuple[str, Callable[[], dict[str, Any]]]] = [
             ("bare commit: one insert a transaction", lambda: _bare(folder, seconds)),
-            ("naive: one transaction a consume, 1 thread",
-             lambda: _naive(folder, names, seconds, 1)),
-            ("naive: one transaction a consume, 32 threads",
-             lambda: _naive(folder, names, seconds, 32)),
+            (
+                "naive: one transaction a consume, 1 thread",
+                lambda: _naive(folder, names, seconds, 1),
+            ),
+            (
+                "naive: one transaction a consume, 32 threads",
+                lambda: _naive(folder, names, seconds, 32),
+            ),
             ("tillroll, 1 caller", lambda: _threads(folder, names, seconds, 1)),
             ("tillroll, 32 threads", lambda: _threads(folder, names, seconds, 32)),
             ("tillroll, 32 async callers", lambda: _loop(folder, names, seconds, 32)),
             ("tillroll, 1,000 async callers", lambda: _loop(folder, names, seconds, 1_000)),
-            ("tillroll, 32 async callers, one hot account",
-             lambda: _loop(folder, names[:1], seconds, 32)),
+            (
+                "tillroll, 32 async callers, one hot account",
+                lambda: _loop(folder, names[:1], seconds, 32),
+            ),
             ("tillroll, consume_many, 1,000 a call", lambda: _bulk(folder, names, seconds)),
         ]
         with c.progress(quiet=common.json) as bar:
@@ -172,17 +198,18 @@ def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def show(report: dict[str, Any]) -> None:
     """Print the figures."""
-    lines = table("", "per second", "p50 ms", "p99 ms",
-                  right=("per second", "p50 ms", "p99 ms"))
+    lines = table("", "per second", "p50 ms", "p99 ms", right=("per second", "p50 ms", "p99 ms"))
     for row in report["rows"]:
-        lines.add_row(row["name"], f"{row['per_second']:,}", f"{row['p50_ms']:.2f}",
-                      f"{row['p99_ms']:.2f}")
+        lines.add_row(
+            row["name"], f"{row['per_second']:,}", f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}"
+        )
     c.out.print(lines)
     for name, ratio in report["ratios"].items():
         c.out.print(f"{name}: [bold]{ratio}[/]")
     facts = ", ".join(f"{name} {value}" for name, value in report["machine"].items() if value)
-    c.out.print(f"{report['accounts']:,} accounts, full durability; {facts}", style="dim",
-                soft_wrap=True)
+    c.out.print(
+        f"{report['accounts']:,} accounts, full durability; {facts}", style="dim", soft_wrap=True
+    )
 
 
 def _figures(times: list[float], took: float, each: int = 1) -> dict[str, Any]:
@@ -196,7 +223,7 @@ def _figures(times: list[float], took: float, each: int = 1) -> dict[str, Any]:
 
 def _bare(folder: str, seconds: float) -> dict[str, Any]:
     connection = apsw.Connection(f"{folder}/bare.db")
-    connection.execute(f"{_SETTINGS}; CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT) STRICT")
+    _run(connection, f"{_SETTINGS} CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT) STRICT")
     body = "x" * 300
     times = []
     began = time.perf_counter()
@@ -212,14 +239,14 @@ def _naive(folder: str, names: list[str], seconds: float, threads: int) -> dict[
     """Measure the transaction people write first: guarded UPDATE, INSERT, COMMIT."""
     path = f"{folder}/naive{threads}.db"
     setup = apsw.Connection(path)
-    setup.execute(f"{_SETTINGS}; {_NAIVE_SCHEMA}")
+    _run(setup, f"{_SETTINGS} {_NAIVE_SCHEMA}")
     with setup:
         setup.executemany("INSERT INTO counters VALUES (?, 1000000000)", [(n,) for n in names])
 
     def work(number: int, times: list[float], stop: float) -> None:
         draw = random.Random(number)  # noqa: S311 - load, not a secret
         connection = apsw.Connection(path)
-        connection.execute("PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000")
+        _run(connection, _SETTINGS)
         connection.set_busy_timeout(60_000)
         count = 0
         while (start := time.perf_counter()) < stop:

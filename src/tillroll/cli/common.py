@@ -37,9 +37,9 @@ class Common:
         ),
     ] = "sqlite:///tillroll.db"
     project: Annotated[str, Parameter(help="The isolation boundary.")] = "default"
-    json: Annotated[
-        bool, Parameter(negative=(), help="Print JSON instead of text and tables.")
-    ] = False
+    json: Annotated[bool, Parameter(negative=(), help="Print JSON instead of text and tables.")] = (
+        False
+    )
 
     def open(self) -> tillroll.Ledger:
         """Open the ledger that the options name."""

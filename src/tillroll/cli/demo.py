@@ -34,14 +34,13 @@ def run(common: c.Common) -> int:
         c.out.print(
             "8,819 real requests to a production LLM service, charged by the token: held for "
             "their worst case, settled with the real figures, with retries, duplicates, "
-            "time-outs and crashes on the way.", soft_wrap=True,
+            "time-outs and crashes on the way.",
+            soft_wrap=True,
         )
         c.out.print(CREDIT + "\n", style="dim", soft_wrap=True)
     with tempfile.TemporaryDirectory(prefix="tillroll-") as folder:
         url = f"sqlite:///{folder}/demo.db"
-        report = replay.replay(
-            path, replay.Options(), url, "default", own=True, quiet=common.json
-        )
+        report = replay.replay(path, replay.Options(), url, "default", own=True, quiet=common.json)
         story = None
         if report["example"] is not None:
             with tillroll.open(url) as ledger:

@@ -17,16 +17,20 @@ def run(common: c.Common, *, conformance: bool) -> int:
         {"check": "Python", "found": sys.version.split()[0], "ok": sys.version_info >= (3, 11)},
     ]
     with common.open() as ledger, c.progress(quiet=common.json) as bar:
-        checks += [{"check": name, "found": found, "ok": ok} for name, found, ok in
-                   ledger.store.facts()]
+        checks += [
+            {"check": name, "found": found, "ok": ok} for name, found, ok in ledger.store.facts()
+        ]
         task = bar.add_task("refolding entries", total=None)
         found = ledger.verify(progress=lambda done: bar.update(task, completed=done))
-        checks.append({
-            "check": "histories",
-            "found": f"{found.accounts:,} accounts, {found.entries:,} entries"
-            if found.ok else str(found.problems[0]["problem"]),
-            "ok": found.ok,
-        })
+        checks.append(
+            {
+                "check": "histories",
+                "found": f"{found.accounts:,} accounts, {found.entries:,} entries"
+                if found.ok
+                else str(found.problems[0]["problem"]),
+                "ok": found.ok,
+            }
+        )
     if conformance:
         checks += _conformance()
     good = all(check["ok"] for check in checks)

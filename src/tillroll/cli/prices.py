@@ -39,11 +39,13 @@ def plan(common: Common, file: Path, days: int) -> None:
             usage = _past_usage(ledger, days)
             effect = catalog.impact(usage, current, draft, scale=ledger.scale)
     if common.json:
-        print_json({
-            "plan": changes.to_dict(),
-            "impact": None if effect is None else effect.to_dict(),
-            "days": days,
-        })
+        print_json(
+            {
+                "plan": changes.to_dict(),
+                "impact": None if effect is None else effect.to_dict(),
+                "days": days,
+            }
+        )
         return
     if changes.empty:
         out.print("[bold green]ok[/] nothing would change")
@@ -98,15 +100,23 @@ def propose(
     )
     text = catalog.dump(proposals.prices)
     if common.json:
-        print_json({
-            "toml": text,
-            "source": proposals.source,
-            "skipped": [list(item) for item in proposals.skipped],
-            "notes": [list(note) if isinstance(note, tuple) else note for note in proposals.notes],
-        })
+        print_json(
+            {
+                "toml": text,
+                "source": proposals.source,
+                "skipped": [list(item) for item in proposals.skipped],
+                "notes": [
+                    list(note) if isinstance(note, tuple) else note for note in proposals.notes
+                ],
+            }
+        )
         return
-    out.print(f"# proposed from {proposals.source}; review, then put into your price file",
-              style="dim", markup=False, soft_wrap=True)
+    out.print(
+        f"# proposed from {proposals.source}; review, then put into your price file",
+        style="dim",
+        markup=False,
+        soft_wrap=True,
+    )
     out.print(text, markup=False, soft_wrap=True)
     for item in proposals.skipped:
         out.print(f"# skipped {item}", style="yellow", markup=False, soft_wrap=True)
@@ -155,12 +165,23 @@ def show_versions(common: Common) -> None:
     if not versions:
         out.print("no price version yet; write tillroll.toml and: tillroll prices apply")
         return
-    lines = table("version", "applied (UTC)", "author", "reason", "prices", "digest",
-                  right=("version", "prices"))
+    lines = table(
+        "version",
+        "applied (UTC)",
+        "author",
+        "reason",
+        "prices",
+        "digest",
+        right=("version", "prices"),
+    )
     for version in versions:
         lines.add_row(
-            str(version.number), when(show_instant(version.applied_at)), version.author,
-            version.reason, str(len(version.prices)), version.digest[:12],
+            str(version.number),
+            when(show_instant(version.applied_at)),
+            version.author,
+            version.reason,
+            str(len(version.prices)),
+            version.digest[:12],
         )
     out.print(lines)
 
@@ -176,6 +197,10 @@ def show_version(common: Common, number: int | None) -> None:
     if common.json:
         print_json({**_summary(version), "toml": text})
         return
-    out.print(f"# version {version.number} by {version.author}: {version.reason}",
-              style="dim", markup=False, soft_wrap=True)
+    out.print(
+        f"# version {version.number} by {version.author}: {version.reason}",
+        style="dim",
+        markup=False,
+        soft_wrap=True,
+    )
     out.print(text, markup=False, soft_wrap=True)

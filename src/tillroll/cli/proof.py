@@ -68,8 +68,11 @@ def report(
     open_holds = sum(len(ledger.balance(name).holds) for name in accounts)
     below = [name for name in accounts if ledger.balance(name).available < 0]
     checks += [
-        _check(f"every one of {found.accounts} accounts refolds: {found.entries:,} entries, "
-               f"every hash matches", found.ok),
+        _check(
+            f"every one of {found.accounts} accounts refolds: {found.entries:,} entries, "
+            f"every hash matches",
+            found.ok,
+        ),
         _check("no hold is left open", open_holds == 0),
         _check("no account is below zero", not below),
         _check(f"all {state.counts['replayed']:,} repeats got the first answer", not state.wrong),
@@ -128,7 +131,8 @@ def _compare(
         return [check], ["use plain rates to prove the sum"]
     check = _check(
         f"the sum of charges, {total:,f}, equals the sum computed from the file, {wanted:,f}, "
-        f"row by row", ok=not wrong and total == wanted,
+        f"row by row",
+        ok=not wrong and total == wanted,
     )
     return [check], wrong
 
@@ -140,7 +144,15 @@ def _check(text: str, ok: bool) -> dict[str, Any]:  # noqa: FBT001 - a check and
 def _outcomes(state: Run, charges: dict[int, Decimal]) -> list[dict[str, Any]]:
     count = Counter(state.outcomes.values())
     total = format(sum(charges.values(), Decimal(0)), ",f")
-    order = ("charged", "refused", "not done", "in_doubt", "expired in doubt", "uncollected", "crashed")
+    order = (
+        "charged",
+        "refused",
+        "not done",
+        "in_doubt",
+        "expired in doubt",
+        "uncollected",
+        "crashed",
+    )
     return [
         {"outcome": name, "requests": count[name], "units": total if name == "charged" else "0"}
         for name in order
@@ -152,14 +164,20 @@ def _faults(fates: Sequence[Fate], state: Run) -> list[dict[str, Any]]:
     counts = state.counts
     rows = [
         ("repeats sent at once or much later", counts["replayed"], "replayed, charged nothing"),
-        ("provider time-outs", sum(1 for i in set(state.doubtful) if fates[i].timeout),
-         "in doubt, then resolved"),
+        (
+            "provider time-outs",
+            sum(1 for i in set(state.doubtful) if fates[i].timeout),
+            "in doubt, then resolved",
+        ),
         ("  of which had been done", counts["resolved as done"], "settled with the real figures"),
         ("  of which had not", counts["resolved as not done"], "released"),
         ("callers that crashed after the hold", len(state.crashed), "held until restarted"),
         ("  of which settled after a restart", counts["restarted"], "charged once"),
-        ("  of which came too late", counts["came too late"],
-         f"the hold had expired; {counts['recovered by consume']} consumed instead"),
+        (
+            "  of which came too late",
+            counts["came too late"],
+            f"the hold had expired; {counts['recovered by consume']} consumed instead",
+        ),
     ]
     return [{"fault": fault, "times": times, "effect": effect} for fault, times, effect in rows]
 
@@ -167,7 +185,11 @@ def _faults(fates: Sequence[Fate], state: Run) -> list[dict[str, Any]]:
 def _example(rows: Sequence[Row], state: Run) -> str | None:
     """Return the id of a charge worth explaining: one that had a time-out, if there is one."""
     doubtful = [i for i in state.doubtful if state.outcomes.get(i + 1) == "charged"]
-    index = doubtful[0] if doubtful else next(
-        (row.number - 1 for row in rows if state.outcomes.get(row.number) == "charged"), None
+    index = (
+        doubtful[0]
+        if doubtful
+        else next(
+            (row.number - 1 for row in rows if state.outcomes.get(row.number) == "charged"), None
+        )
     )
     return None if index is None else rows[index].request_id

@@ -123,7 +123,10 @@ def replay(
     """
     _check_shares(options)
     columns = traces.Columns(
-        options.time_column, options.account_column, options.id_column, options.model_column,
+        options.time_column,
+        options.account_column,
+        options.id_column,
+        options.model_column,
         options.meters or {},
     )
     rows = traces.read(path, columns, accounts=options.accounts, limit=options.limit)
@@ -147,7 +150,13 @@ def replay(
         took = time.perf_counter() - began
         task = bar.add_task("proving", total=None)
         report = proof.report(
-            ledger, path, rows, fates, state, options, text,
+            ledger,
+            path,
+            rows,
+            fates,
+            state,
+            options,
+            text,
             lambda done: bar.update(task, completed=done),
         )
     report["seconds"] = round(took, 3)
@@ -188,18 +197,30 @@ async def _drive(
     await _each(rows, fates, worker.serve, options.callers, bar, "replaying")
     again = [index for index in state.crashed]
     await _each(
-        [rows[i] for i in again], [fates[i] for i in again], worker.restart, options.callers, bar,
+        [rows[i] for i in again],
+        [fates[i] for i in again],
+        worker.restart,
+        options.callers,
+        bar,
         "restarting crashed callers",
     )
     late = [i for i, fate in enumerate(fates) if fate.late]
     await _each(
-        [rows[i] for i in late], [fates[i] for i in late], worker.deliver_late, options.callers,
-        bar, "late duplicates",
+        [rows[i] for i in late],
+        [fates[i] for i in late],
+        worker.deliver_late,
+        options.callers,
+        bar,
+        "late duplicates",
     )
     doubtful = state.doubtful
     await _each(
-        [rows[i] for i in doubtful], [fates[i] for i in doubtful], worker.probe, options.callers,
-        bar, "resolving doubts",
+        [rows[i] for i in doubtful],
+        [fates[i] for i in doubtful],
+        worker.probe,
+        options.callers,
+        bar,
+        "resolving doubts",
     )
 
 
@@ -229,9 +250,7 @@ class _Caller:
         self.ledger = ledger
         self.options = options
         self.state = state
-        self.worst = {
-            meter: Decimal(value) for meter, value in (options.worst_case or {}).items()
-        }
+        self.worst = {meter: Decimal(value) for meter, value in (options.worst_case or {}).items()}
 
     async def serve(self, row: Row, fate: Fate) -> None:
         """Hold, call the provider, settle; or whatever happens instead."""
@@ -342,13 +361,18 @@ class _Caller:
 
     async def _settle(self, row: Row) -> tillroll.Receipt:
         return await self.ledger.settle(
-            row.account, row.request_id, meters=row.meters,
+            row.account,
+            row.request_id,
+            meters=row.meters,
             request_id=f"{row.request_id}/settle",
         )
 
     async def _consume(self, row: Row) -> tillroll.Receipt:
         return await self.ledger.consume(
-            row.account, self.options.operation, model=row.model, meters=row.meters,
+            row.account,
+            self.options.operation,
+            model=row.model,
+            meters=row.meters,
             request_id=f"{row.request_id}/late",
         )
 
@@ -391,7 +415,8 @@ def show(report: dict[str, Any]) -> None:
     c.out.print(
         f"[bold]{report['file']}[/]: {report['requests']:,} requests of {report['accounts']} "
         f"accounts by {report['callers']} callers in {report['seconds']:.1f} s, "
-        f"{report['requests_per_second']:,} requests/s", soft_wrap=True,
+        f"{report['requests_per_second']:,} requests/s",
+        soft_wrap=True,
     )
     lines = table("outcome", "requests", "credits", right=("requests", "credits"))
     for row in report["outcomes"]:

@@ -25,7 +25,7 @@ def table(*columns: str, title: str | None = None, right: Sequence[str] = ()) ->
         if column in right:
             made.add_column(column, justify="right", no_wrap=True)
         else:
-            made.add_column(column, overflow="fold")
+            made.add_column(column, overflow="fold", no_wrap=column == "time (UTC)")
     return made
 
 
@@ -47,14 +47,24 @@ def show_balance(balance: Balance) -> None:
         f"[bold]{escape(balance.account)}[/]{state}  "
         f"[bold green]{balance.available:,f}[/] {balance.wallet} available"
     )
-    rows = [("held", balance.held), ("used", balance.used), ("expired", balance.expired),
-            ("issued", balance.issued)]
+    rows = [
+        ("held", balance.held),
+        ("used", balance.used),
+        ("expired", balance.expired),
+        ("issued", balance.issued),
+    ]
     if balance.overdraft_limit:
         rows.append(("overdraft limit", balance.overdraft_limit))
     out.print("  " + "   ".join(f"{name} {value:,f}" for name, value in rows), style="dim")
     if balance.grants:
         grants = table(
-            "grant", "category", "remaining", "on hold", "of", "expires", "for",
+            "grant",
+            "category",
+            "remaining",
+            "on hold",
+            "of",
+            "expires",
+            "for",
             right=("remaining", "on hold", "of"),
         )
         for grant in balance.grants:
@@ -72,15 +82,20 @@ def show_balance(balance: Balance) -> None:
         holds = table("hold", "state", "held", "operation", "ends", right=("held",))
         for hold in balance.holds:
             holds.add_row(
-                escape(hold["id"]), hold["state"], grouped(hold["held"]),
-                escape(hold["operation"] or ""), when(hold["expires_at"]),
+                escape(hold["id"]),
+                hold["state"],
+                grouped(hold["held"]),
+                escape(hold["operation"] or ""),
+                when(hold["expires_at"]),
             )
         out.print(holds)
     if balance.budgets:
         budgets = table("budget", "node", "spent", "cap", "resets", right=("spent", "cap"))
         for budget in balance.budgets:
             budgets.add_row(
-                escape(budget["name"]), escape(budget["node"]), grouped(budget["spent"]),
+                escape(budget["name"]),
+                escape(budget["node"]),
+                grouped(budget["spent"]),
                 grouped(budget["cap"]),
                 "never" if budget["period"] == "total" else when(budget["resets_at"]),
             )
@@ -88,8 +103,14 @@ def show_balance(balance: Balance) -> None:
 
 
 _SIGNS = {
-    "grant": "+", "grant_activated": "+", "grant_renewed": "+", "consume": "-", "settle": "-",
-    "refund": "+", "grant_expired": "-", "void": "-",
+    "grant": "+",
+    "grant_activated": "+",
+    "grant_renewed": "+",
+    "consume": "-",
+    "settle": "-",
+    "refund": "+",
+    "grant_expired": "-",
+    "void": "-",
 }
 
 
@@ -99,8 +120,14 @@ def show_statement(account: str, page: Page) -> None:
         out.print(f"{account} has no entries here", markup=False)
         return
     lines = table(
-        "seq", "time (UTC)", "kind", "units", "available", "held", "operation", "request or subject",
-        right=("seq", "units", "available", "held"),
+        "seq",
+        "time (UTC)",
+        "kind",
+        "units",
+        "available",
+        "operation",
+        "id",
+        right=("seq", "units", "available"),
     )
     for receipt in page.receipts:
         sign = _SIGNS.get(receipt.kind, "")
@@ -108,11 +135,10 @@ def show_statement(account: str, page: Page) -> None:
         units = f"{sign}{receipt.units:,f}" if receipt.units else ""
         lines.add_row(
             str(receipt.seq),
-            f"{receipt.recorded_at:%Y-%m-%d %H:%M:%S}",
+            f"{receipt.recorded_at:%y-%m-%d %H:%M:%S}",
             receipt.kind,
             f"[{color}]{units}[/]" if color else units,
             f"{receipt.available:,f}",
-            f"{receipt.held:,f}",
             escape(receipt.operation or ""),
             escape(receipt.request_id or receipt.ref or ""),
         )
@@ -129,8 +155,10 @@ def show_usage(groups: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
     lines = table(*groups, "units", "refunded", "count", right=("units", "refunded", "count"))
     for row in rows:
         lines.add_row(
-            *(escape(row[group]) for group in groups), grouped(row["units"]),
-            grouped(row["refunded"]), f"{row['count']:,}",
+            *(escape(row[group]) for group in groups),
+            grouped(row["units"]),
+            grouped(row["refunded"]),
+            f"{row['count']:,}",
         )
     out.print(lines)
 
@@ -148,27 +176,42 @@ def show_story(story: dict[str, Any]) -> None:
     if price:
         by = f" by {price['author']}" if price["author"] else ""
         out.print(f"[bold]Price[/] version {price['version']}{by}, rule {escape(price['rule'])}")
-        for line in price["arithmetic"]:
+        for line in price["arithmetic"][1:]:  # the first names version and rule again
             out.print(f"  {line}", markup=False)
     if story["paid_by"]:
         grants = table("paid by grant", "units", "category", "expires", "source", right=("units",))
         for row in story["paid_by"]:
             grants.add_row(
-                escape(row["grant"]), grouped(row["units"]), row.get("category") or "",
-                when(row.get("expires_at")) or "never", escape(row.get("source") or ""),
+                escape(row["grant"]),
+                grouped(row["units"]),
+                row.get("category") or "",
+                when(row.get("expires_at")) or "never",
+                escape(row.get("source") or ""),
             )
         out.print(grants)
-    lines = table("seq", "time (UTC)", "kind", "units", "available after", "held after",
-                  right=("seq", "units", "available after", "held after"))
+    lines = table(
+        "seq",
+        "time (UTC)",
+        "kind",
+        "units",
+        "available after",
+        "held after",
+        right=("seq", "units", "available after", "held after"),
+    )
     for line in story["timeline"]:
         lines.add_row(
-            str(line["seq"]), when(line["recorded_at"]), line["kind"], grouped(line["units"]),
-            grouped(line["available"]), grouped(line["held"]),
+            str(line["seq"]),
+            when(line["recorded_at"]),
+            line["kind"],
+            grouped(line["units"]),
+            grouped(line["available"]),
+            grouped(line["held"]),
         )
     out.print(lines)
     out.print(
         f"available before {grouped(story['available_before'])}, "
-        f"after {grouped(story['available_after'])}", style="dim",
+        f"after {grouped(story['available_after'])}",
+        style="dim",
     )
 
 
@@ -177,7 +220,8 @@ def show_verification(found: Verification) -> None:
     if found.ok:
         out.print(
             f"[bold green]ok[/] {found.accounts:,} accounts, {found.entries:,} entries: every hash "
-            f"matches, every account refolds", soft_wrap=True,
+            f"matches, every account refolds",
+            soft_wrap=True,
         )
         return
     lines = table("account", "seq", "problem", title="[bold red]problems[/]", right=("seq",))
@@ -189,9 +233,29 @@ def show_verification(found: Verification) -> None:
 
 
 EXPORT_COLUMNS = (
-    "account", "seq", "kind", "recorded_at", "effective_at", "request_id", "ref", "wallet",
-    "units", "available", "held", "used", "expired", "issued", "shortfall", "operation", "model",
-    "price_version", "reason", "actor", "tags", "meters", "postings",
+    "account",
+    "seq",
+    "kind",
+    "recorded_at",
+    "effective_at",
+    "request_id",
+    "ref",
+    "wallet",
+    "units",
+    "available",
+    "held",
+    "used",
+    "expired",
+    "issued",
+    "shortfall",
+    "operation",
+    "model",
+    "price_version",
+    "reason",
+    "actor",
+    "tags",
+    "meters",
+    "postings",
 )
 
 

@@ -148,16 +148,20 @@ def _price(facts: Facts, story: Sequence[Entry]) -> dict[str, object] | None:
     by = priced.price
     version = facts.prices.versions.get(by.version)
     root = story[0]
-    lines = [] if version is None else explain_price(
-        facts.prices,
-        priced.operation or "",
-        priced.meters or {},
-        model=priced.model,
-        attributes=priced.attributes or root.attributes,
-        account_ref=facts.account,
-        at=root.effective_at,
-        version=by.version,
-        scale=facts.scale,
+    lines = (
+        []
+        if version is None
+        else explain_price(
+            facts.prices,
+            priced.operation or "",
+            priced.meters or {},
+            model=priced.model,
+            attributes=priced.attributes or root.attributes,
+            account_ref=facts.account,
+            at=root.effective_at,
+            version=by.version,
+            scale=facts.scale,
+        )
     )
     return {
         "version": by.version,
@@ -187,9 +191,7 @@ def _paid_by(facts: Facts, story: Sequence[Entry]) -> list[dict[str, object]]:
             row |= {
                 "category": terms.category,
                 "source": terms.source,
-                "expires_at": None
-                if terms.expires_at is None
-                else show_instant(terms.expires_at),
+                "expires_at": None if terms.expires_at is None else show_instant(terms.expires_at),
             }
         elif line == OVERDRAFT:
             row["category"] = "overdraft"

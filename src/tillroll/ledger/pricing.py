@@ -994,7 +994,10 @@ def _sum_lines(rule: _Rule, share: int, products: Sequence[_Step]) -> list[str]:
 
 def _rounding_lines(rule: _Rule, priced: Priced, residual: Decimal, scale: int) -> list[str]:
     amount = f"{Decimal(priced.units).scaleb(-scale, _EXACT):,.{scale}f}"
+    even = priced.exact == Decimal(priced.units).scaleb(-scale, _EXACT)
     match rule.price.rounding:
+        case "up" | "half_even" if even:
+            return []  # nothing was rounded, so nothing needs saying
         case "up":
             return [f"rounded up to {scale} decimals: {amount}"]
         case "half_even":

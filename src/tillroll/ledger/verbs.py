@@ -153,7 +153,8 @@ class Verbs:
                 expires_on=on,
                 expires_in=_span(expires_in, "expires_in"),
                 applies_to=tuple(sorted({_text(op, "applies_to") for op in applies_to})),
-                cost_basis=None if cost_basis is None
+                cost_basis=None
+                if cost_basis is None
                 else str(parse_decimal(cost_basis, "cost_basis")),
                 source=_optional(source, "source"),
                 **self._common(tags, how),

@@ -54,7 +54,12 @@ class Stored(NamedTuple):
     def columns_agree(self, entry: Entry) -> bool:
         """Return whether the columns say what the canonical bytes say."""
         return self[3:] == (
-            entry.seq, entry.request_id, entry.ref, entry.kind, entry.at, entry.effective_at
+            entry.seq,
+            entry.request_id,
+            entry.ref,
+            entry.kind,
+            entry.at,
+            entry.effective_at,
         )
 
 
@@ -166,11 +171,15 @@ def load_book(reader: Reader, requests: Sequence[Request], at: int) -> Book:
 
 
 def least(account: Account) -> int:
-    """Return the least of all that may never be negative on this account."""
-    amounts = [grant.remaining for grant in account.grants.values()]
-    amounts += [units for hold in account.holds.values() for units in hold.lines.values()]
-    amounts += [wallet.held for wallet in account.wallets.values()]
-    return min(amounts, default=0)
+    """Return the least of all that may never be negative on this account; at most 0."""
+    lowest = 0
+    for grant in account.grants.values():
+        lowest = min(lowest, grant.remaining, grant.pinned)
+    for hold in account.holds.values():
+        lowest = min(lowest, min(hold.lines.values(), default=0))
+    for wallet in account.wallets.values():
+        lowest = min(lowest, wallet.held)
+    return lowest
 
 
 class Migration(NamedTuple):

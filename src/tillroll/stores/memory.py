@@ -205,7 +205,11 @@ class MemoryWriter(MemoryReader):
             account = book.accounts[owner]
             state = encode_state(account).decode()
             store.states[owner] = (
-                account.account, account.seq, account.head, account.next_due_at, state
+                account.account,
+                account.seq,
+                account.head,
+                account.next_due_at,
+                state,
             )
             store.names[project, account.account] = owner
         for owner, refusal in book.refused:
@@ -230,8 +234,11 @@ class MemoryWriter(MemoryReader):
 
     def prune_refusals(self, before: int) -> int:
         """Delete refusals recorded before that time."""
-        old = [key for key, (_, body) in self._store.refusals.items()
-               if decode_refusal(body).at < before]
+        old = [
+            key
+            for key, (_, body) in self._store.refusals.items()
+            if decode_refusal(body).at < before
+        ]
         self.acts.extend(lambda key=key: self._store.refusals.pop(key, None) for key in old)
         return len(old)
 
@@ -239,6 +246,13 @@ class MemoryWriter(MemoryReader):
 def _stored(body: bytes, hash_: bytes, metadata: str | None) -> Stored:
     entry = decode_entry(body)
     return Stored(
-        body, hash_, metadata,
-        entry.seq, entry.request_id, entry.ref, entry.kind, entry.at, entry.effective_at,
+        body,
+        hash_,
+        metadata,
+        entry.seq,
+        entry.request_id,
+        entry.ref,
+        entry.kind,
+        entry.at,
+        entry.effective_at,
     )

@@ -76,13 +76,13 @@ PRAGMA wal_autocheckpoint = 4000;
 
 # One statement handles many rows: each step of a statement lets go of Python's lock, and taking
 # it back from a busy event loop costs more than the step. {} stands for a list of row values.
-_FIND_ENTRIES = """
-SELECT account_id, request_id, body FROM tillroll_entries
-WHERE (request_id, account_id) IN (VALUES {})
-"""
-_FIND_REFUSALS = """
-SELECT account_id, request_id, body FROM tillroll_refusals
-WHERE (request_id, account_id) IN (VALUES {})
+_FIND_ANSWERS = """
+WITH wanted (request_id, account_id) AS (VALUES {})
+SELECT r.account_id, r.request_id, NULL, r.body FROM wanted AS w
+CROSS JOIN tillroll_refusals AS r ON (r.request_id, r.account_id) = (w.request_id, w.account_id)
+UNION ALL
+SELECT e.account_id, e.request_id, e.body, NULL FROM wanted AS w
+CROSS JOIN tillroll_entries AS e ON (e.request_id, e.account_id) = (w.request_id, w.account_id)
 """
 _ADD_ENTRIES = """
 INSERT INTO tillroll_entries (
@@ -231,7 +231,9 @@ class SqliteStore:
                 raise
         connection.set_busy_timeout(BUSY_SECONDS * 1000)
         try:
-            connection.execute(_PRAGMAS)
+            # Some of them answer with a row, and what follows waits until that row is read.
+            for _ in connection.execute(_PRAGMAS):
+                pass
         except apsw.ReadOnlyError:
             # A file that may only be read can still be looked at.
             connection.execute("PRAGMA query_only = ON")
@@ -270,21 +272,21 @@ class SqliteStore:
     @contextmanager
     def write(self) -> Iterator[SqliteWriter]:
         """Open a database transaction; see `Store.write`."""
-        with self._translating():
-            if self._writer is None:
-                self._writer = self._connect()
-            connection = self._writer
-            connection.execute("BEGIN IMMEDIATE")
+        connection = None
         try:
+            connection = self._writer = self._writer or self._connect()
+            connection.execute("BEGIN IMMEDIATE")
             version = connection.execute("PRAGMA data_version").get
             if version != self._data_version or len(self._states) > CACHED_ACCOUNTS_MAX:
                 self._forget()
                 self._data_version = version
-            with self._translating():
-                yield SqliteWriter(connection, self)
-        except BaseException:
+            yield SqliteWriter(connection, self)
+        except BaseException as error:
             self._forget()
-            _roll_back(connection)
+            if connection is not None:
+                _roll_back(connection)
+            if isinstance(error, apsw.Error):
+                raise _translate(error, self.path) from error
             raise
         try:
             connection.execute("COMMIT")
@@ -396,10 +398,11 @@ class SqliteReader:
         """Return what was answered to these keys; an entry wins over an older refusal."""
         wanted = [(request_id, owner) for owner, request_id in keys]
         found: dict[Key, Entry | Refusal] = {}
-        for owner, request_id, body in _many(self.connection, _FIND_REFUSALS, wanted):
-            found[owner, request_id] = decode_refusal(body)
-        for owner, request_id, body in _many(self.connection, _FIND_ENTRIES, wanted):
-            found[owner, request_id] = decode_entry(body)
+        for owner, request_id, entry, refusal in _many(self.connection, _FIND_ANSWERS, wanted):
+            if entry is not None:
+                found[owner, request_id] = decode_entry(entry)
+            else:
+                found.setdefault((owner, request_id), decode_refusal(refusal))
         return found
 
     def story(self, key: Key) -> tuple[Entry | None, list[Entry]]:
@@ -616,5 +619,7 @@ def _entry_row(
     )
 
 
-def _stored(row: tuple[str, bytes, str | None, int, str | None, str | None, str, int, int]) -> Stored:
+def _stored(
+    row: tuple[str, bytes, str | None, int, str | None, str | None, str, int, int],
+) -> Stored:
     return Stored(row[0].encode(), *row[1:])
