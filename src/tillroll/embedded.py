@@ -926,6 +926,22 @@ class AsyncOpenHold(_HoldBase):
         self._doubted = True
         return receipt
 
+    async def __aenter__(self) -> Self:
+        """Guard the work."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the hold as the work deserves; the exception goes on.
+
+        The ending is shielded: a task that is cancelled twice still ends its hold.
+        """
+        await asyncio.shield(self.end(error))
+
     async def end(self, error: BaseException | None) -> None:
         """End the hold as the work deserves, if it has not ended yet."""
         if self.ended is not None or self._doubted:
@@ -970,12 +986,9 @@ class PendingHold:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the hold as the work deserves; the exception goes on.
-
-        The ending is shielded: a task that is cancelled twice still ends its hold.
-        """
+        """End the hold as the work deserves; the exception goes on."""
         assert self._open is not None
-        await asyncio.shield(self._open.end(error))
+        await self._open.__aexit__(kind, error, trace)
 
 
 def open_ledger(

@@ -820,10 +820,7 @@ class Verbs:
     def _request(
         self, account: str, command: c.Command, request_id: str | None, how: How
     ) -> c.Request:
-        if request_id is None:
-            request_id = self._new_id()
-        else:
-            request_id = _target(request_id, "request_id")
+        request_id = self._new_id() if request_id is None else _target(request_id, "request_id")
         account = _text(account, "account")
         metadata = actor = None
         retry_refused = False
@@ -948,7 +945,8 @@ def _one_of(value: T, choices: object, name: str) -> T:
     allowed = choices.__args__  # type: ignore[attr-defined]  # a Literal of texts
     if value not in allowed:
         raise InvalidInput(f"{name} must be one of {', '.join(allowed)}, not {str(value)[:40]!r}")
-    return allowed[allowed.index(value)]
+    chosen: T = allowed[allowed.index(value)]
+    return chosen
 
 
 def _instant(value: object, name: str) -> int | None:
