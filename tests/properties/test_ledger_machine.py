@@ -335,6 +335,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ask("remove_budget", account, name=name)
 
     @rule(
+<<<<<<< HEAD
         account=accounts,
         units=amounts,
         every=st.sampled_from(["day", "week", "month", "year"]),
@@ -342,11 +343,18 @@ class LedgerMachine(RuleBasedStateMachine):
         rollover=st.sampled_from([(0, 0), (0, 5), (3, 20)]),
         days=st.sampled_from([-400, -31, 0, 3]),
         wallet=wallets,
+=======
+        account=accounts, units=amounts,
+        every=st.sampled_from([("day", 9), ("week", 2), ("month", 1), ("month", 3), ("year", 1)]),
+        rollover=st.sampled_from([(0, 0), (0, 5), (3, 20)]),
+        days=st.sampled_from([-400, -31, 0, 3]), wallet=wallets,
+>>>>>>> 48777e3166e44d7c01bbfef3892e07974972dae9
         ends=st.sampled_from([None, None, timedelta(days=40)]),
     )
-    def set_recurring(self, account, units, every, count, rollover, days, wallet, ends):
+    def set_recurring(self, account, units, every, rollover, days, wallet, ends):
         anchor = (START + timedelta(days=days)).date() if days else datetime(2026, 1, 31, 9, 30)  # noqa: DTZ001
         self.ask(
+<<<<<<< HEAD
             "set_recurring",
             account,
             name="plan",
@@ -357,6 +365,10 @@ class LedgerMachine(RuleBasedStateMachine):
             rollover_max=rollover[1],
             anchor=anchor,
             wallet=wallet,
+=======
+            "set_recurring", account, name="plan", units=units, every=every[0], count=every[1],
+            rollover_min=rollover[0], rollover_max=rollover[1], anchor=anchor, wallet=wallet,
+>>>>>>> 48777e3166e44d7c01bbfef3892e07974972dae9
             ends_at=ends and self.now + ends,
         )
 
@@ -432,6 +444,7 @@ def profile(examples: int, steps: int, *, fixed: bool) -> settings:
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
         print_blob=True,
     )
 

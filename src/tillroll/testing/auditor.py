@@ -112,9 +112,11 @@ class Auditor:
         return self.accounts.setdefault(name, Account(name))
 
     def at(self, name: str, moment: datetime) -> Account:
-        """Return a copy of an account with everything done that falls due by that moment."""
-        account = copy.deepcopy(self.account(name))
-        account.advance(max(moment, account.time))
+        """Return an account with everything done that falls due by that moment, on a copy."""
+        account = self.account(name)
+        if account.due_by(moment):
+            account = copy.deepcopy(account)
+            account.advance(max(moment, account.time))
         return account
 
     def expect(self, call: Call, moment: datetime) -> Expected:

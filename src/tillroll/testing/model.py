@@ -325,6 +325,10 @@ class Account:
 
     # ------------------------------------------------------------ the clock
 
+    def due_by(self, at: datetime) -> bool:
+        """Return whether the clock has something to do by then."""
+        return any(due[0] <= at for due in self._due())
+
     def advance(self, at: datetime) -> None:
         """Do what fell due by `at`, one thing after the other, the earliest first."""
         while True:
