@@ -335,40 +335,27 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ask("remove_budget", account, name=name)
 
     @rule(
-<<<<<<< HEAD
         account=accounts,
         units=amounts,
-        every=st.sampled_from(["day", "week", "month", "year"]),
-        count=st.sampled_from([1, 1, 3]),
+        every=st.sampled_from([("day", 9), ("week", 2), ("month", 1), ("month", 3), ("year", 1)]),
         rollover=st.sampled_from([(0, 0), (0, 5), (3, 20)]),
         days=st.sampled_from([-400, -31, 0, 3]),
         wallet=wallets,
-=======
-        account=accounts, units=amounts,
-        every=st.sampled_from([("day", 9), ("week", 2), ("month", 1), ("month", 3), ("year", 1)]),
-        rollover=st.sampled_from([(0, 0), (0, 5), (3, 20)]),
-        days=st.sampled_from([-400, -31, 0, 3]), wallet=wallets,
->>>>>>> 48777e3166e44d7c01bbfef3892e07974972dae9
         ends=st.sampled_from([None, None, timedelta(days=40)]),
     )
     def set_recurring(self, account, units, every, rollover, days, wallet, ends):
         anchor = (START + timedelta(days=days)).date() if days else datetime(2026, 1, 31, 9, 30)  # noqa: DTZ001
         self.ask(
-<<<<<<< HEAD
             "set_recurring",
             account,
             name="plan",
             units=units,
-            every=every,
-            count=count,
+            every=every[0],
+            count=every[1],
             rollover_min=rollover[0],
             rollover_max=rollover[1],
             anchor=anchor,
             wallet=wallet,
-=======
-            "set_recurring", account, name="plan", units=units, every=every[0], count=every[1],
-            rollover_min=rollover[0], rollover_max=rollover[1], anchor=anchor, wallet=wallet,
->>>>>>> 48777e3166e44d7c01bbfef3892e07974972dae9
             ends_at=ends and self.now + ends,
         )
 
