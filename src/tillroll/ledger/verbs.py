@@ -298,10 +298,11 @@ class Verbs:
             InvalidInput, IdempotencyConflict, StoreUnavailable: Nothing written.
             OutcomeUnknown: Ask again with the same request_id.
         """
+        common = self._common(tags, how)  # first: a misspelt argument is what to complain about
         work = self._work(
             account, operation, units, meters, model, attributes, wallet, quote, effective_at
         )
-        return self._request(account, c.Consume(**work, **self._common(tags, how)), request_id, how)
+        return self._request(account, c.Consume(**work, **common), request_id, how)
 
     def hold(
         self,
@@ -346,6 +347,7 @@ class Verbs:
             InvalidInput, IdempotencyConflict, StoreUnavailable: Nothing written.
             OutcomeUnknown: Ask again with the same request_id.
         """
+        common = self._common(tags, how)
         work = self._work(
             account, operation, units, meters, model, attributes, wallet, quote, effective_at
         )
@@ -354,7 +356,7 @@ class Verbs:
         if lowest is not None and most is not None and lowest > most:
             raise InvalidInput("floor must not exceed units")
         life = _span(expires_in, "expires_in")
-        command = c.Hold(**work, floor=lowest, expires_in=life, **self._common(tags, how))
+        command = c.Hold(**work, floor=lowest, expires_in=life, **common)
         return self._request(account, command, request_id, how)
 
     def extend(
