@@ -62,7 +62,7 @@ def report(
         for row in rows
         if state.outcomes.get(row.number) == "charged"
     }
-    checks, wrong = _compare(charges, expected, state)
+    checks, wrong = compare(charges, expected, state)
     found = ledger.verify(progress=progress)
     accounts = {row.account for row in rows}
     open_holds = sum(len(ledger.balance(name).holds) for name in accounts)
@@ -111,9 +111,10 @@ def _charges(ledger: tillroll.Ledger, rows: Sequence[Row], path: Path) -> dict[i
     return charged
 
 
-def _compare(
+def compare(
     charges: dict[int, Decimal], expected: dict[int, Decimal | None], state: Run
 ) -> tuple[list[dict[str, Any]], list[str]]:
+    """Compare what was charged with what the file says, row by row and in sum."""
     known = {number: units for number, units in expected.items() if units is not None}
     total = sum(charges.values(), Decimal(0))
     wanted = sum(known.values(), Decimal(0))
