@@ -7,6 +7,7 @@ PYTHON = python3
 VENV = .venv
 WORKERS = 2
 ARGS =
+CUTS = 100
 LOCKARGS =
 
 BIN = $(VENV)/bin
@@ -17,7 +18,7 @@ DEV = $(VENV)/.stamp-dev
 LOCKS = requirements/build.lock requirements/runtime.lock
 
 .PHONY: help demo test check format format-check lint types imports tidy spelling docs reference \
-	coverage bench soak build wheel lock clean
+	coverage bench soak power-cut build wheel lock clean
 
 help: ## list the tasks
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -68,6 +69,9 @@ bench: $(DEV) ## measure speed; reports, never fails on a number
 
 soak: $(DEV) ## the tests that take minutes
 	$(BIN)/python -m pytest -n $(WORKERS) -m soak $(ARGS)
+
+power-cut: $(DEV) ## pull the plug of a file system under load, CUTS times (root and xfsprogs)
+	$(BIN)/python tests/faults/power_cut.py --cuts $(CUTS) $(ARGS)
 
 build: $(DEV) ## wheel and source archive into dist/
 	rm -rf dist

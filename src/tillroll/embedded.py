@@ -33,10 +33,10 @@ from tillroll.ledger.errors import (
 )
 from tillroll.ledger.errors import Unpriced as UnpricedError
 from tillroll.ledger.pricing import Unpriced, explain_hold, new_version, price_hold
+from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.types import Entry, Refusal
 from tillroll.ledger.units import Units, to_decimal
 from tillroll.ledger.verbs import How, Meter, Span, Verbs
-from tillroll.receipts import Receipt
 from tillroll.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -298,12 +298,11 @@ class _Base:
         until: datetime | str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[dict[str, Any]]:
-        """Return what was used, grouped by any of account, operation, model, wallet, day, month
-        and tag:NAME; refunds are taken off.
+        """Return what was used, grouped; refunds are taken off.
 
         Args:
             account: One account, or all.
-            by: The groups, in order.
+            by: The groups, in order: account, operation, model, wallet, day, month, tag:NAME.
             since: Only what was effective at or after this.
             until: Only what was effective before this.
             progress: Called with the number of entries read so far.
@@ -438,7 +437,7 @@ class _Base:
         book = self.prices()
         command = request.command
         assert isinstance(command, HoldCommand)
-        asked = {
+        asked: dict[str, Any] = {
             "model": model,
             "attributes": command.attributes,
             "account_ref": account,
@@ -553,7 +552,7 @@ def _sync(
         return self._ask(build(self._verbs, *args, **kwargs))
 
     verb.__annotations__ = {**build.__annotations__, "return": "Receipt"}
-    return verb
+    return verb  # type: ignore[return-value]  # functools.wraps hides it
 
 
 def _async(
@@ -568,7 +567,7 @@ def _async(
         return _answer(self, answers[0], request)
 
     verb.__annotations__ = {**build.__annotations__, "return": "Receipt"}
-    return verb
+    return verb  # type: ignore[return-value]  # functools.wraps hides it
 
 
 def _sync_hold(
@@ -581,7 +580,7 @@ def _sync_hold(
         return OpenHold(self, self._ask(build(self._verbs, *args, **kwargs)))
 
     verb.__annotations__ = {**build.__annotations__, "return": "OpenHold"}
-    return verb
+    return verb  # type: ignore[return-value]  # functools.wraps hides it
 
 
 def _async_hold(
@@ -594,7 +593,7 @@ def _async_hold(
         return PendingHold(self, build(self._verbs, *args, **kwargs))
 
     verb.__annotations__ = {**build.__annotations__, "return": "PendingHold"}
-    return verb
+    return verb  # type: ignore[return-value]  # functools.wraps hides it
 
 
 def _preview(
@@ -607,7 +606,7 @@ def _preview(
         return self._ask(build(self._verbs, *args, **kwargs))
 
     verb.__annotations__ = {**build.__annotations__, "return": "Receipt"}
-    return verb
+    return verb  # type: ignore[return-value]  # functools.wraps hides it
 
 
 class Preview:
@@ -616,10 +615,10 @@ class Preview:
     def __init__(self, ledger: _Base) -> None:
         """Preview on this ledger."""
         self._ledger = ledger
-        self._verbs = ledger._verbs
+        self._verbs = ledger._verbs  # noqa: SLF001 - the ledger's other face
 
     def _ask(self, request: Request) -> Receipt:
-        engine = self._ledger._engine
+        engine = self._ledger._engine  # noqa: SLF001 - the ledger's other face
         answer = queries.preview(engine.store, engine.project, request, engine.clock())
         return _answer(self._ledger, answer, request)
 
@@ -846,7 +845,7 @@ class OpenHold(_HoldBase):
         """Prolong it; see `Ledger.extend`."""
         return self._ledger.extend(self.account, self.id, expires_in=expires_in, **how)
 
-    def mark_in_doubt(self, **kwargs: Any) -> Receipt:  # noqa: ANN401 - see Ledger.mark_in_doubt
+    def mark_in_doubt(self, **kwargs: Any) -> Receipt:
         """Say that the outcome is unknown; see `Ledger.mark_in_doubt`."""
         receipt = self._ledger.mark_in_doubt(self.account, self.id, **kwargs)
         self._doubted = True
@@ -921,7 +920,7 @@ class AsyncOpenHold(_HoldBase):
         """Prolong it; see `Ledger.extend`."""
         return await self._ledger.extend(self.account, self.id, expires_in=expires_in, **how)
 
-    async def mark_in_doubt(self, **kwargs: Any) -> Receipt:  # noqa: ANN401 - see Ledger
+    async def mark_in_doubt(self, **kwargs: Any) -> Receipt:
         """Say that the outcome is unknown; see `Ledger.mark_in_doubt`."""
         receipt = await self._ledger.mark_in_doubt(self.account, self.id, **kwargs)
         self._doubted = True
@@ -973,7 +972,7 @@ class PendingHold:
         return self._begin().__await__()
 
     async def _begin(self) -> AsyncOpenHold:
-        receipt = await self._ledger._ask(self._request)
+        receipt = await self._ledger._ask(self._request)  # noqa: SLF001 - its own verb
         self._open = AsyncOpenHold(self._ledger, receipt)
         return self._open
 

@@ -28,8 +28,8 @@ from tillroll.ledger.errors import (
     StoreError,
     StoreUnavailable,
 )
-from tillroll.ledger.types import Entry
-from tillroll.stores.base import CommitUncertain, load_book
+from tillroll.ledger.types import Entry, Refusal
+from tillroll.stores.base import CommitUncertain, Key, load_book
 
 if TYPE_CHECKING:
     import asyncio
@@ -126,8 +126,8 @@ class Engine:
         self.clock = clock
         self._waiting_max = waiting_max
         self._broken = False
+        self._doubtful: frozenset[Key] = frozenset()
         self._closed = False
-        self._pid = os.getpid()
         self._reset()
         _ENGINES.add(self)
 
@@ -136,6 +136,8 @@ class Engine:
         self._queue: deque[Ticket] = deque()
         self._waiting = 0
         self._led = False
+        self._leader = 0
+        self._pausing = False
         self._worker: ThreadPoolExecutor | None = None
 
     # ------------------------------------------------------------ callers
@@ -213,8 +215,9 @@ class Engine:
     def _lead(self) -> None:
         """Write one batch, answer it, and pass the baton; go on while loops are waiting."""
         while True:
-            batch = self._take()
+            batch: list[Ticket] = []
             try:
+                self._take(batch)
                 if isinstance(batch[0], Act):
                     self._perform(batch[0])
                 else:
@@ -225,13 +228,13 @@ class Engine:
                 heir = self._pass_baton()
             if heir is None:
                 return
-            if threading.current_thread().name != _WORKER:
-                self._lead_elsewhere()
+            if threading.current_thread().name != _WORKER and self._hand_to_worker():
                 return
 
     def _pass_baton(self) -> LoopTicket | None:
         """Name who leads next; return its ticket where that is for the worker thread to do."""
         with self._mutex:
+            self._leader = 0
             if not self._queue:
                 self._led = False
                 self._mutex.notify_all()
@@ -261,26 +264,35 @@ class Engine:
 
     def _lead_elsewhere(self) -> None:
         """Have the worker thread lead, so that no event loop ever waits for a disk."""
+        if not self._hand_to_worker():
+            self._lead()
+
+    def _hand_to_worker(self) -> bool:
+        """Return whether the worker thread leads; it cannot while the interpreter ends."""
         with self._mutex:
             if self._worker is None:
                 self._worker = ThreadPoolExecutor(1, initializer=_name_worker)
             worker = self._worker
-        worker.submit(self._lead)
+        try:
+            worker.submit(self._lead)
+        except RuntimeError:
+            return False
+        return True
 
-    def _take(self) -> list[Ticket]:
+    def _take(self, batch: list[Ticket]) -> None:
         """Take what is waiting, up to a batch; always at least one ticket."""
         with self._mutex:
-            batch = [self._queue.popleft()]
+            self._leader = threading.get_ident()
+            batch.append(self._queue.popleft())
             size = len(batch[0].requests)
             if isinstance(batch[0], Act):
-                return batch
+                return
             while self._queue and not isinstance(self._queue[0], Act):
                 if size + len(self._queue[0].requests) > BATCH_MAX:
                     break
                 batch.append(self._queue.popleft())
                 size += len(batch[-1].requests)
             self._waiting -= size
-            return batch
 
     # ------------------------------------------------------------ one batch
 
@@ -299,6 +311,7 @@ class Engine:
         if self._broken:
             self.store.recover()
             self._broken = False
+            self._doubtful = frozenset()
 
     def _commit(self, batch: list[Ticket]) -> None:
         """Give every ticket of the batch its answers, whatever happens."""
@@ -309,7 +322,7 @@ class Engine:
         except CommitUncertain as problem:
             answers = self._find_out(requests, problem)
         except StoreError as problem:
-            answers = [Answer(problem)] * len(requests)
+            answers = [self._failed(request, problem) for request in requests]
         except Exception:  # noqa: BLE001 - one bad request must not sink the others
             answers = self._one_by_one(requests)
         finally:
@@ -338,7 +351,7 @@ class Engine:
             except CommitUncertain as problem:
                 answers += self._find_out([request], problem)
             except StoreError as problem:
-                answers.append(Answer(problem))
+                answers.append(self._failed(request, problem))
             except Exception as problem:  # noqa: BLE001 - reported to its caller as it is
                 failure = StoreUnavailable(f"the request could not be carried out: {problem!r}")
                 failure.__cause__ = problem
@@ -347,12 +360,13 @@ class Engine:
 
     def _find_out(self, requests: Sequence[Request], problem: CommitUncertain) -> list[Answer]:
         """Look up, after opening the database anew, what became of an uncertain commit."""
+        self._broken = True
+        self._doubtful |= {(r.account_id, r.request_id) for r in requests}
         try:
-            self.store.recover()
+            self._recover()
             with self.store.read() as tx:
                 found = tx.answers([(r.account_id, r.request_id) for r in requests])
         except StoreError as again:
-            self._broken = True
             unknown = OutcomeUnknown(
                 f"{problem}, and it could not be looked up ({again}). It is written whole or not "
                 f"at all: ask again with the same request_id"
@@ -363,20 +377,54 @@ class Engine:
             for request in requests
         ]
 
+    def _failed(self, request: Request, problem: StoreError) -> Answer:
+        """Return why it was not written; unknown still, where an earlier try is in doubt."""
+        if (request.account_id, request.request_id) not in self._doubtful:
+            return Answer(problem)
+        unknown = OutcomeUnknown(
+            f"an earlier try may be written, and it cannot be looked up yet ({problem}): ask "
+            f"again with the same request_id"
+        )
+        return Answer(unknown)
+
     # ------------------------------------------------------------ forks
+
+    def before_fork(self) -> None:
+        """Wait for the batch that is being written, and keep the baton while the process forks."""
+        pause = Act(lambda _: None)
+        with self._mutex:
+            # A fork out of the very thread that leads cannot wait for itself.
+            itself = self._led and self._leader == threading.get_ident()
+            leads = not self._led
+            self._led = True
+            if not itself:
+                self._queue.append(pause)
+        if not itself:
+            if not leads:
+                self._wait(pause)
+            with self._mutex:
+                self._queue.remove(pause)
+        self._pausing = not itself
+        self.store.before_fork()
+
+    def fork_done(self) -> None:
+        """Go on, in the parent."""
+        self.store.fork_done()
+        if self._pausing and self._pass_baton() is not None:
+            self._lead_elsewhere()
 
     def after_fork(self) -> None:
         """Start anew in a forked child; what was waiting belongs to the parent."""
         self.store.after_fork()
         self._reset()
-        self._broken = False
 
 
-def _settled(request: Request, found: object, problem: CommitUncertain) -> Answer:
-    if isinstance(found, Entry) and found.fingerprint == request.fingerprint:
+def _settled(request: Request, found: Entry | Refusal | None, problem: CommitUncertain) -> Answer:
+    # Deciding anew, a refusal may be the old one or the new one: asking again tells.
+    if isinstance(found, Refusal) and request.retry_refused:
+        found = None
+    if found is not None and found.fingerprint == request.fingerprint:
         return Answer(found)
-    if found is not None and getattr(found, "fingerprint", None) == request.fingerprint:
-        return Answer(found)  # type: ignore[arg-type]  # a Refusal, by its fingerprint
     lost = StoreUnavailable(f"{problem}; nothing was written. Ask again with the same request_id")
     return Answer(lost)
 
@@ -410,13 +458,31 @@ def _name_worker() -> None:
 
 
 _ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
+_FORKING = threading.RLock()  # one fork at a time, since it stops all engines
+_PAUSED: list[Engine] = []
+
+
+def _before_fork() -> None:
+    _FORKING.acquire()
+    for engine in list(_ENGINES):
+        engine.before_fork()
+        _PAUSED.append(engine)
+
+
+def _fork_done() -> None:
+    while _PAUSED:
+        _PAUSED.pop().fork_done()
+    _FORKING.release()
 
 
 def _after_fork_in_child() -> None:
-    for engine in list(_ENGINES):
-        engine.after_fork()
+    while _PAUSED:
+        _PAUSED.pop().after_fork()
+    _FORKING.release()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_fork_done, after_in_child=_after_fork_in_child
+)
 
 __all__ = ["BATCH_MAX", "BULK_MAX", "Engine", "now"]

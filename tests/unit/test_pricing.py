@@ -309,7 +309,7 @@ class TestUnpriced:
             ),
         ],
     )  # fmt: skip
-    def test_table(  # noqa: PLR0917 - the columns of the table
+    def test_table(
         self,
         held: PriceBook,
         operation: str,

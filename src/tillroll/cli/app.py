@@ -8,9 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-
 from cyclopts import App, CycloptsError, Parameter
-
 
 import tillroll
 from tillroll import catalog
@@ -878,7 +876,9 @@ def replay(
     operation: str = "llm.chat",
     prices: Annotated[Path | None, Parameter(help="The price file; a sample if absent.")] = None,
     accounts: Annotated[int, Parameter(help="How many, where the file names none.")] = 20,
-    credits: Annotated[str, Parameter(help="What each account is granted at first.")] = "450",
+    granted: Annotated[
+        str, Parameter(name="--credits", help="What each account is granted at first.")
+    ] = "450",
     worst_case: Annotated[
         list[str] | None,
         Parameter(negative=(), help="METER=QUANTITY to hold for, where only the end tells."),
@@ -897,8 +897,9 @@ def replay(
     Without --db the ledger is a temporary file whose clock follows the trace.
     """
     from tillroll.cli import replay as driver  # noqa: PLC0415 - only when asked for
+    from tillroll.cli import scenario  # noqa: PLC0415 - only when asked for
 
-    options = driver.Options(
+    options = scenario.Options(
         meters=c.pairs(meter or (), "--meter"),
         time_column=time_column,
         account_column=account_column,
@@ -907,7 +908,7 @@ def replay(
         operation=operation,
         prices=prices,
         accounts=accounts,
-        credits=credits,
+        credits=granted,
         worst_case=c.pairs(worst_case or (), "--worst-case"),
         callers=callers,
         retries=retries,
@@ -936,13 +937,13 @@ def demo(*, common: Common | None = None) -> int:
 def bench_race(
     *,
     consumers: int = 200,
-    credits: int = 100,
+    granted: Annotated[int, Parameter(name="--credits")] = 100,
     common: Common | None = None,
 ) -> int:
     """Let 200 consumers race for 100 credits, next to the naive counter on the same store."""
     from tillroll.cli import bench  # noqa: PLC0415 - only when asked for
 
-    return bench.race(common or Common(), consumers, credits)
+    return bench.race(common or Common(), consumers, granted)
 
 
 @bench_app.command(name="consume")

@@ -63,19 +63,19 @@ def machine() -> dict[str, str]:
 # ---------------------------------------------------------------- race
 
 
-def race(common: c.Common, consumers: int, credits: int) -> int:
+def race(common: c.Common, consumers: int, given: int) -> int:
     """Let many take one credit each from too few, by the ledger and by the naive counter."""
     with tempfile.TemporaryDirectory(prefix="tillroll-") as folder:
-        ours = _race_ledger(f"sqlite:///{folder}/ledger.db", consumers, credits)
-        naive = _race_counter(f"{folder}/naive.db", consumers, credits)
-    ok = ours["granted"] == min(consumers, credits) and ours["left"] == max(credits - consumers, 0)
+        ours = _race_ledger(f"sqlite:///{folder}/ledger.db", consumers, given)
+        naive = _race_counter(f"{folder}/naive.db", consumers, given)
+    ok = ours["granted"] == min(consumers, given) and ours["left"] == max(given - consumers, 0)
     if common.json:
         c.print_json(
-            {"consumers": consumers, "credits": credits, "tillroll": ours, "naive": naive, "ok": ok}
+            {"consumers": consumers, "credits": given, "tillroll": ours, "naive": naive, "ok": ok}
         )
         return c.OK if ok else c.FAILED
     lines = table(
-        f"{consumers} consumers, {credits} credits",
+        f"{consumers} consumers, {given} credits",
         "granted",
         "refused",
         "balance after",
@@ -88,17 +88,17 @@ def race(common: c.Common, consumers: int, credits: int) -> int:
         f"{naive['granted']}",
         f"{naive['refused']}",
         f"{naive['left']}",
-        f"{max(naive['granted'] - credits, 0)}",
+        f"{max(naive['granted'] - given, 0)}",
     )
     c.out.print(lines)
     c.out.print("[bold green]ok[/] each credit was spent once" if ok else "[bold red]WRONG[/]")
     return c.OK if ok else c.FAILED
 
 
-def _race_ledger(url: str, consumers: int, credits: int) -> dict[str, int]:
+def _race_ledger(url: str, consumers: int, given: int) -> dict[str, int]:
     barrier = threading.Barrier(consumers)
     with tillroll.open(url) as ledger:
-        ledger.grant("acme", credits)
+        ledger.grant("acme", given)
 
         def consume(number: int) -> bool:
             barrier.wait()
@@ -113,18 +113,18 @@ def _race_ledger(url: str, consumers: int, credits: int) -> dict[str, int]:
     return {"granted": granted, "refused": consumers - granted, "left": left}
 
 
-def _race_counter(path: str, consumers: int, credits: int) -> dict[str, int]:
+def _race_counter(path: str, consumers: int, given: int) -> dict[str, int]:
     """Do what the three naive lines do: read the counter, look, write it back."""
     setup = apsw.Connection(path)
     _run(setup, f"{_SETTINGS} {_NAIVE_SCHEMA}")
-    setup.execute("INSERT INTO counters VALUES ('acme', ?)", (credits,))
+    setup.execute("INSERT INTO counters VALUES ('acme', ?)", (given,))
     barrier = threading.Barrier(consumers)
 
     def consume(_: int) -> bool:
         connection = apsw.Connection(path)
         connection.set_busy_timeout(60_000)
         barrier.wait()
-        left = connection.execute("SELECT credits FROM counters").get
+        left: int = connection.execute("SELECT credits FROM counters").get
         allowed = left > 0
         if allowed:
             connection.execute("UPDATE counters SET credits = ?", (left - 1,))

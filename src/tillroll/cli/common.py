@@ -16,7 +16,7 @@ import tillroll
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tillroll.receipts import Receipt
+    from tillroll.ledger.receipts import Receipt
 
 OK, FAILED, USAGE, REFUSED, CONFLICT = range(5)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tillroll
 from tillroll.cli import common as c
-from tillroll.cli import replay, views
+from tillroll.cli import replay, scenario, views
 
 TRACE = "azure_llm_code_2023.csv"
 CREDIT = (
@@ -40,7 +40,9 @@ def run(common: c.Common) -> int:
         c.out.print(CREDIT + "\n", style="dim", soft_wrap=True)
     with tempfile.TemporaryDirectory(prefix="tillroll-") as folder:
         url = f"sqlite:///{folder}/demo.db"
-        report = replay.replay(path, replay.Options(), url, "default", own=True, quiet=common.json)
+        report = replay.replay(
+            path, scenario.Options(), url, "default", own=True, quiet=common.json
+        )
         story = None
         if report["example"] is not None:
             with tillroll.open(url) as ledger:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import msgspec
+
 import tillroll
 from tillroll import catalog
 from tillroll.catalog.plan import UsageRecord
@@ -104,10 +106,8 @@ def propose(
             {
                 "toml": text,
                 "source": proposals.source,
-                "skipped": [list(item) for item in proposals.skipped],
-                "notes": [
-                    list(note) if isinstance(note, tuple) else note for note in proposals.notes
-                ],
+                "skipped": msgspec.to_builtins(proposals.skipped),
+                "notes": msgspec.to_builtins(proposals.notes),
             }
         )
         return

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from tillroll.cli.replay import Fate, Options, Run
+    from tillroll.cli.scenario import Fate, Options, Run
     from tillroll.cli.traces import Row
 
 

@@ -12,23 +12,20 @@ import asyncio
 import random
 import tempfile
 import time
-from collections import Counter
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from msgspec import Struct, field
 
 import tillroll
 from tillroll import catalog
 from tillroll.cli import common as c
 from tillroll.cli import proof, traces
+from tillroll.cli.scenario import Fate, Options, Run
 from tillroll.cli.views import table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from rich.progress import Progress
 
@@ -43,52 +40,10 @@ rates.output_tokens = { units = "1.50", per = 1_000 }
 maximum_meters = { output_tokens = 1_024 }
 """
 HOLD_LIFE = "15m"
+_DONE_AFTER_TIMEOUT = 0.5  # half of what times out had been done by the provider
 
 
-class Options(Struct, frozen=True, kw_only=True):
-    """What the command line may set; see `tillroll replay --help`."""
-
-    meters: Mapping[str, str] | None = None
-    time_column: str | None = None
-    account_column: str | None = None
-    id_column: str | None = None
-    model_column: str | None = None
-    operation: str = "llm.chat"
-    prices: Path | None = None
-    accounts: int = 20
-    credits: str = "450"
-    worst_case: Mapping[str, str] | None = None
-    callers: int = 64
-    retries: float = 0.05
-    late: float = 0.03
-    timeouts: float = 0.02
-    crashes: float = 0.01
-    seed: int = 1
-    limit: int | None = None
-
-
-class Fate(Struct, frozen=True):
-    """What will happen to one request, drawn by seed before anything runs."""
-
-    retried: bool
-    late: bool
-    timeout: bool
-    done_after_timeout: bool
-    crash: bool
-
-
-class Run(Struct):
-    """What happened."""
-
-    outcomes: dict[int, str] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-    doubtful: list[int] = field(default_factory=list)
-    crashed: list[int] = field(default_factory=list)
-    latest: datetime = datetime.min.replace(tzinfo=UTC)
-
-
-class ProviderTimeout(TimeoutError):
+class ProviderTimeoutError(TimeoutError):
     """The provider did not answer in time; it may or may not have done the work."""
 
 
@@ -178,7 +133,7 @@ def _fate(draw: random.Random, options: Options) -> Fate:
         retried=draw.random() < options.retries,
         late=draw.random() < options.late,
         timeout=draw.random() < options.timeouts,
-        done_after_timeout=draw.random() < 0.5,
+        done_after_timeout=draw.random() < _DONE_AFTER_TIMEOUT,
         crash=draw.random() < options.crashes,
     )
 
@@ -195,7 +150,7 @@ async def _drive(
     many = tillroll.AsyncLedger(ledger._engine)  # noqa: SLF001 - the same engine, awaited
     worker = _Caller(many, options, state)
     await _each(rows, fates, worker.serve, options.callers, bar, "replaying")
-    again = [index for index in state.crashed]
+    again = list(state.crashed)
     await _each(
         [rows[i] for i in again],
         [fates[i] for i in again],
@@ -227,7 +182,7 @@ async def _drive(
 async def _each(
     rows: Sequence[Row],
     fates: Sequence[Fate],
-    serve: Any,  # noqa: ANN401 - a coroutine function of (row, fate)
+    serve: Any,
     callers: int,
     bar: Progress,
     title: str,
@@ -257,7 +212,7 @@ class _Caller:
         self.state.latest = max(self.state.latest, row.at)
         try:
             await self._work(row, fate)
-        except ProviderTimeout:
+        except ProviderTimeoutError:
             self.state.outcomes[row.number] = "in_doubt"
             self.state.doubtful.append(row.number - 1)
         except Crash:
@@ -278,7 +233,7 @@ class _Caller:
         try:
             async with _Guard(hold):
                 if fate.timeout:
-                    raise ProviderTimeout
+                    raise ProviderTimeoutError
                 receipt = await self._settle(row)
                 hold.ended = receipt
         finally:

@@ -14,8 +14,8 @@ from tillroll.cli.common import out
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from tillroll.ledger.receipts import Receipt
     from tillroll.queries import Balance, Page, Verification
-    from tillroll.receipts import Receipt
 
 
 def table(*columns: str, title: str | None = None, right: Sequence[str] = ()) -> Table:
@@ -37,7 +37,7 @@ def when(text: str | None) -> str:
 def grouped(units: str) -> str:
     """Return a decimal string with thousands set apart."""
     whole, point, part = units.partition(".")
-    return f"{int(whole):,}{point}{part}" if whole not in ("-0",) else units
+    return f"{int(whole):,}{point}{part}" if whole != "-0" else units
 
 
 def show_balance(balance: Balance) -> None:

@@ -10,6 +10,7 @@ The checks of each verb stand in the order of the refusals' precedence (errors.R
 from __future__ import annotations
 
 import heapq
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct, field
@@ -48,6 +49,7 @@ from tillroll.ledger.units import UNITS_MAX, show_units
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from decimal import Decimal
 
 HOLD_LIFE = 15 * MINUTE
 HOLD_LIFE_MAX = 24 * HOUR
@@ -105,7 +107,7 @@ class Book(Struct):
 
     def story(self, account_id: bytes, name: str) -> list[Entry]:
         """Return the entry that made this id and those that acted on it, oldest first."""
-        root = self.answers.get((account_id, name))
+        root = self.answers.get((account_id, maker(name)))
         acts = self.stories.get((account_id, name), [])
         return [root, *acts] if isinstance(root, Entry) else acts
 
@@ -145,6 +147,7 @@ def missing_stories(book: Book, requests: Sequence[c.Request], at: int) -> set[t
     """
     wanted: set[tuple[bytes, str]] = set()
     seen: set[tuple[bytes, str]] = set()
+    settles: dict[tuple[bytes, str], str] = {}
     for request in requests:
         owner, command = request.account_id, request.command
         if isinstance(command, c.Consume | c.Hold | c.Grant):
@@ -154,24 +157,42 @@ def missing_stories(book: Book, requests: Sequence[c.Request], at: int) -> set[t
             if hold is None or hold.deadline <= at or (owner, command.hold_id) in seen:
                 wanted.add((owner, command.hold_id))
             seen.add((owner, command.hold_id))
+            if isinstance(command, c.Settle):
+                settles[owner, request.request_id] = command.hold_id
         elif isinstance(command, c.Void):
-            wanted.add((owner, command.grant_id))
+            wanted |= {(owner, command.grant_id), (owner, maker(command.grant_id))}
         elif isinstance(command, c.Refund):
-            wanted.update((owner, name) for name in _refund_trail(book, request, command))
+            # A settle of this very batch is not stored yet: what it acts on is asked for by name.
+            charges = {command.charge, settles.get((owner, command.charge), command.charge)}
+            for charge in charges:
+                wanted.update((owner, name) for name in _refund_trail(book, owner, charge))
     return wanted - book.stories.keys()
 
 
-def _refund_trail(book: Book, request: c.Request, command: c.Refund) -> Iterator[str]:
+def maker(grant_id: str) -> str:
+    """Return the request that made a grant: its own id, but for those that a refund numbered."""
+    head, mark, nth = grant_id.rpartition("#")
+    return head[1:] if mark and head.startswith(RESERVED) and nth.isdecimal() else grant_id
+
+
+def _refund_trail(book: Book, owner: bytes, charge: str) -> Iterator[str]:
     """Yield the charge, the hold it was settled on, and every grant that may have paid it."""
-    owner = request.account_id
-    yield command.charge
-    story = book.story(owner, command.charge)
+    yield charge
+    story = book.story(owner, charge)
     if story and story[0].kind == "settle" and story[0].ref:
-        yield story[0].ref
-        story = book.story(owner, story[0].ref)
-    yield from (line for line in _paid(story) if line != OVERDRAFT)
-    if not story:  # the charge may be made in this very batch, by any grant that is live now
-        yield from book.accounts[owner].grants
+        charge = story[0].ref
+        yield charge
+        story = book.story(owner, charge)
+    for line in _paid(story):
+        if line != OVERDRAFT:
+            yield line
+            yield maker(line)
+    account = book.accounts[owner]
+    if not story or charge in account.holds:
+        # What pays may be decided in this very batch, by any grant that is live now.
+        for line in account.grants:
+            yield line
+            yield maker(line)
 
 
 def _answer(book: Book, request: c.Request, at: int, rules: Rules) -> Answer:
@@ -179,7 +200,7 @@ def _answer(book: Book, request: c.Request, at: int, rules: Rules) -> Answer:
     account = book.accounts[request.account_id]
     at = max(at, account.at)  # an account's time never runs backwards
     earlier = book.answers.get(key)
-    if earlier is not None and not (request.retry_refused and isinstance(earlier, Refusal)):
+    if earlier is not None and not _decides_anew(request, earlier):
         return _repeat(book, request, earlier, at)
     if account.next_due_at <= at:
         advance_in(book, request.account_id, at)
@@ -198,6 +219,15 @@ def _answer(book: Book, request: c.Request, at: int, rules: Rules) -> Answer:
     if account.next_due_at <= at:
         advance_in(book, request.account_id, at)
     return Answer(outcome)
+
+
+def _decides_anew(request: c.Request, earlier: Entry | Refusal) -> bool:
+    """Return whether a known id is to be decided again; another body stays a conflict."""
+    return (
+        request.retry_refused
+        and isinstance(earlier, Refusal)
+        and earlier.fingerprint == request.fingerprint
+    )
 
 
 def _repeat(book: Book, request: c.Request, earlier: Entry | Refusal, at: int) -> Answer:
@@ -350,13 +380,16 @@ def _hold_falls_due(account: Account, hold: Hold, at: int) -> Entry:
 def _renew(account: Account, recurring: Recurring, at: int) -> Entry:
     """Grant the next period's units, carrying over what the rollover allows.
 
-    carried = min(rollover_max, max(what is left, rollover_min)); the rest expires.
+    carried = min(rollover_max, max(what is left, rollover_min)); the rest expires. The first grant
+    is no renewal, wherever in its period it begins: there is nothing before it to carry over.
     """
     terms = recurring.terms
     when = recurring.next_at
     previous = account.grants.get(recurring.current or "")
+    if previous is not None and previous.terms.wallet != terms.wallet:
+        previous = None  # it was moved to another wallet: the old one's grant just expires
     left = previous.remaining if previous else 0
-    carried = min(terms.rollover_max, max(left, terms.rollover_min)) if recurring.next else 0
+    carried = min(terms.rollover_max, max(left, terms.rollover_min)) if recurring.current else 0
     moved = min(left, carried)
     zone = account.settings.time_zone
     opened = Terms(
@@ -497,7 +530,7 @@ def _price_meters(
     at: int,
 ) -> _Amount | Refusal:
     account = case.account
-    asked = {
+    asked: dict[str, Any] = {
         "model": model,
         "attributes": attributes,
         "account_ref": account.account,
@@ -522,7 +555,7 @@ def _price_meters(
             ways_out=({"kind": "price", "text": "add a price to tillroll.toml and apply it"},),
         )
     units = priced.units if ceiling is None else min(priced.units, ceiling)
-    residual = priced.residual_after
+    residual: Decimal | None = priced.residual_after
     if isinstance(case.request.command, c.Hold) or not (
         residual or priced.rule in account.residuals
     ):
@@ -693,7 +726,7 @@ def _settle_ended(case: Case, command: c.Settle) -> Entry | Refusal | Answer:
     if not case.account.settings.late_settlement:
         return _hold_expired(case, ending)
     opening = story[0]
-    amount = _late_amount(case, command, opening)
+    amount = _late_amount(case, command, story)
     if isinstance(amount, Refusal):
         return amount
     lines, shortfall = draw(
@@ -721,13 +754,16 @@ def _settle_ended(case: Case, command: c.Settle) -> Entry | Refusal | Answer:
         meters=command.meters,
         attributes=command.attributes,
         price=amount.price,
+        charged_at=opening.at,
+        charged_seq=opening.seq,
     )
 
 
-def _late_amount(case: Case, command: c.Settle, opening: Entry) -> _Amount | Refusal:
-    """Return what to settle late, as if the hold were still open with nothing taken from it."""
-    hold = _hold_of(opening)
-    return _settle_amount(case, command, hold, hold.units)
+def _late_amount(case: Case, command: c.Settle, story: list[Entry]) -> _Amount | Refusal:
+    """Return what to settle late, as if the hold were still open with its parts settled."""
+    hold = _hold_of(story[0])
+    hold.settled = sum(entry.units for entry in story[1:] if entry.kind == "settle")
+    return _settle_amount(case, command, hold, max(hold.units - hold.settled, 0))
 
 
 def _same_settle(ending: Entry, command: c.Settle) -> bool:
@@ -736,7 +772,11 @@ def _same_settle(ending: Entry, command: c.Settle) -> bool:
         return False
     if command.units is not None:
         return command.units == ending.units + ending.shortfall
-    return command.meters == ending.meters
+    if command.meters is None and command.attributes is None:
+        # All that was held: then no meters were given, nothing came back and nothing fell short.
+        whole = all(posting.target == "used" for posting in ending.postings)
+        return whole and not ending.shortfall and ending.meters is None
+    return command.meters == ending.meters and command.attributes == ending.attributes
 
 
 def _release(case: Case, command: c.Release) -> Entry | Refusal | Answer:
@@ -898,6 +938,7 @@ def _refund(case: Case, command: c.Refund) -> Entry | Refusal:
         model=first.model,
         tags=first.tags,
         charged_at=story[0].at,
+        charged_seq=story[0].seq,
     )
 
 
@@ -927,7 +968,8 @@ def _give_back(
     elif command.expired == "expire":
         postings.append(Posting("used", "expired", line, units))
     else:
-        opened = _replacement(case, command, terms, units, len(opens))
+        nth = sum(1 for posting in postings if posting.source == "issued")
+        opened = _replacement(case, command, terms, units, nth)
         opens.append(opened)
         postings.append(Posting("used", "issued", line, units))
         postings.append(Posting("issued", "available", opened.id, units))
@@ -938,7 +980,7 @@ def _replacement(case: Case, command: c.Refund, terms: Terms, units: int, nth: i
     expires_at = None if command.extend_by is None else case.at + command.extend_by
     return replace(
         terms,
-        id=case.request.request_id if nth == 0 else f"{RESERVED}{case.request.request_id}/{nth}",
+        id=case.request.request_id if nth == 0 else f"{RESERVED}{case.request.request_id}#{nth}",
         units=units,
         category="promo" if command.expired == "goodwill" else terms.category,
         effective_at=case.at,
@@ -969,7 +1011,7 @@ def _adjust(case: Case, command: c.Adjust) -> Entry | Refusal:
             chosen.append((grant.terms.id, taken))
             missing -= taken
     if missing:
-        return _insufficient(case, units, command.wallet, None)
+        return _insufficient(case, units, command.wallet, None, free=units - missing)
     postings = tuple(Posting("available", "issued", line, n) for line, n in chosen)
     return _entry(case, "adjust", command.wallet, command.units, postings)
 
@@ -1109,7 +1151,7 @@ def _entry(
     *,
     effective_at: int | None = None,
     tags: dict[str, str] | None = None,
-    **facts: Any,  # noqa: ANN401 - Entry's own fields, named by the callers above
+    **facts: Any,
 ) -> Entry:
     """Build the entry that a request leads to, with the balances after it."""
     account, request = case.account, case.request
@@ -1122,7 +1164,7 @@ def _entry(
         effective_at=case.at if effective_at is None else effective_at,
         request_id=request.request_id,
         fingerprint=request.fingerprint,
-        wallet=wallet,
+        wallet=sys.intern(wallet),
         units=units,
         postings=postings,
         issued=issued,
@@ -1146,7 +1188,7 @@ def _due(
     wallet: str,
     units: int,
     postings: tuple[Posting, ...],
-    **facts: Any,  # noqa: ANN401 - Entry's own fields, named by the callers above
+    **facts: Any,
 ) -> Entry:
     """Build an entry that the clock leads to: no request, effective when it fell due."""
     issued, available, held, used, expired = _after(account.wallet(wallet), postings)
@@ -1155,7 +1197,7 @@ def _due(
         kind=kind,
         at=max(at, account.at),
         effective_at=when,
-        wallet=wallet,
+        wallet=sys.intern(wallet),
         units=units,
         postings=postings,
         issued=issued,
@@ -1267,10 +1309,13 @@ def _over_budget(case: Case, tight: budgets.Room, units: int, wallet: str) -> Re
     )
 
 
-def _insufficient(case: Case, units: int, wallet: str, operation: str | None) -> Refusal:
+def _insufficient(
+    case: Case, units: int, wallet: str, operation: str | None, *, free: int | None = None
+) -> Refusal:
     account = case.account
     scale = case.rules.scale
-    free = spendable(account, wallet, operation, case.at)
+    if free is None:
+        free = spendable(account, wallet, operation, case.at)
     missing = show_units(units - free, scale)
     ways = [{"kind": "top_up", "text": f"grant {missing} more", "units": missing}]
     if free > 0:
@@ -1408,12 +1453,13 @@ def _spend_of(entry: Entry) -> Spend:
 
 def _apply_consume(account: Account, entry: Entry) -> None:
     if account.budgets:
-        budgets.count(account, _spend_of(entry), entry.at, entry.units)
+        budgets.count(account, _spend_of(entry), entry.at, entry.units, entry.seq)
 
 
 def _hold_of(entry: Entry) -> Hold:
     """Return the hold that an entry of kind "hold" opens."""
-    assert entry.request_id is not None and entry.deadline is not None
+    assert entry.request_id is not None
+    assert entry.deadline is not None
     return Hold(
         id=entry.request_id,
         seq=entry.seq,
@@ -1446,9 +1492,10 @@ def _apply_hold_part(account: Account, entry: Entry) -> None:
         for posting in entry.postings
         if posting.source == "available" or posting.target != "used"
     )
-    opened_at = hold.opened_at if hold else entry.at
     if account.budgets:
-        budgets.count(account, _spend_of(entry), opened_at, counted)
+        opened_at = hold.opened_at if hold else entry.charged_at or entry.at
+        opened = hold.seq if hold else entry.charged_seq
+        budgets.count(account, _spend_of(entry), opened_at, counted, opened)
     if hold is None:
         assert entry.late, f"entry {entry.seq} acts on a hold that is not open"
         return
@@ -1472,7 +1519,7 @@ def _apply_deadline(account: Account, entry: Entry) -> None:
     account.next_due_at = min(account.next_due_at, hold.deadline)
     if entry.kind == "in_doubt":
         hold.in_doubt = True
-        hold.at_deadline = entry.at_deadline or "release"
+        hold.at_deadline = "settle" if entry.at_deadline == "settle" else "release"
 
 
 def _apply_void(account: Account, entry: Entry) -> None:
@@ -1495,7 +1542,8 @@ def _apply_activated(account: Account, entry: Entry) -> None:
 
 def _apply_refund(account: Account, entry: Entry) -> None:
     if account.budgets and entry.charged_at is not None:
-        budgets.count(account, _spend_of(entry), entry.charged_at, -entry.units)
+        where = entry.charged_at, -entry.units, entry.charged_seq
+        budgets.count(account, _spend_of(entry), *where)
 
 
 def _apply_status(account: Account, entry: Entry) -> None:
@@ -1523,7 +1571,7 @@ def _apply_budget(account: Account, entry: Entry) -> None:
     if old is not None and replace(old.terms, cap=terms.cap) == terms:
         old.terms = terms
     else:
-        account.budgets[terms.name] = Budget(terms, since=entry.at)
+        account.budgets[terms.name] = Budget(terms, since=entry.seq)
 
 
 def _apply_recurring(account: Account, entry: Entry) -> None:

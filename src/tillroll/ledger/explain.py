@@ -71,9 +71,9 @@ def _explain_refusal(facts: Facts, refusal: Refusal) -> dict[str, object]:
     def units(amount: int | None) -> str | None:
         return None if amount is None else show_units(amount, facts.scale)
 
+    when = show_instant(refusal.at)
     sentences = [
-        f"Request {facts.request_id} of {facts.account} was refused on "
-        f"{show_instant(refusal.at)}: {refusal.message}.",
+        f"Request {facts.request_id} of {facts.account} was refused on {when}: {refusal.message}.",
         "Nothing was charged.",
     ]
     if refusal.ways_out:

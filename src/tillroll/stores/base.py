@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 Key = tuple[bytes, str]
 
 BUSY_SECONDS = 10
+FORK_SECONDS = 10  # how long a fork waits for readers of the ledger in other threads
 CACHED_ACCOUNTS_MAX = 20_000  # about 1 kB each: 20 MB
 
 
-class CommitUncertain(Exception):  # noqa: N818 - a state of affairs, answered by the engine
+class CommitUncertain(Exception):
     """The database erred at the commit. Whether it took place must be looked up."""
 
 
@@ -143,8 +144,14 @@ class Store(Protocol):
     def facts(self) -> list[tuple[str, str, bool]]:
         """Return what `doctor` wants to know: name, value, whether it is as it must be."""
 
+    def before_fork(self) -> None:
+        """Let go of what a child must not inherit; nobody writes until the fork is done."""
+
+    def fork_done(self) -> None:
+        """Go on, in the parent."""
+
     def after_fork(self) -> None:
-        """Forget, in a forked child, what belongs to the parent."""
+        """Go on, in the child, without anything that belongs to the parent."""
 
     def close(self) -> None:
         """Close every connection."""
@@ -219,4 +226,6 @@ def pending(known: list[Migration], applied: dict[int, str]) -> Iterator[Migrati
         if step.number not in applied:
             yield step
         elif applied[step.number] != step.checksum:
-            raise SchemaMismatch(f"migration {step.name} was altered after it was applied")
+            raise SchemaMismatch(
+                f"migration {step.name} was altered after it was applied; nothing was written"
+            )

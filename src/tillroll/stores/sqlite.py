@@ -16,7 +16,7 @@ import itertools
 import os
 import secrets
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,7 @@ from tillroll.ledger.units import SCALE_DEFAULT, SCALE_MAX
 from tillroll.stores.base import (
     BUSY_SECONDS,
     CACHED_ACCOUNTS_MAX,
+    FORK_SECONDS,
     CommitUncertain,
     Key,
     Stored,
@@ -71,8 +72,9 @@ PRAGMA foreign_keys = ON;
 PRAGMA trusted_schema = OFF;
 PRAGMA mmap_size = 0;
 PRAGMA cache_size = -65536;
-PRAGMA wal_autocheckpoint = 4000;
-"""  # cache 64 MiB; a checkpoint each 4,000 pages of 4 KiB = 16 MB of log
+"""  # cache 64 MiB
+
+CHECKPOINT_PAGES = 4_000  # of 4 KiB: a checkpoint each 16 MB of log
 
 # One statement handles many rows: each step of a statement lets go of Python's lock, and taking
 # it back from a busy event loop costs more than the step. {} stands for a list of row values.
@@ -119,7 +121,7 @@ def _for_rows(template: str, rows: int, columns: int) -> str:
 
 
 def _many(
-    connection: apsw.Connection, template: str, rows: list[tuple[object, ...]]
+    connection: apsw.Connection, template: str, rows: Sequence[tuple[object, ...]]
 ) -> Iterator[tuple[Any, ...]]:
     """Run a statement over rows, many at a time, in sizes of two so that few are prepared."""
     first, size = 0, _ROWS_MAX
@@ -137,9 +139,22 @@ _STORED = (
     "FROM tillroll_entries WHERE account_id = ?1 "
 )
 
+# The first write after a commit that erred; see `SqliteStore.recover`.
+_RECOVERED = """
+INSERT INTO tillroll_meta VALUES ('recoveries', '1')
+ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(value AS INTEGER) + 1 AS TEXT)
+"""
+
 # Connections inherited over a fork: never closed here, since closing one would checkpoint and
 # delete files that the parent uses (https://www.sqlite.org/howtocorrupt.html#_carrying_an_open).
 _ABANDONED: list[object] = []
+# Files with such connections: SQLite keeps a process's locks in the process's memory, so the child
+# believes that it holds locks which only the parent holds. Nothing here may use these files.
+_NOT_OURS: set[str] = set()
+
+# What one request can bring about by its data. Not translated: the engine then writes each request
+# of the batch by itself, so that only the guilty one fails.
+_GUILTY = (apsw.ConstraintError, apsw.MismatchError, apsw.TooBigError, apsw.RangeError)
 
 
 def _translate(error: apsw.Error, path: str) -> StoreUnavailable:
@@ -168,6 +183,7 @@ class SqliteStore:
         scale: int | None = None,
         create: bool = True,
         vfs: str | None = None,
+        busy_seconds: float = BUSY_SECONDS,
     ) -> None:
         """Open the file, creating it and applying migrations where needed.
 
@@ -176,6 +192,7 @@ class SqliteStore:
             scale: Decimals of the units; fixed when the file is made. None: what the file has.
             create: Make the file where there is none.
             vfs: The name of a registered SQLite VFS, for tests that make writes fail.
+            busy_seconds: How long to wait for another process that keeps the file locked.
 
         Raises:
             StoreUnavailable: The file cannot be used; nothing was written.
@@ -190,22 +207,32 @@ class SqliteStore:
         self.url = f"sqlite:///{self.path}"
         self._create = create
         self._vfs = vfs
-        self._lock = threading.Lock()
+        self._busy_milliseconds = int(busy_seconds * 1000)
+        self._calm = threading.Condition()  # guards the two below; told when a reader leaves
         self._idle: list[apsw.Connection] = []
+        self._lent: dict[apsw.Connection, int] = {}  # to the thread of that number
         self._states: dict[bytes, Account] = {}
         self._prices: dict[str, PriceBook] = {}
         self._data_version = -1
         self._writer: apsw.Connection | None = None
+        self._checkpoint_pages = CHECKPOINT_PAGES
+        self._log_pages = 0
         self._closed = False
-        with self._translating():
-            self._writer = self._connect()
-            self._migrate(self._writer, scale)
-            meta = dict(self._writer.execute("SELECT name, value FROM tillroll_meta"))
-        self.scale = int(meta["scale"])
-        self.secret = bytes.fromhex(meta["secret"])
+        try:
+            with self._translating():
+                self._writer = self._connect()
+                self._migrate(self._writer, scale)
+                meta = dict(self._writer.execute("SELECT name, value FROM tillroll_meta"))
+            self.scale = int(meta["scale"])
+            self.secret = bytes.fromhex(meta["secret"])
+        except BaseException:
+            self.close()
+            raise
         if scale is not None and scale != self.scale:
             self.close()
-            raise InvalidInput(f"{self.path} has scale {self.scale}, not {scale}: it is fixed")
+            raise InvalidInput(
+                f"{self.path} has scale {self.scale}, not {scale}: it is fixed; nothing was written"
+            )
 
     # ------------------------------------------------------------ connections
 
@@ -213,12 +240,19 @@ class SqliteStore:
     def _translating(self) -> Iterator[None]:
         try:
             yield
+        except _GUILTY:
+            raise
         except apsw.Error as error:
             raise _translate(error, self.path) from error
 
     def _connect(self) -> apsw.Connection:
         if self._closed:
             raise StoreClosed("the ledger is closed; nothing was written")
+        if os.path.realpath(self.path) in _NOT_OURS:
+            raise StoreUnavailable(
+                f"this process was forked while its parent was reading {self.path}, whose locks "
+                f"it cannot share: fork when nobody reads, or spawn; nothing was written"
+            )
         flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if self._create else 0)
         try:
             connection = apsw.Connection(self.path, flags=flags, vfs=self._vfs)
@@ -229,15 +263,21 @@ class SqliteStore:
                 )
             else:
                 raise
-        connection.set_busy_timeout(BUSY_SECONDS * 1000)
+        connection.set_busy_timeout(self._busy_milliseconds)
         try:
-            # Some of them answer with a row, and what follows waits until that row is read.
-            for _ in connection.execute(_PRAGMAS):
-                pass
+            # To the end: a cursor stops at each row, and so would never come to the later ones.
+            connection.execute(_PRAGMAS).fetchall()
         except apsw.ReadOnlyError:
             # A file that may only be read can still be looked at.
             connection.execute("PRAGMA query_only = ON")
+        # SQLite would checkpoint within COMMIT, and an error there is none of the commit.
+        connection.set_wal_hook(self._note_log)
         return connection
+
+    def _note_log(self, _: apsw.Connection, __: str, pages: int) -> int:
+        """Note, after each commit, how long the log is."""
+        self._log_pages = pages
+        return apsw.SQLITE_OK
 
     def _migrate(self, connection: apsw.Connection, scale: int | None) -> None:
         """Apply what is pending, one database transaction a step; several processes may race."""
@@ -253,7 +293,7 @@ class SqliteStore:
                     "name TEXT NOT NULL, checksum TEXT NOT NULL) STRICT"
                 )
             for step in pending(known, applied):
-                connection.execute(step.sql)
+                connection.execute(step.sql).fetchall()
                 connection.execute(
                     "INSERT INTO tillroll_migrations VALUES (?, ?, ?)",
                     (step.number, step.name, step.checksum),
@@ -264,7 +304,7 @@ class SqliteStore:
             )
             connection.execute("COMMIT")
         except BaseException:
-            _roll_back(connection)
+            _rolled_back(connection)
             raise
 
     # ------------------------------------------------------------ the contract
@@ -272,27 +312,48 @@ class SqliteStore:
     @contextmanager
     def write(self) -> Iterator[SqliteWriter]:
         """Open a database transaction; see `Store.write`."""
-        connection = None
-        try:
-            connection = self._writer = self._writer or self._connect()
+        with self._translating():
+            if self._writer is None:
+                self._writer = self._connect()
+            connection = self._writer
             connection.execute("BEGIN IMMEDIATE")
-            version = connection.execute("PRAGMA data_version").get
-            if version != self._data_version or len(self._states) > CACHED_ACCOUNTS_MAX:
-                self._forget()
-                self._data_version = version
-            yield SqliteWriter(connection, self)
-        except BaseException as error:
-            self._forget()
-            if connection is not None:
-                _roll_back(connection)
-            if isinstance(error, apsw.Error):
-                raise _translate(error, self.path) from error
-            raise
+            try:
+                version = connection.execute("PRAGMA data_version").get
+                if version != self._data_version or len(self._states) > CACHED_ACCOUNTS_MAX:
+                    self._forget()
+                    self._data_version = version
+                yield SqliteWriter(connection, self)
+            except BaseException:
+                self._give_up(connection)
+                raise
+            self._commit(connection)
+
+    def _commit(self, connection: apsw.Connection) -> None:
         try:
             connection.execute("COMMIT")
+        except apsw.FullError:
+            # The write that failed belongs before the end of the log, so what would make the
+            # transaction count is not there. An error of the sync is never this one.
+            self._give_up(connection)
+            raise
         except apsw.Error as error:
             self._forget()
             raise CommitUncertain(f"{self.path}: the commit erred: {error}") from error
+        except BaseException:
+            self._give_up(connection)
+            raise
+        if self._log_pages >= self._checkpoint_pages:
+            self._log_pages = 0
+            # One that errs is tried again after the next commit; the log is all that matters.
+            with suppress(apsw.Error):
+                connection.wal_checkpoint()
+
+    def _give_up(self, connection: apsw.Connection) -> None:
+        """Roll back; a connection that cannot even do that is thrown away."""
+        self._forget()
+        if not _rolled_back(connection):
+            self._writer = None
+            _dispose(connection)
 
     def _forget(self) -> None:
         self._states.clear()
@@ -303,35 +364,49 @@ class SqliteStore:
     def read(self) -> Iterator[SqliteReader]:
         """Open one consistent view; see `Store.read`."""
         with self._translating():
-            with self._lock:
-                connection = self._idle.pop() if self._idle else None
-            connection = connection or self._connect()
-            connection.execute("BEGIN")
+            connection = self._lend()
             try:
+                connection.execute("BEGIN")
                 yield SqliteReader(connection)
             finally:
-                _roll_back(connection)
-                with self._lock:
-                    self._idle.append(connection)
+                self._take_back(connection)
+
+    def _lend(self) -> apsw.Connection:
+        with self._calm:
+            connection = self._idle.pop() if self._idle else self._connect()
+            self._lent[connection] = threading.get_ident()
+            return connection
+
+    def _take_back(self, connection: apsw.Connection) -> None:
+        with self._calm:
+            if self._lent.pop(connection, None) is None:
+                return  # lent in the parent of this forked process
+            self._calm.notify_all()
+            if _rolled_back(connection) and not self._closed:
+                self._idle.append(connection)
+            else:
+                _dispose(connection)
 
     def recover(self) -> None:
-        """Open anew and checkpoint: what the log holds is written to the file and synced.
+        """Open anew, checkpoint, and write: then what is there stays, and what is not never comes.
 
-        A sync that failed may have dropped pages that it never wrote, so only a new write of the
-        same content, followed by a sync that succeeds, makes it durable.
+        What a look-up finds after a failed sync may be in memory only: the checkpoint writes it
+        to the file once more, and syncs that. What a look-up does not find may still lie behind
+        the end of the log as a whole transaction, to be found after a crash: the write goes to
+        that very place, and is synced. See docs/internals/durability.md.
         """
         self._forget()
-        old, self._writer = self._writer, None
-        with self._lock:
-            idle, self._idle = self._idle, []
+        with self._calm:
+            self._close_own()
         with self._translating():
-            for connection in (old, *idle):
-                if connection is not None:
-                    connection.close(True)  # noqa: FBT003 - apsw's own positional flag: force
             self._writer = self._connect()
-            busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").get
-        if busy:
-            raise StoreBusy(f"{self.path} is read by others; the log could not be made durable")
+            busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(FULL)").get
+            if busy:
+                raise StoreBusy(
+                    f"{self.path} is read by others, so its log could not be made durable after "
+                    f"a commit that erred; nothing was written"
+                )
+            self._writer.execute(_RECOVERED)
 
     def check(self) -> list[str]:
         """Run SQLite's own integrity check."""
@@ -352,25 +427,52 @@ class SqliteStore:
             ("scale", str(self.scale), True),
         ]
 
+    def _close_own(self) -> None:
+        """Close the writer and the idle readers; opened again when they are needed."""
+        connections, self._idle = self._idle, []
+        if self._writer is not None:
+            connections.append(self._writer)
+            self._writer = None
+        for connection in connections:
+            _dispose(connection)
+
+    # ------------------------------------------------------------ forks
+
+    def before_fork(self) -> None:
+        """Close everything: a child must not inherit an open SQLite file, not even unused.
+
+        Its locks would be the parent's, and it would not know
+        (https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork_).
+        Waits for readers in other threads, and keeps new ones out until the fork is done.
+        """
+        me = threading.get_ident()
+        self._calm.acquire()
+        self._calm.wait_for(
+            lambda: all(thread == me for thread in self._lent.values()), FORK_SECONDS
+        )
+        if self._writer is None or not self._writer.in_transaction:
+            self._close_own()
+
+    def fork_done(self) -> None:
+        """Go on, in the parent."""
+        self._calm.release()
+
     def after_fork(self) -> None:
-        """Forget the parent's connections without closing them."""
-        _ABANDONED.append((self._writer, self._idle))
+        """Go on, in the child; without the file if there was something left to inherit."""
+        if self._writer is not None or self._idle or self._lent:
+            _ABANDONED.append((self._writer, self._idle, self._lent))
+            _NOT_OURS.add(os.path.realpath(self.path))
         self._writer = None
         self._idle = []
-        self._lock = threading.Lock()
+        self._lent = {}
+        self._calm = threading.Condition()
         self._forget()
 
     def close(self) -> None:
         """Close every connection; the last one to leave a file checkpoints it."""
-        self._closed = True
-        with self._lock:
-            connections, self._idle = [*self._idle], []
-        if self._writer is not None:
-            connections.append(self._writer)
-            self._writer = None
-        with self._translating():
-            for connection in connections:
-                connection.close()
+        with self._calm:
+            self._closed = True
+            self._close_own()
 
 
 class SqliteReader:
@@ -390,9 +492,10 @@ class SqliteReader:
 
     def stored_state(self, account_id: bytes) -> tuple[int, bytes, str] | None:
         """Return seq, chain head and state document as stored."""
-        return self.connection.execute(
+        row: tuple[int, bytes, str] | None = self.connection.execute(
             "SELECT seq, head, state FROM tillroll_accounts WHERE account_id = ?", (account_id,)
         ).get
+        return row
 
     def answers(self, keys: Sequence[Key]) -> dict[Key, Entry | Refusal]:
         """Return what was answered to these keys; an entry wins over an older refusal."""
@@ -529,7 +632,7 @@ class SqliteWriter(SqliteReader):
         if book.replayed:
             self._write(_COUNT_REPLAYS, [(name, owner, 1, at) for owner, name, at in book.replayed])
 
-    def _write(self, template: str, rows: list[tuple[object, ...]]) -> None:
+    def _write(self, template: str, rows: Sequence[tuple[object, ...]]) -> None:
         for _ in _many(self.connection, template, rows):
             raise AssertionError("a statement that writes returned a row")
 
@@ -574,10 +677,20 @@ def _applied(connection: apsw.Connection) -> dict[int, str]:
     return dict(connection.execute("SELECT number, checksum FROM tillroll_migrations"))
 
 
-def _roll_back(connection: apsw.Connection) -> None:
+def _rolled_back(connection: apsw.Connection) -> bool:
     """End the database transaction if SQLite has not done so itself (it has, on a full disk)."""
-    if connection.in_transaction:
-        connection.execute("ROLLBACK")
+    try:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    except apsw.Error:
+        return False
+    return True
+
+
+def _dispose(connection: apsw.Connection) -> None:
+    """Close a connection, whatever the disk says to it: nothing committed depends on it."""
+    with suppress(apsw.Error):
+        connection.close(True)  # noqa: FBT003 - apsw's own positional flag: force
 
 
 def _revive(seq: int, head: bytes, state: str) -> Account:
