@@ -6,7 +6,6 @@ exceptions. What is read comes from `queries`.
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import functools
@@ -40,6 +39,7 @@ from tillroll.ledger.verbs import How, Meter, Span, Verbs
 from tillroll.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import (
         Callable,
         Coroutine,
@@ -58,6 +58,13 @@ if TYPE_CHECKING:
     from tillroll.stores.base import Store, Writer
 
 P = ParamSpec("P")
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    """Return the loop of the caller. asyncio takes half of all import time, so it comes late."""
+    import asyncio  # noqa: PLC0415 - whoever calls this has loaded it
+
+    return asyncio.get_running_loop()
 
 
 def new_id() -> str:
@@ -563,7 +570,7 @@ def _async(
     @functools.wraps(build)
     async def verb(self: AsyncLedger, *args: P.args, **kwargs: P.kwargs) -> Receipt:
         request = build(self._verbs, *args, **kwargs)
-        answers = await self._engine.submit((request,), asyncio.get_running_loop())
+        answers = await self._engine.submit((request,), _running_loop())
         return _answer(self, answers[0], request)
 
     verb.__annotations__ = {**build.__annotations__, "return": "Receipt"}
@@ -699,7 +706,7 @@ class AsyncLedger(_Base):
     """The same verbs to be awaited; the event loop never waits for a disk."""
 
     async def _ask(self, request: Request) -> Receipt:
-        answers = await self._engine.submit((request,), asyncio.get_running_loop())
+        answers = await self._engine.submit((request,), _running_loop())
         return _answer(self, answers[0], request)
 
     grant = _async(Verbs.grant)
@@ -729,12 +736,12 @@ class AsyncLedger(_Base):
         requests = [item for item in built if isinstance(item, Request)]
         if not requests:
             return self._outcomes(built, [])
-        answers = await self._engine.submit(requests, asyncio.get_running_loop())
+        answers = await self._engine.submit(requests, _running_loop())
         return self._outcomes(built, answers)
 
     async def close(self) -> None:
         """Answer what waits, turn new requests away, close the store. May be called twice."""
-        await asyncio.get_running_loop().run_in_executor(None, self._engine.close)
+        await _running_loop().run_in_executor(None, self._engine.close)
 
     async def __aenter__(self) -> Self:
         """Use the ledger as a context manager that closes it."""
@@ -940,6 +947,8 @@ class AsyncOpenHold(_HoldBase):
 
         The ending is shielded: a task that is cancelled twice still ends its hold.
         """
+        import asyncio  # noqa: PLC0415 - see _running_loop
+
         await asyncio.shield(self.end(error))
 
     async def end(self, error: BaseException | None) -> None:

@@ -17,7 +17,6 @@ import threading
 import time
 import weakref
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from tillroll.ledger.core import Answer, Rules, decide_batch
@@ -34,6 +33,7 @@ from tillroll.stores.base import CommitUncertain, Key, load_book
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
+    from concurrent.futures import ThreadPoolExecutor
 
     from tillroll.ledger.commands import Request
     from tillroll.stores.base import Store, Writer
@@ -271,6 +271,9 @@ class Engine:
         """Return whether the worker thread leads; it cannot while the interpreter ends."""
         with self._mutex:
             if self._worker is None:
+                # Slow to import, and only event loops need it.
+                from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
                 self._worker = ThreadPoolExecutor(1, initializer=_name_worker)
             worker = self._worker
         try:

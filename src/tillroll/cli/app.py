@@ -12,9 +12,9 @@ from cyclopts import App, CycloptsError, Parameter
 
 import tillroll
 from tillroll import catalog
-from tillroll.cli import common as c
+from tillroll.cli import terminal as c
 from tillroll.cli import views
-from tillroll.cli.common import Common, print_json, show_receipt
+from tillroll.cli.terminal import Common, print_json, show_receipt
 
 app = App(
     name="tillroll",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 import tillroll
-from tillroll.cli import common as c
+from tillroll.cli import terminal as c
 from tillroll.cli.views import table
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 
 import tillroll
-from tillroll.cli import common as c
 from tillroll.cli import replay, scenario, views
+from tillroll.cli import terminal as c
 
 TRACE = "azure_llm_code_2023.csv"
 CREDIT = (

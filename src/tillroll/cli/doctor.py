@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import tillroll
-from tillroll.cli import common as c
+from tillroll.cli import terminal as c
 from tillroll.cli.views import table
 
 

@@ -10,7 +10,7 @@ import msgspec
 import tillroll
 from tillroll import catalog
 from tillroll.catalog.plan import UsageRecord
-from tillroll.cli.common import Common, out, print_json
+from tillroll.cli.terminal import Common, out, print_json
 from tillroll.cli.views import table, when
 from tillroll.ledger.calendar import show_instant
 from tillroll.ledger.pricing import PriceVersion, new_version

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import tillroll
 from tillroll import catalog
-from tillroll.cli import common as c
 from tillroll.cli import proof, traces
+from tillroll.cli import terminal as c
 from tillroll.cli.scenario import Fate, Options, Run
 from tillroll.cli.views import table
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from tillroll.cli.common import out
+from tillroll.cli.terminal import out
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -8,7 +8,6 @@ happened is then found out by `recover` and a look at the ids, never guessed.
 from __future__ import annotations
 
 import hashlib
-from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tillroll.ledger.chain import decode_entry
@@ -200,6 +199,8 @@ class Migration(NamedTuple):
 
 def migrations(dialect: str) -> list[Migration]:
     """Return the migrations of a dialect in order, read from the package."""
+    from importlib.resources import files  # noqa: PLC0415 - slow to import, used once a store
+
     folder = files("tillroll.stores").joinpath("migrations", dialect)
     steps = []
     for item in sorted(folder.iterdir(), key=lambda item: item.name):
