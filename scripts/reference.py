@@ -148,7 +148,7 @@ def signature(name: str, function: Callable[..., object], *, bound: bool = True)
 
 def _parameter(parameter: inspect.Parameter) -> str:
     if parameter.kind is parameter.VAR_KEYWORD:
-        return "**how"
+        return f"**{parameter.name}"
     text = parameter.name
     if parameter.annotation is not parameter.empty:
         text += f": {shown(parameter.annotation)}"
@@ -233,14 +233,18 @@ ANSWERS: tuple[type, ...] = (
 
 
 def how() -> str:
-    return (
-        wrapped(
-            "`**how` stands for these, on every verb that writes. All but `actor` and "
-            "`retry_refused` are part of the request: a repeat must give the same."
-        )
-        + "\n\n"
-        + rendered(verbs.How.__doc__ or "").partition("Attributes:\n\n")[2]
+    described = [
+        row
+        for kind in (verbs.How, verbs.Who)
+        for row in items(sections(inspect.getdoc(kind) or "")["Attributes"])
+    ]
+    assert {name for name, _ in described} == set(verbs.How.__annotations__)
+    lines = [wrapped(text, f"- `{name}`: ", "  ") for name, text in described]
+    intro = wrapped(
+        "`**how` stands for these, on every verb that writes (`**who` for all but the reason). All "
+        "but `actor` and `retry_refused` are part of the request: a repeat must give the same."
     )
+    return intro + "\n\n" + "\n".join(lines)
 
 
 def called(name: str, function: Callable[..., object]) -> str:
@@ -248,7 +252,7 @@ def called(name: str, function: Callable[..., object]) -> str:
         [
             f"### {name.rpartition('.')[2] if name.startswith('ledger.') else name}",
             signature(name, function, bound=name.startswith(("ledger.", "hold."))),
-            rendered(inspect.getdoc(function) or "", skip=("**how",)),
+            rendered(inspect.getdoc(function) or "", skip=("**how", "**who")),
         ]
     )
 
