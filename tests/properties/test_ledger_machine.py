@@ -40,10 +40,17 @@ amounts = st.one_of(
     st.integers(1, 40), st.sampled_from([Decimal("0.5"), "7.25", Decimal("0.000001")])
 )
 operations = st.sampled_from(OPERATIONS)
-steps = st.sampled_from([
-    timedelta(microseconds=1), timedelta(seconds=30), timedelta(minutes=15), timedelta(hours=2),
-    timedelta(days=1), timedelta(days=8), timedelta(days=31),
-])
+steps = st.sampled_from(
+    [
+        timedelta(microseconds=1),
+        timedelta(seconds=30),
+        timedelta(minutes=15),
+        timedelta(hours=2),
+        timedelta(days=1),
+        timedelta(days=8),
+        timedelta(days=31),
+    ]
+)
 spans = st.sampled_from(["1s", "15m", "1h", "1d", "9d", "40d"])
 
 
@@ -142,16 +149,25 @@ class LedgerMachine(RuleBasedStateMachine):
     # ------------------------------------------------------------ units in
 
     @rule(
-        account=accounts, units=amounts, wallet=wallets, priority=st.sampled_from([0, 0, -1, 5]),
+        account=accounts,
+        units=amounts,
+        wallet=wallets,
+        priority=st.sampled_from([0, 0, -1, 5]),
         category=st.sampled_from(["paid", "promo", "plan"]),
-        expires=st.one_of(st.none(), spans), begins=st.one_of(st.none(), steps, steps.map(
-            lambda step: -step)),
+        expires=st.one_of(st.none(), spans),
+        begins=st.one_of(st.none(), steps, steps.map(lambda step: -step)),
         applies_to=st.sampled_from([(), (), ("image.*",), ("text.write",)]),
     )
     def grant(self, account, units, wallet, priority, category, expires, begins, applies_to):
         made = self.ask(
-            "grant", account, units=units, wallet=wallet, priority=priority, category=category,
-            expires_in=expires, effective_at=begins and self.now + begins,
+            "grant",
+            account,
+            units=units,
+            wallet=wallet,
+            priority=priority,
+            category=category,
+            expires_in=expires,
+            effective_at=begins and self.now + begins,
             applies_to=list(applies_to),
         )
         if made:
@@ -177,13 +193,21 @@ class LedgerMachine(RuleBasedStateMachine):
     # ------------------------------------------------------------ units out
 
     @rule(
-        account=accounts, operation=st.one_of(st.none(), operations), units=amounts,
-        wallet=wallets, tags=st.sampled_from(TAGS),
+        account=accounts,
+        operation=st.one_of(st.none(), operations),
+        units=amounts,
+        wallet=wallets,
+        tags=st.sampled_from(TAGS),
         late=st.sampled_from([None, None, timedelta(days=3), timedelta(days=36)]),
     )
     def consume(self, account, operation, units, wallet, tags, late):
         made = self.ask(
-            "consume", account, operation=operation, units=units, wallet=wallet, tags=tags,
+            "consume",
+            account,
+            operation=operation,
+            units=units,
+            wallet=wallet,
+            tags=tags,
             effective_at=late and self.now - late,
         )
         if made:
@@ -196,14 +220,24 @@ class LedgerMachine(RuleBasedStateMachine):
             self.charges.append(made.request_id)
 
     @rule(
-        account=accounts, operation=st.one_of(st.none(), operations), units=amounts,
-        wallet=wallets, floor=st.sampled_from([None, None, 0, "0.000001"]),
-        life=st.one_of(st.none(), spans), tags=st.sampled_from(TAGS),
+        account=accounts,
+        operation=st.one_of(st.none(), operations),
+        units=amounts,
+        wallet=wallets,
+        floor=st.sampled_from([None, None, 0, "0.000001"]),
+        life=st.one_of(st.none(), spans),
+        tags=st.sampled_from(TAGS),
     )
     def hold(self, account, operation, units, wallet, floor, life, tags):
         made = self.ask(
-            "hold", account, operation=operation, units=units, floor=floor, wallet=wallet,
-            expires_in=life, tags=tags,
+            "hold",
+            account,
+            operation=operation,
+            units=units,
+            floor=floor,
+            wallet=wallet,
+            expires_in=life,
+            tags=tags,
         )
         if made:
             self.holds.append(made.request_id)
@@ -215,12 +249,15 @@ class LedgerMachine(RuleBasedStateMachine):
             self.holds.append(made.request_id)
 
     @rule(
-        data=st.data(), account=accounts,
+        data=st.data(),
+        account=accounts,
         figures=st.one_of(
-            st.none(), amounts.map(lambda n: {"units": n}),
+            st.none(),
+            amounts.map(lambda n: {"units": n}),
             st.integers(0, 9).map(lambda n: {"meters": {"images": n}}),
         ),
-        final=st.booleans(), above=st.sampled_from(["available", "refuse", "overdraft"]),
+        final=st.booleans(),
+        above=st.sampled_from(["available", "refuse", "overdraft"]),
     )
     def settle(self, data, account, figures, final, above):
         hold_id = data.draw(st.sampled_from(self.holds))
@@ -240,7 +277,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ask("extend", account, hold_id=hold_id, expires_in=span)
 
     @rule(
-        data=st.data(), account=accounts, span=st.one_of(st.none(), spans),
+        data=st.data(),
+        account=accounts,
+        span=st.one_of(st.none(), spans),
         then=st.sampled_from(["release", "settle"]),
     )
     def mark_in_doubt(self, data, account, span, then):
@@ -254,10 +293,12 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ask("resolve", account, hold_id=hold_id, outcome=outcome)
 
     @rule(
-        data=st.data(), account=accounts, units=st.one_of(st.none(), amounts),
-        policy=st.sampled_from([
-            ("expire", None), ("extend", "9d"), ("goodwill", None), ("goodwill", "1d")
-        ]),
+        data=st.data(),
+        account=accounts,
+        units=st.one_of(st.none(), amounts),
+        policy=st.sampled_from(
+            [("expire", None), ("extend", "9d"), ("goodwill", None), ("goodwill", "1d")]
+        ),
     )
     def refund(self, data, account, units, policy):
         charge = data.draw(st.sampled_from(self.charges))
@@ -270,14 +311,22 @@ class LedgerMachine(RuleBasedStateMachine):
     # ------------------------------------------------------------ what may happen
 
     @rule(
-        account=accounts, cap=st.integers(0, 60), wallet=wallets,
+        account=accounts,
+        cap=st.integers(0, 60),
+        wallet=wallets,
         period=st.sampled_from(["day", "week", "month", "total", "rolling"]),
         match=st.sampled_from([{}, {"member": "*"}, {"operation": "image.edit"}]),
         name=st.sampled_from(["b1", "b2"]),
     )
     def set_budget(self, account, cap, wallet, period, match, name):
         self.ask(
-            "set_budget", account, name=name, cap=cap, wallet=wallet, period=period, match=match,
+            "set_budget",
+            account,
+            name=name,
+            cap=cap,
+            wallet=wallet,
+            period=period,
+            match=match,
             window="5h" if period == "rolling" else None,
         )
 
@@ -286,17 +335,27 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ask("remove_budget", account, name=name)
 
     @rule(
-        account=accounts, units=amounts,
+        account=accounts,
+        units=amounts,
         every=st.sampled_from([("day", 9), ("week", 2), ("month", 1), ("month", 3), ("year", 1)]),
         rollover=st.sampled_from([(0, 0), (0, 5), (3, 20)]),
-        days=st.sampled_from([-400, -31, 0, 3]), wallet=wallets,
+        days=st.sampled_from([-400, -31, 0, 3]),
+        wallet=wallets,
         ends=st.sampled_from([None, None, timedelta(days=40)]),
     )
     def set_recurring(self, account, units, every, rollover, days, wallet, ends):
         anchor = (START + timedelta(days=days)).date() if days else datetime(2026, 1, 31, 9, 30)  # noqa: DTZ001
         self.ask(
-            "set_recurring", account, name="plan", units=units, every=every[0], count=every[1],
-            rollover_min=rollover[0], rollover_max=rollover[1], anchor=anchor, wallet=wallet,
+            "set_recurring",
+            account,
+            name="plan",
+            units=units,
+            every=every[0],
+            count=every[1],
+            rollover_min=rollover[0],
+            rollover_max=rollover[1],
+            anchor=anchor,
+            wallet=wallet,
             ends_at=ends and self.now + ends,
         )
 
