@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import apsw
+import msgspec
 
 from tillroll.ledger.chain import decode_account, decode_entry, decode_refusal, encode
 from tillroll.ledger.core import next_due
@@ -128,7 +129,10 @@ def _translate(error: apsw.Error, path: str) -> StoreUnavailable:
     if isinstance(error, apsw.FullError):
         return StoreFull(f"the disk of {path} is full: free some space and ask again; {nothing}")
     if isinstance(error, apsw.ReadOnlyError | apsw.PermissionsError | apsw.AuthError):
-        return StoreReadOnly(f"{path} may not be written: check its permissions; {nothing}")
+        return StoreReadOnly(
+            f"{path} may not be written: check the permissions of the file and of its folder, "
+            f"where even a reader has to find or make the log; {nothing}"
+        )
     if isinstance(error, apsw.CorruptError | apsw.NotADBError):
         return StoreCorrupt(f"{path} is not a healthy database: restore a backup; {nothing}")
     if isinstance(error, apsw.CantOpenError):
@@ -188,6 +192,11 @@ class SqliteStore:
                 meta = dict(self._writer.execute("SELECT name, value FROM tillroll_meta"))
             self.scale = int(meta["scale"])
             self.secret = bytes.fromhex(meta["secret"])
+        except (KeyError, ValueError) as error:
+            self.close()
+            raise StoreCorrupt(
+                f"{self.path} has lost its settings: restore a backup; nothing was written"
+            ) from error
         except BaseException:
             self.close()
             raise
@@ -331,6 +340,11 @@ class SqliteStore:
             try:
                 connection.execute("BEGIN")
                 yield SqliteReader(connection)
+            except msgspec.MsgspecError as error:
+                raise StoreCorrupt(
+                    f"{self.path} holds a document that cannot be read ({error}): restore a "
+                    f"backup; nothing was written"
+                ) from error
             finally:
                 self._take_back(connection)
 
@@ -373,8 +387,11 @@ class SqliteStore:
 
     def check(self) -> list[str]:
         """Run SQLite's own integrity check."""
-        with self._translating(), self.read() as reader:
-            rows = [row[0] for row in reader.connection.execute("PRAGMA integrity_check")]
+        try:
+            with self.read() as reader:
+                rows = [row[0] for row in reader.connection.execute("PRAGMA integrity_check")]
+        except StoreCorrupt as problem:
+            return [str(problem)]
         return [] if rows == ["ok"] else [str(row) for row in rows]
 
     def _close_own(self) -> None:
@@ -620,7 +637,9 @@ def _applied(connection: apsw.Connection) -> dict[int, str]:
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
     if "tillroll_migrations" not in tables:
         if "tillroll_entries" in tables:
-            raise SchemaMismatch("the database has tillroll's tables but not their history")
+            raise SchemaMismatch(
+                "the database has tillroll's tables but not their history; nothing was written"
+            )
         return {}
     return dict(connection.execute("SELECT number, checksum FROM tillroll_migrations"))
 
@@ -643,7 +662,11 @@ def _dispose(connection: apsw.Connection) -> None:
 
 def _revive(seq: int, head: bytes, state: str) -> Account:
     account = decode_account(state)
-    assert account.seq == seq, "the account's row and its state disagree"
+    if account.seq != seq:
+        raise StoreCorrupt(
+            f"the row of account {account.account!r} and its state disagree (seq {seq} and "
+            f"{account.seq}): restore a backup; nothing was written"
+        )
     account.head = head
     account.next_due_at = next_due(account)
     return account
@@ -680,5 +703,7 @@ def _entry_row(
     )
 
 
-def _stored(row: tuple[str, bytes, str | None, int, str | None, str | None, str, int, int]) -> Stored:
+def _stored(
+    row: tuple[str, bytes, str | None, int, str | None, str | None, str, int, int],
+) -> Stored:
     return Stored(row[0].encode(), *row[1:])
