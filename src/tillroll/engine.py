@@ -24,6 +24,7 @@ from tillroll.ledger.errors import (
     OutcomeUnknown,
     Overloaded,
     StoreClosed,
+    StoreCorrupt,
     StoreError,
     StoreUnavailable,
 )
@@ -324,6 +325,8 @@ class Engine:
             answers = self._write(requests)
         except CommitUncertain as problem:
             answers = self._find_out(requests, problem)
+        except StoreCorrupt:
+            answers = self._one_by_one(requests)  # one account's damage is not its neighbours'
         except StoreError as problem:
             answers = [self._failed(request, problem) for request in requests]
         except Exception:  # noqa: BLE001 - one bad request must not sink the others

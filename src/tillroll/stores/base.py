@@ -221,7 +221,7 @@ def pending(known: list[Migration], applied: dict[int, str]) -> Iterator[Migrati
     if applied and max(applied) > newest:
         raise SchemaMismatch(
             f"the database has schema {max(applied)}, this tillroll knows {newest}: "
-            f"upgrade tillroll. Nothing was written"
+            f"upgrade tillroll; nothing was written"
         )
     for step in known:
         if step.number not in applied:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import apsw
+import msgspec
 
 from tillroll.ledger.chain import (
     decode_account,
@@ -165,7 +166,10 @@ def _translate(error: apsw.Error, path: str) -> StoreUnavailable:
     if isinstance(error, apsw.FullError):
         return StoreFull(f"the disk of {path} is full: free some space and ask again; {nothing}")
     if isinstance(error, apsw.ReadOnlyError | apsw.PermissionsError | apsw.AuthError):
-        return StoreReadOnly(f"{path} may not be written: check its permissions; {nothing}")
+        return StoreReadOnly(
+            f"{path} may not be written: check the permissions of the file and of its folder, "
+            f"where even a reader has to find or make the log; {nothing}"
+        )
     if isinstance(error, apsw.CorruptError | apsw.NotADBError):
         return StoreCorrupt(f"{path} is not a healthy database: restore a backup; {nothing}")
     if isinstance(error, apsw.CantOpenError):
@@ -225,6 +229,11 @@ class SqliteStore:
                 meta = dict(self._writer.execute("SELECT name, value FROM tillroll_meta"))
             self.scale = int(meta["scale"])
             self.secret = bytes.fromhex(meta["secret"])
+        except (KeyError, ValueError) as error:
+            self.close()
+            raise StoreCorrupt(
+                f"{self.path} has lost its settings: restore a backup; nothing was written"
+            ) from error
         except BaseException:
             self.close()
             raise
@@ -368,6 +377,11 @@ class SqliteStore:
             try:
                 connection.execute("BEGIN")
                 yield SqliteReader(connection)
+            except msgspec.MsgspecError as error:
+                raise StoreCorrupt(
+                    f"{self.path} holds a document that cannot be read ({error}): restore a "
+                    f"backup; nothing was written"
+                ) from error
             finally:
                 self._take_back(connection)
 
@@ -410,8 +424,11 @@ class SqliteStore:
 
     def check(self) -> list[str]:
         """Run SQLite's own integrity check."""
-        with self._translating(), self.read() as reader:
-            rows = [row[0] for row in reader.connection.execute("PRAGMA integrity_check")]
+        try:
+            with self.read() as reader:
+                rows = [row[0] for row in reader.connection.execute("PRAGMA integrity_check")]
+        except StoreCorrupt as problem:
+            return [str(problem)]
         return [] if rows == ["ok"] else [str(row) for row in rows]
 
     def facts(self) -> list[tuple[str, str, bool]]:
@@ -672,7 +689,9 @@ def _applied(connection: apsw.Connection) -> dict[int, str]:
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
     if "tillroll_migrations" not in tables:
         if "tillroll_entries" in tables:
-            raise SchemaMismatch("the database has tillroll's tables but not their history")
+            raise SchemaMismatch(
+                "the database has tillroll's tables but not their history; nothing was written"
+            )
         return {}
     return dict(connection.execute("SELECT number, checksum FROM tillroll_migrations"))
 
@@ -695,7 +714,11 @@ def _dispose(connection: apsw.Connection) -> None:
 
 def _revive(seq: int, head: bytes, state: str) -> Account:
     account = decode_account(state)
-    assert account.seq == seq, "the account's row and its state disagree"
+    if account.seq != seq:
+        raise StoreCorrupt(
+            f"the row of account {account.account!r} and its state disagree (seq {seq} and "
+            f"{account.seq}): restore a backup; nothing was written"
+        )
     account.head = head
     account.next_due_at = next_due(account)
     return account
