@@ -31,7 +31,7 @@ class Recorder:
         self.seen: list[Seen] = []
         self.lock = threading.Lock()
         for account in ACCOUNTS:
-            grant = self.verbs.grant(account, 40, request_id="g")
+            grant = self.verbs.grant(account, 5, request_id="g")
             assert isinstance(self.engines[0].execute([grant])[0].outcome, Entry)
         self.threads = [threading.Thread(target=self.work, args=(n,)) for n in range(threads)]
 
