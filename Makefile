@@ -17,8 +17,8 @@ RUNTIME = $(VENV)/.stamp-runtime
 DEV = $(VENV)/.stamp-dev
 LOCKS = requirements/build.lock requirements/runtime.lock
 
-.PHONY: help demo test check format format-check lint types imports tidy spelling docs coverage \
-	bench soak power-cut build wheel lock clean
+.PHONY: help demo test check format format-check lint types imports tidy spelling docs reference \
+	coverage bench soak power-cut build wheel lock clean
 
 help: ## list the tasks
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -57,6 +57,9 @@ spelling: $(DEV)
 
 docs: $(DEV) ## build the documentation site into site/
 	$(BIN)/zensical build --clean --strict
+
+reference: $(DEV) ## write the generated pages of docs/reference anew
+	$(BIN)/python scripts/reference.py
 
 coverage: $(DEV) ## the tests once more, with branch coverage
 	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term $(ARGS)

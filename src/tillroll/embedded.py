@@ -6,7 +6,6 @@ exceptions. What is read comes from `queries`.
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import functools
@@ -33,13 +32,14 @@ from tillroll.ledger.errors import (
 )
 from tillroll.ledger.errors import Unpriced as UnpricedError
 from tillroll.ledger.pricing import Unpriced, explain_hold, new_version, price_hold
+from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.types import Entry, Refusal
 from tillroll.ledger.units import Units, to_decimal
 from tillroll.ledger.verbs import How, Meter, Span, Verbs
-from tillroll.receipts import Receipt
 from tillroll.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import (
         Callable,
         Coroutine,
@@ -59,13 +59,20 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    """Return the loop of the caller. asyncio takes half of all import time, so it comes late."""
+    import asyncio  # noqa: PLC0415 - whoever calls this has loaded it
+
+    return asyncio.get_running_loop()
+
+
 def new_id() -> str:
     """Return a UUIDv7: unique, and ordered by time so that the index of ids grows at its end."""
     millis = time.time_ns() // 1_000_000
-    tail = int.from_bytes(os.urandom(10), "big")
-    high = (millis & 0xFFFF_FFFF_FFFF) << 16 | 0x7000 | (tail >> 64) & 0x0FFF
-    text = f"{high:016x}{(tail & 0x3FFF_FFFF_FFFF_FFFF) | 0x8000_0000_0000_0000:016x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    tail = os.urandom(10).hex()
+    variant = "89ab"[int(tail[3], 16) & 3]
+    return f"{millis >> 16:08x}-{millis & 0xFFFF:04x}-7{tail[:3]}-{variant}{tail[4:7]}-{tail[7:19]}"
 
 
 def open_store(url: str | os.PathLike[str], *, scale: int | None = None) -> Store:
@@ -249,8 +256,13 @@ class _Base:
                 of what had happened by then.
         """
         return queries.balance(
-            self.store, self.project, account, at=self._now(), wallet=wallet,
-            as_of=None if as_of is None else calendar.instant(as_of, "as_of"), clock=clock,
+            self.store,
+            self.project,
+            account,
+            at=self._now(),
+            wallet=wallet,
+            as_of=None if as_of is None else calendar.instant(as_of, "as_of"),
+            clock=clock,
         )
 
     def statement(
@@ -274,7 +286,12 @@ class _Base:
             until: Only what was recorded before this.
         """
         return queries.statement(
-            self.store, self.project, account, limit=limit, before=before, kinds=kinds,
+            self.store,
+            self.project,
+            account,
+            limit=limit,
+            before=before,
+            kinds=kinds,
             since=None if since is None else calendar.instant(since, "since"),
             until=None if until is None else calendar.instant(until, "until"),
         )
@@ -288,18 +305,20 @@ class _Base:
         until: datetime | str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[dict[str, Any]]:
-        """Return what was used, grouped by any of account, operation, model, wallet, day, month
-        and tag:NAME; refunds are taken off.
+        """Return what was used, grouped; refunds are taken off.
 
         Args:
             account: One account, or all.
-            by: The groups, in order.
+            by: The groups, in order: account, operation, model, wallet, day, month, tag:NAME.
             since: Only what was effective at or after this.
             until: Only what was effective before this.
             progress: Called with the number of entries read so far.
         """
         return queries.usage(
-            self.store, self.project, account=account, by=by,
+            self.store,
+            self.project,
+            account=account,
+            by=by,
             since=None if since is None else calendar.instant(since, "since"),
             until=None if until is None else calendar.instant(until, "until"),
             progress=progress,
@@ -380,7 +399,11 @@ class _Base:
         def act(tx: Writer) -> PriceVersion:
             book = tx.prices(self.project)
             version = new_version(
-                book.current + 1, prices, overrides=overrides, author=author, reason=reason,
+                book.current + 1,
+                prices,
+                overrides=overrides,
+                author=author,
+                reason=reason,
                 applied_at=applied_at,
             )
             if book.current and book.version(book.current).digest == version.digest:
@@ -421,31 +444,44 @@ class _Base:
         book = self.prices()
         command = request.command
         assert isinstance(command, HoldCommand)
-        asked = {
-            "model": model, "attributes": command.attributes, "account_ref": account, "at": at,
+        asked: dict[str, Any] = {
+            "model": model,
+            "attributes": command.attributes,
+            "account_ref": account,
+            "at": at,
             "scale": self.scale,
         }
         priced = price_hold(book, operation, command.meters or {}, **asked)
         if isinstance(priced, Unpriced):
-            raise UnpricedError(priced.reason, account=account, details={
-                "known": ", ".join(priced.known)
-            })
+            raise UnpricedError(
+                priced.reason, account=account, details={"known": ", ".join(priced.known)}
+            )
         locked = None
         if lock_for is not None:
             claims = QuoteClaims(
-                account=account, operation=operation, version=priced.version,
-                ceiling=priced.units, wallet=priced.wallet,
-                expires_at=at + calendar.span(lock_for, "lock_for"), model=model, id=new_id(),
+                account=account,
+                operation=operation,
+                version=priced.version,
+                ceiling=priced.units,
+                wallet=priced.wallet,
+                expires_at=at + calendar.span(lock_for, "lock_for"),
+                model=model,
+                id=new_id(),
             )
             locked = quotes.sign(self.store.secret, claims)
         return Quote(
-            account=account, operation=operation, wallet=priced.wallet,
-            units=to_decimal(priced.units, self.scale), exact=priced.exact,
-            price_version=priced.version, rule=priced.rule,
+            account=account,
+            operation=operation,
+            wallet=priced.wallet,
+            units=to_decimal(priced.units, self.scale),
+            exact=priced.exact,
+            price_version=priced.version,
+            rule=priced.rule,
             arithmetic=tuple(explain_hold(book, operation, command.meters or {}, **asked)),
             available=self.balance(account, priced.wallet).spendable,
             token=locked,
-            expires_at=None if lock_for is None
+            expires_at=None
+            if lock_for is None
             else calendar.show_instant(at + calendar.span(lock_for, "lock_for")),
         )
 
@@ -523,7 +559,7 @@ def _sync(
         return self._ask(build(self._verbs, *args, **kwargs))
 
     verb.__annotations__ = {**build.__annotations__, "return": "Receipt"}
-    return verb
+    return verb  # type: ignore[return-value]  # functools.wraps hides it
 
 
 def _async(
@@ -533,10 +569,12 @@ def _async(
 
     @functools.wraps(build)
     async def verb(self: AsyncLedger, *args: P.args, **kwargs: P.kwargs) -> Receipt:
-        return await self._ask(build(self._verbs, *args, **kwargs))
+        request = build(self._verbs, *args, **kwargs)
+        answers = await self._engine.submit((request,), _running_loop())
+        return _answer(self, answers[0], request)
 
     verb.__annotations__ = {**build.__annotations__, "return": "Receipt"}
-    return verb
+    return verb  # type: ignore[return-value]  # functools.wraps hides it
 
 
 def _sync_hold(
@@ -549,7 +587,7 @@ def _sync_hold(
         return OpenHold(self, self._ask(build(self._verbs, *args, **kwargs)))
 
     verb.__annotations__ = {**build.__annotations__, "return": "OpenHold"}
-    return verb
+    return verb  # type: ignore[return-value]  # functools.wraps hides it
 
 
 def _async_hold(
@@ -562,7 +600,7 @@ def _async_hold(
         return PendingHold(self, build(self._verbs, *args, **kwargs))
 
     verb.__annotations__ = {**build.__annotations__, "return": "PendingHold"}
-    return verb
+    return verb  # type: ignore[return-value]  # functools.wraps hides it
 
 
 def _preview(
@@ -575,7 +613,7 @@ def _preview(
         return self._ask(build(self._verbs, *args, **kwargs))
 
     verb.__annotations__ = {**build.__annotations__, "return": "Receipt"}
-    return verb
+    return verb  # type: ignore[return-value]  # functools.wraps hides it
 
 
 class Preview:
@@ -584,10 +622,10 @@ class Preview:
     def __init__(self, ledger: _Base) -> None:
         """Preview on this ledger."""
         self._ledger = ledger
-        self._verbs = ledger._verbs
+        self._verbs = ledger._verbs  # noqa: SLF001 - the ledger's other face
 
     def _ask(self, request: Request) -> Receipt:
-        engine = self._ledger._engine
+        engine = self._ledger._engine  # noqa: SLF001 - the ledger's other face
         answer = queries.preview(engine.store, engine.project, request, engine.clock())
         return _answer(self._ledger, answer, request)
 
@@ -668,7 +706,7 @@ class AsyncLedger(_Base):
     """The same verbs to be awaited; the event loop never waits for a disk."""
 
     async def _ask(self, request: Request) -> Receipt:
-        answers = await self._engine.submit((request,), asyncio.get_running_loop())
+        answers = await self._engine.submit((request,), _running_loop())
         return _answer(self, answers[0], request)
 
     grant = _async(Verbs.grant)
@@ -698,12 +736,12 @@ class AsyncLedger(_Base):
         requests = [item for item in built if isinstance(item, Request)]
         if not requests:
             return self._outcomes(built, [])
-        answers = await self._engine.submit(requests, asyncio.get_running_loop())
+        answers = await self._engine.submit(requests, _running_loop())
         return self._outcomes(built, answers)
 
     async def close(self) -> None:
         """Answer what waits, turn new requests away, close the store. May be called twice."""
-        await asyncio.get_running_loop().run_in_executor(None, self._engine.close)
+        await _running_loop().run_in_executor(None, self._engine.close)
 
     async def __aenter__(self) -> Self:
         """Use the ledger as a context manager that closes it."""
@@ -791,8 +829,15 @@ class OpenHold(_HoldBase):
     ) -> Receipt:
         """Take what was really used and give the rest back; see `Ledger.settle`."""
         receipt = self._ledger.settle(
-            self.account, self.id, units=units, meters=meters, attributes=attributes,
-            final=final, above=above, request_id=request_id, **how,
+            self.account,
+            self.id,
+            units=units,
+            meters=meters,
+            attributes=attributes,
+            final=final,
+            above=above,
+            request_id=request_id,
+            **how,
         )
         if final:
             self.ended = receipt
@@ -807,7 +852,7 @@ class OpenHold(_HoldBase):
         """Prolong it; see `Ledger.extend`."""
         return self._ledger.extend(self.account, self.id, expires_in=expires_in, **how)
 
-    def mark_in_doubt(self, **kwargs: Any) -> Receipt:  # noqa: ANN401 - see Ledger.mark_in_doubt
+    def mark_in_doubt(self, **kwargs: Any) -> Receipt:
         """Say that the outcome is unknown; see `Ledger.mark_in_doubt`."""
         receipt = self._ledger.mark_in_doubt(self.account, self.id, **kwargs)
         self._doubted = True
@@ -859,8 +904,15 @@ class AsyncOpenHold(_HoldBase):
     ) -> Receipt:
         """Take what was really used and give the rest back; see `Ledger.settle`."""
         receipt = await self._ledger.settle(
-            self.account, self.id, units=units, meters=meters, attributes=attributes,
-            final=final, above=above, request_id=request_id, **how,
+            self.account,
+            self.id,
+            units=units,
+            meters=meters,
+            attributes=attributes,
+            final=final,
+            above=above,
+            request_id=request_id,
+            **how,
         )
         if final:
             self.ended = receipt
@@ -868,20 +920,36 @@ class AsyncOpenHold(_HoldBase):
 
     async def release(self, *, request_id: str | None = None, **how: Unpack[How]) -> Receipt:
         """Give all of it back; see `Ledger.release`."""
-        self.ended = await self._ledger.release(
-            self.account, self.id, request_id=request_id, **how
-        )
+        self.ended = await self._ledger.release(self.account, self.id, request_id=request_id, **how)
         return self.ended
 
     async def extend(self, expires_in: Span, **how: Unpack[How]) -> Receipt:
         """Prolong it; see `Ledger.extend`."""
         return await self._ledger.extend(self.account, self.id, expires_in=expires_in, **how)
 
-    async def mark_in_doubt(self, **kwargs: Any) -> Receipt:  # noqa: ANN401 - see Ledger
+    async def mark_in_doubt(self, **kwargs: Any) -> Receipt:
         """Say that the outcome is unknown; see `Ledger.mark_in_doubt`."""
         receipt = await self._ledger.mark_in_doubt(self.account, self.id, **kwargs)
         self._doubted = True
         return receipt
+
+    async def __aenter__(self) -> Self:
+        """Guard the work."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the hold as the work deserves; the exception goes on.
+
+        The ending is shielded: a task that is cancelled twice still ends its hold.
+        """
+        import asyncio  # noqa: PLC0415 - see _running_loop
+
+        await asyncio.shield(self.end(error))
 
     async def end(self, error: BaseException | None) -> None:
         """End the hold as the work deserves, if it has not ended yet."""
@@ -913,7 +981,7 @@ class PendingHold:
         return self._begin().__await__()
 
     async def _begin(self) -> AsyncOpenHold:
-        receipt = await self._ledger._ask(self._request)
+        receipt = await self._ledger._ask(self._request)  # noqa: SLF001 - its own verb
         self._open = AsyncOpenHold(self._ledger, receipt)
         return self._open
 
@@ -927,12 +995,9 @@ class PendingHold:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the hold as the work deserves; the exception goes on.
-
-        The ending is shielded: a task that is cancelled twice still ends its hold.
-        """
+        """End the hold as the work deserves; the exception goes on."""
         assert self._open is not None
-        await asyncio.shield(self._open.end(error))
+        await self._open.__aexit__(kind, error, trace)
 
 
 def open_ledger(

@@ -17,7 +17,6 @@ import threading
 import time
 import weakref
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from tillroll.ledger.core import Answer, Rules, decide_batch
@@ -29,12 +28,13 @@ from tillroll.ledger.errors import (
     StoreError,
     StoreUnavailable,
 )
-from tillroll.ledger.types import Entry
+from tillroll.ledger.types import Entry, Refusal
 from tillroll.stores.base import CommitUncertain, Key, load_book
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
+    from concurrent.futures import ThreadPoolExecutor
 
     from tillroll.ledger.commands import Request
     from tillroll.stores.base import Store, Writer
@@ -272,6 +272,9 @@ class Engine:
         """Return whether the worker thread leads; it cannot while the interpreter ends."""
         with self._mutex:
             if self._worker is None:
+                # Slow to import, and only event loops need it.
+                from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
                 self._worker = ThreadPoolExecutor(1, initializer=_name_worker)
             worker = self._worker
         try:
@@ -361,9 +364,7 @@ class Engine:
                 answers.append(Answer(failure))
         return answers
 
-    def _find_out(
-        self, requests: Sequence[Request], problem: CommitUncertain
-    ) -> list[Answer]:
+    def _find_out(self, requests: Sequence[Request], problem: CommitUncertain) -> list[Answer]:
         """Look up, after opening the database anew, what became of an uncertain commit."""
         self._broken = True
         self._doubtful |= {(r.account_id, r.request_id) for r in requests}
@@ -424,11 +425,12 @@ class Engine:
         self._reset()
 
 
-def _settled(request: Request, found: object, problem: CommitUncertain) -> Answer:
-    if isinstance(found, Entry) and found.fingerprint == request.fingerprint:
+def _settled(request: Request, found: Entry | Refusal | None, problem: CommitUncertain) -> Answer:
+    # Deciding anew, a refusal may be the old one or the new one: asking again tells.
+    if isinstance(found, Refusal) and request.retry_refused:
+        found = None
+    if found is not None and found.fingerprint == request.fingerprint:
         return Answer(found)
-    if found is not None and getattr(found, "fingerprint", None) == request.fingerprint:
-        return Answer(found)  # type: ignore[arg-type]  # a Refusal, by its fingerprint
     lost = StoreUnavailable(f"{problem}; nothing was written. Ask again with the same request_id")
     return Answer(lost)
 

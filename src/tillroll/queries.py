@@ -13,9 +13,10 @@ from msgspec import Struct, field
 
 from tillroll.ledger import budgets, calendar, chain
 from tillroll.ledger.commands import account_id
-from tillroll.ledger.core import Book, Rules, advance_in, apply, decide_batch, next_due
+from tillroll.ledger.core import Book, Rules, advance_in, apply, decide_batch, maker, next_due
 from tillroll.ledger.errors import InvalidInput, NotFound
 from tillroll.ledger.explain import Facts, explain
+from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.types import (
     OVERDRAFT,
     WALLET_DEFAULT,
@@ -26,7 +27,6 @@ from tillroll.ledger.types import (
     Wallet,
 )
 from tillroll.ledger.units import show_units, to_decimal
-from tillroll.receipts import Receipt
 from tillroll.stores.base import load_book
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def _sum_effective(account: str, history: Iterable[Entry], wallet: str, as_of: i
     return state
 
 
-def _parts(posting: Any) -> tuple[str, str, str, int]:  # noqa: ANN401 - a Posting, unpacked
+def _parts(posting: Any) -> tuple[str, str, str, int]:
     return posting.source, posting.target, posting.line, posting.units
 
 
@@ -369,7 +369,9 @@ def usage(
                 if stored.kind not in ("consume", "settle", "refund"):
                     continue
                 entry = stored.entry
-                when = entry.effective_at if entry.charged_at is None else entry.charged_at
+                when = entry.effective_at
+                if entry.kind == "refund" and entry.charged_at is not None:
+                    when = entry.charged_at
                 if (since is not None and when < since) or (until is not None and when >= until):
                     continue
                 key = tuple(_group(group, name, entry, when, zone) for group in by)
@@ -523,9 +525,10 @@ def _terms(reader: Reader, owner: bytes, story: Sequence[Entry | Refusal]) -> di
         for posting in item.postings
         if posting.line != OVERDRAFT
     }
-    terms = {}
+    terms: dict[str, Terms] = {}
     for line in lines:
-        root, acts = reader.story((owner, line))
+        _, acts = reader.story((owner, line))
+        root, _ = reader.story((owner, maker(line)))
         for entry in ([] if root is None else [root]) + acts:
             terms |= {opened.id: opened for opened in entry.opens if opened.id == line}
     return terms
@@ -587,7 +590,7 @@ def _verify_account(
         problem = None if state.seq == 0 else "the account has entries but no row"
     elif row[:2] != (state.seq, state.head):
         problem = f"the account's row ends at {row[0]}, its entries at {state.seq}"
-    elif row[2].encode() != chain.encode(state):
+    elif row[2].encode() != chain.encode_state(state):
         problem = "the stored state is not what the entries fold to"
     else:
         problem = None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from tillroll.ledger import calendar
+from tillroll.ledger.types import DAY
 
 if TYPE_CHECKING:
     from tillroll.ledger.types import Account, Budget, BudgetTerms
@@ -96,18 +97,18 @@ def _room(account: Account, budget: Budget, where: str, at: int) -> Room:
     return Room(budget=terms.name, node=where, cap=terms.cap, spent=spent, resets_at=resets_at)
 
 
-def count(account: Account, spend: Spend, at: int, units: int) -> None:
+def count(account: Account, spend: Spend, at: int, units: int, seq: int) -> None:
     """Count units (negative: take them off) in every matching budget's window at `at`.
 
-    What happened before a budget was set was never counted by it, so its return is not either.
-    A new window drops those that reset more than a day ago; what comes back to a dropped window
-    no longer matters.
+    `at` and `seq` are those of the entry that reserved the units. What happened before a budget was
+    set was never counted by it, so its return is not either. A new window drops those that reset
+    more than a day ago; what comes back to a dropped window no longer matters.
     """
     if not units:
         return
     for budget in account.budgets.values():
         where = node(budget.terms, spend)
-        if where is None or at < budget.since:
+        if where is None or seq < budget.since:
             continue
         start, _ = _window(account, budget.terms, at)
         windows = budget.counted.get(where, {})
@@ -128,7 +129,7 @@ def _forget(account: Account, budget: Budget, at: int) -> None:
 
 
 def _is_past(account: Account, budget: Budget, start: int, at: int) -> bool:
-    return _window(account, budget.terms, start)[1] + calendar.DAY <= at
+    return _window(account, budget.terms, start)[1] + DAY <= at
 
 
 def _window(account: Account, terms: BudgetTerms, at: int) -> tuple[int, int]:

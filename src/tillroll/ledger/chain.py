@@ -17,6 +17,8 @@ from tillroll.ledger.types import Account, Entry, Refusal
 GENESIS = bytes(32)
 
 _encoder = msgspec.json.Encoder(order="deterministic")
+# Grants, and what a hold took of them, stand in burn order: sorting their names would lose it.
+_states = msgspec.json.Encoder()
 _entries = msgspec.json.Decoder(Entry)
 _refusals = msgspec.json.Decoder(Refusal)
 _accounts = msgspec.json.Decoder(Account)
@@ -25,6 +27,11 @@ _accounts = msgspec.json.Decoder(Account)
 def encode(value: object) -> bytes:
     """Return the canonical bytes of a struct or of plain values: JSON, keys in a fixed order."""
     return _encoder.encode(value)
+
+
+def encode_state(account: Account) -> bytes:
+    """Return an account as its state document: JSON, everything in the order it stands in."""
+    return _states.encode(account)
 
 
 def decode_entry(body: bytes | str) -> Entry:
@@ -51,6 +58,6 @@ def link(head: bytes, account_id: bytes, body: bytes) -> bytes:
     return sha256(b"".join((head or GENESIS, account_id, size, body))).digest()
 
 
-def digest(value: Any) -> bytes:  # noqa: ANN401 - any JSON value may be digested
+def digest(value: Any) -> bytes:
     """Return the SHA-256 of a value's canonical bytes."""
     return sha256(_encoder.encode(value)).digest()

@@ -71,9 +71,9 @@ def _explain_refusal(facts: Facts, refusal: Refusal) -> dict[str, object]:
     def units(amount: int | None) -> str | None:
         return None if amount is None else show_units(amount, facts.scale)
 
+    when = show_instant(refusal.at)
     sentences = [
-        f"Request {facts.request_id} of {facts.account} was refused on "
-        f"{show_instant(refusal.at)}: {refusal.message}.",
+        f"Request {facts.request_id} of {facts.account} was refused on {when}: {refusal.message}.",
         "Nothing was charged.",
     ]
     if refusal.ways_out:
@@ -148,16 +148,20 @@ def _price(facts: Facts, story: Sequence[Entry]) -> dict[str, object] | None:
     by = priced.price
     version = facts.prices.versions.get(by.version)
     root = story[0]
-    lines = [] if version is None else explain_price(
-        facts.prices,
-        priced.operation or "",
-        priced.meters or {},
-        model=priced.model,
-        attributes=priced.attributes or root.attributes,
-        account_ref=facts.account,
-        at=root.effective_at,
-        version=by.version,
-        scale=facts.scale,
+    lines = (
+        []
+        if version is None
+        else explain_price(
+            facts.prices,
+            priced.operation or "",
+            priced.meters or {},
+            model=priced.model,
+            attributes=priced.attributes or root.attributes,
+            account_ref=facts.account,
+            at=root.effective_at,
+            version=by.version,
+            scale=facts.scale,
+        )
     )
     return {
         "version": by.version,
@@ -187,9 +191,7 @@ def _paid_by(facts: Facts, story: Sequence[Entry]) -> list[dict[str, object]]:
             row |= {
                 "category": terms.category,
                 "source": terms.source,
-                "expires_at": None
-                if terms.expires_at is None
-                else show_instant(terms.expires_at),
+                "expires_at": None if terms.expires_at is None else show_instant(terms.expires_at),
             }
         elif line == OVERDRAFT:
             row["category"] = "overdraft"

@@ -6,10 +6,12 @@ immutable; an `Account` belongs to whoever loaded it and is changed only by `cor
 
 from __future__ import annotations
 
+import sys
 from decimal import Decimal
 from typing import Literal
 
 from msgspec import Struct, field
+from msgspec.structs import force_setattr
 
 Kind = Literal[
     "grant",
@@ -54,6 +56,18 @@ HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 
 
+def intern_texts(struct: Struct, *names: str) -> None:
+    """Make texts that equal a default be that default.
+
+    `omit_defaults` compares texts by identity: without this the canonical bytes would differ
+    between a text that was written in the source and the same one read from JSON.
+    """
+    for name in names:
+        text = getattr(struct, name)
+        if text is not sys.intern(text):
+            force_setattr(struct, name, sys.intern(text))
+
+
 class Posting(Struct, frozen=True, array_like=True, gc=False):
     """One movement inside the account: units from one bucket to another, on one line.
 
@@ -92,6 +106,9 @@ class Terms(Struct, frozen=True, omit_defaults=True, gc=False):
     source: str | None = None
     recurring: str | None = None
 
+    def __post_init__(self) -> None:
+        intern_texts(self, "category", "wallet")
+
 
 class BudgetTerms(Struct, frozen=True, omit_defaults=True, gc=False):
     """A cap per period at one node of the account, such as one member or every key."""
@@ -102,6 +119,9 @@ class BudgetTerms(Struct, frozen=True, omit_defaults=True, gc=False):
     window: int = 0
     match: dict[str, str] = {}
     wallet: str = WALLET_DEFAULT
+
+    def __post_init__(self) -> None:
+        intern_texts(self, "period", "wallet")
 
 
 class RecurringTerms(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -121,12 +141,18 @@ class RecurringTerms(Struct, frozen=True, omit_defaults=True, gc=False):
     ends_at: int | None = None
     stopped: bool = False
 
+    def __post_init__(self) -> None:
+        intern_texts(self, "every", "category", "wallet")
+
 
 class Settings(Struct, frozen=True, omit_defaults=True, gc=False):
     """How the account wants to be treated; every change is an entry."""
 
     time_zone: str = "UTC"
     late_settlement: bool = False
+
+    def __post_init__(self) -> None:
+        intern_texts(self, "time_zone")
 
 
 class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -171,6 +197,7 @@ class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     settings: Settings | None = None
     policy: str | None = None
     charged_at: int | None = None
+    charged_seq: int = 0
     reason: str | None = None
     actor: str | None = None
     metadata_digest: bytes | None = None
@@ -237,7 +264,10 @@ class Hold(Struct, omit_defaults=True, gc=False):
 
 
 class Budget(Struct, omit_defaults=True, gc=False):
-    """A cap and what has been counted against it: node -> window start -> units."""
+    """A cap and what has been counted against it: node -> window start -> units.
+
+    `since` is the seq from which it counts: one batch may set a budget and spend at one instant.
+    """
 
     terms: BudgetTerms
     since: int

@@ -10,9 +10,16 @@ import bisect
 import secrets
 import threading
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
-from tillroll.ledger.chain import decode_account, decode_entry, decode_refusal, encode
+from tillroll.ledger.chain import (
+    decode_account,
+    decode_entry,
+    decode_refusal,
+    encode,
+    encode_state,
+)
 from tillroll.ledger.core import next_due
 from tillroll.ledger.errors import InvalidInput, StoreClosed
 from tillroll.ledger.pricing import PriceBook
@@ -74,6 +81,10 @@ class MemoryStore:
     def check(self) -> list[str]:
         """Return nothing: there is no file to be unhealthy."""
         return []
+
+    def facts(self) -> list[tuple[str, str, bool]]:
+        """Return what `doctor` wants to know."""
+        return [("memory", "gone when this process ends", True), ("scale", str(self.scale), True)]
 
     def before_fork(self) -> None:
         """Do nothing: the engine keeps writers out, so that the child's copy is a whole one."""
@@ -199,9 +210,13 @@ class MemoryWriter(MemoryReader):
                 store.by_ref.setdefault((owner, entry.ref), []).append(entry.seq)
         for owner in {sealed.account_id for sealed in book.appended}:
             account = book.accounts[owner]
-            state = encode(account).decode()
+            state = encode_state(account).decode()
             store.states[owner] = (
-                account.account, account.seq, account.head, account.next_due_at, state
+                account.account,
+                account.seq,
+                account.head,
+                account.next_due_at,
+                state,
             )
             store.names[project, account.account] = owner
         for owner, refusal in book.refused:
@@ -220,21 +235,33 @@ class MemoryWriter(MemoryReader):
     def erase_metadata(self, account_id: bytes) -> int:
         """Erase the metadata of all entries of an account."""
         rows = self._store.histories.get(account_id, [])
-        erased = [(body, hash_, None) for body, hash_, _ in rows]
+        erased: list[tuple[bytes, bytes, str | None]] = [
+            (body, hash_, None) for body, hash_, _ in rows
+        ]
         self.acts.append(lambda: self._store.histories.__setitem__(account_id, erased))
         return sum(1 for row in rows if row[2] is not None)
 
     def prune_refusals(self, before: int) -> int:
         """Delete refusals recorded before that time."""
-        old = [key for key, (_, body) in self._store.refusals.items()
-               if decode_refusal(body).at < before]
-        self.acts.extend(lambda key=key: self._store.refusals.pop(key, None) for key in old)
+        old = [
+            key
+            for key, (_, body) in self._store.refusals.items()
+            if decode_refusal(body).at < before
+        ]
+        self.acts.extend(partial(self._store.refusals.pop, key, None) for key in old)
         return len(old)
 
 
 def _stored(body: bytes, hash_: bytes, metadata: str | None) -> Stored:
     entry = decode_entry(body)
     return Stored(
-        body, hash_, metadata,
-        entry.seq, entry.request_id, entry.ref, entry.kind, entry.at, entry.effective_at,
+        body,
+        hash_,
+        metadata,
+        entry.seq,
+        entry.request_id,
+        entry.ref,
+        entry.kind,
+        entry.at,
+        entry.effective_at,
     )

@@ -12,17 +12,25 @@ connection has written, and then they are forgotten.
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import threading
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import apsw
 import msgspec
 
-from tillroll.ledger.chain import decode_account, decode_entry, decode_refusal, encode
+from tillroll.ledger.chain import (
+    decode_account,
+    decode_entry,
+    decode_refusal,
+    encode,
+    encode_state,
+)
 from tillroll.ledger.core import next_due
 from tillroll.ledger.errors import (
     InvalidInput,
@@ -54,6 +62,7 @@ if TYPE_CHECKING:
 
     from tillroll.ledger.core import Book
 
+_FULL = 2  # what PRAGMA synchronous answers for FULL
 # The first SQLite without the WAL-reset bug.
 VERSION_MIN = 3_051_003
 
@@ -68,36 +77,64 @@ PRAGMA cache_size = -65536;
 
 CHECKPOINT_PAGES = 4_000  # of 4 KiB: a checkpoint each 16 MB of log
 
-_ANSWER = """
-SELECT body, NULL FROM tillroll_entries WHERE request_id = ?1 AND account_id = ?2
+# One statement handles many rows: each step of a statement lets go of Python's lock, and taking
+# it back from a busy event loop costs more than the step. {} stands for a list of row values.
+_FIND_ANSWERS = """
+WITH wanted (request_id, account_id) AS (VALUES {})
+SELECT r.account_id, r.request_id, NULL, r.body FROM wanted AS w
+CROSS JOIN tillroll_refusals AS r ON (r.request_id, r.account_id) = (w.request_id, w.account_id)
 UNION ALL
-SELECT NULL, body FROM tillroll_refusals WHERE request_id = ?1 AND account_id = ?2
+SELECT e.account_id, e.request_id, e.body, NULL FROM wanted AS w
+CROSS JOIN tillroll_entries AS e ON (e.request_id, e.account_id) = (w.request_id, w.account_id)
 """
-_ADD_ENTRY = """
+_ADD_ENTRIES = """
 INSERT INTO tillroll_entries (
     account_id, seq, request_id, ref, kind, recorded_at, effective_at, body, hash, metadata
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+) VALUES {}
 """
-_SET_ACCOUNT = """
+_SET_ACCOUNTS = """
 INSERT INTO tillroll_accounts (
     account_id, project, account, seq, head, at, next_due_at, least, state
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+) VALUES {}
 ON CONFLICT (account_id) DO UPDATE SET
     seq = excluded.seq, head = excluded.head, at = excluded.at,
     next_due_at = excluded.next_due_at, least = excluded.least, state = excluded.state
 """
-_SET_REFUSAL = """
+_SET_REFUSALS = """
 INSERT INTO tillroll_refusals (
     request_id, account_id, project, account, recorded_at, body
-) VALUES (?, ?, ?, ?, ?, ?)
+) VALUES {}
 ON CONFLICT (request_id, account_id) DO UPDATE SET
     recorded_at = excluded.recorded_at, body = excluded.body
 """
-_COUNT_REPLAY = """
-INSERT INTO tillroll_replays (request_id, account_id, times, last_at) VALUES (?, ?, 1, ?)
+_COUNT_REPLAYS = """
+INSERT INTO tillroll_replays (request_id, account_id, times, last_at) VALUES {}
 ON CONFLICT (request_id, account_id) DO UPDATE SET
     times = times + 1, last_at = max(last_at, excluded.last_at)
 """
+_ROWS_MAX = 128  # of ten values: far below SQLite's 32,766 parameters
+
+
+@lru_cache(maxsize=256)
+def _for_rows(template: str, rows: int, columns: int) -> str:
+    row = f"({', '.join('?' * columns)})"
+    return template.format(", ".join([row] * rows))
+
+
+def _many(
+    connection: apsw.Connection, template: str, rows: Sequence[tuple[object, ...]]
+) -> Iterator[tuple[Any, ...]]:
+    """Run a statement over rows, many at a time, in sizes of two so that few are prepared."""
+    first, size = 0, _ROWS_MAX
+    while first < len(rows):
+        while size > len(rows) - first:
+            size //= 2
+        part = rows[first : first + size]
+        sql = _for_rows(template, size, len(part[0]))
+        yield from connection.execute(sql, tuple(itertools.chain.from_iterable(part)))
+        first += size
+
+
 _STORED = (
     "SELECT body, hash, metadata, seq, request_id, ref, kind, recorded_at, effective_at "
     "FROM tillroll_entries WHERE account_id = ?1 "
@@ -403,6 +440,19 @@ class SqliteStore:
             return [str(problem)]
         return [] if rows == ["ok"] else [str(row) for row in rows]
 
+    def facts(self) -> list[tuple[str, str, bool]]:
+        """Return what `doctor` wants to know: name, value, whether it is as it must be."""
+        with self.read() as reader:
+            ask = reader.connection.execute
+            mode, sync = ask("PRAGMA journal_mode").get, ask("PRAGMA synchronous").get
+        library = apsw.sqlite_lib_version()
+        return [
+            ("SQLite", library, apsw.SQLITE_VERSION_NUMBER >= VERSION_MIN),
+            ("journal_mode", mode, mode == "wal"),
+            ("synchronous", "FULL" if sync == _FULL else str(sync), sync == _FULL),
+            ("scale", str(self.scale), True),
+        ]
+
     def _close_own(self) -> None:
         """Close the writer and the idle readers; opened again when they are needed."""
         connections, self._idle = self._idle, []
@@ -468,20 +518,20 @@ class SqliteReader:
 
     def stored_state(self, account_id: bytes) -> tuple[int, bytes, str] | None:
         """Return seq, chain head and state document as stored."""
-        return self.connection.execute(
+        row: tuple[int, bytes, str] | None = self.connection.execute(
             "SELECT seq, head, state FROM tillroll_accounts WHERE account_id = ?", (account_id,)
         ).get
+        return row
 
     def answers(self, keys: Sequence[Key]) -> dict[Key, Entry | Refusal]:
         """Return what was answered to these keys; an entry wins over an older refusal."""
+        wanted = [(request_id, owner) for owner, request_id in keys]
         found: dict[Key, Entry | Refusal] = {}
-        execute = self.connection.execute
-        for owner, request_id in keys:
-            for entry, refusal in execute(_ANSWER, (request_id, owner)):
-                if entry is not None:
-                    found[owner, request_id] = decode_entry(entry)
-                else:
-                    found.setdefault((owner, request_id), decode_refusal(refusal))
+        for owner, request_id, entry, refusal in _many(self.connection, _FIND_ANSWERS, wanted):
+            if entry is not None:
+                found[owner, request_id] = decode_entry(entry)
+            else:
+                found.setdefault((owner, request_id), decode_refusal(refusal))
         return found
 
     def story(self, key: Key) -> tuple[Entry | None, list[Entry]]:
@@ -584,31 +634,33 @@ class SqliteWriter(SqliteReader):
 
     def append(self, project: str, book: Book) -> None:
         """Write what the book gathered."""
-        many = self.connection.executemany
         if book.appended:
-            many(_ADD_ENTRY, [_entry_row(*sealed) for sealed in book.appended])
-            owners = dict.fromkeys(sealed.account_id for sealed in book.appended)
-            many(
-                _SET_ACCOUNT,
-                [_account_row(owner, project, book.accounts[owner]) for owner in owners],
+            self._write(_ADD_ENTRIES, [_entry_row(*sealed) for sealed in book.appended])
+            owners = dict.fromkeys([sealed.account_id for sealed in book.appended])
+            accounts = book.accounts
+            self._write(
+                _SET_ACCOUNTS, [_account_row(owner, project, accounts[owner]) for owner in owners]
             )
         if book.refused:
-            many(
-                _SET_REFUSAL,
-                [
-                    (
-                        refusal.request_id,
-                        owner,
-                        project,
-                        book.accounts[owner].account,
-                        refusal.at,
-                        encode(refusal).decode(),
-                    )
-                    for owner, refusal in book.refused
-                ],
-            )
+            # A request refused twice in one batch (retry_refused) keeps the last refusal.
+            rows = {
+                (refusal.request_id, owner): (
+                    refusal.request_id,
+                    owner,
+                    project,
+                    book.accounts[owner].account,
+                    refusal.at,
+                    encode(refusal).decode(),
+                )
+                for owner, refusal in book.refused
+            }
+            self._write(_SET_REFUSALS, list(rows.values()))
         if book.replayed:
-            many(_COUNT_REPLAY, [(name, owner, at) for owner, name, at in book.replayed])
+            self._write(_COUNT_REPLAYS, [(name, owner, 1, at) for owner, name, at in book.replayed])
+
+    def _write(self, template: str, rows: Sequence[tuple[object, ...]]) -> None:
+        for _ in _many(self.connection, template, rows):
+            raise AssertionError("a statement that writes returned a row")
 
     def add_price_version(self, project: str, version: PriceVersion) -> None:
         """Write a new price version."""
@@ -691,7 +743,7 @@ def _account_row(owner: bytes, project: str, account: Account) -> tuple[object, 
         account.at,
         account.next_due_at,
         least(account),
-        encode(account).decode(),
+        encode_state(account).decode(),
     )
 
 

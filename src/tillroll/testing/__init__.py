@@ -1,1 +1,7 @@
-"""What a user may run against their own installation: faults to inject."""
+"""What a user can run against their own installation, and what tillroll is tested with.
+
+`conformance` checks every promise against a ledger of yours, `auditor` is a second, slow and
+plain model of the rules, `simulation` runs histories under faults by seed, `linearizability`
+checks recorded histories, `faulty_vfs` makes a disk fail on demand. Nothing here needs a test
+framework.
+"""

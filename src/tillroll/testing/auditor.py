@@ -1,0 +1,736 @@
+"""The auditor: predicts every answer from the rules, and says where the ledger disagrees.
+
+    auditor = Auditor()
+    call = Call("consume", "acme", {"units": 5, "request_id": "r1"})
+    expected = auditor.expect(call, at)
+    problems = compare(expected, answer)     # a receipt, or the exception that was raised
+
+It is written from the documented rules over `testing.model`, and shares no rule with the ledger:
+where the two disagree, one of them is wrong. It is slow, and meant to be.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from tillroll.testing.model import (
+    OVERDRAFT,
+    Account,
+    Cap,
+    Charge,
+    Lot,
+    Move,
+    Series,
+    Written,
+    end_of_day,
+    period_at,
+)
+
+HOLD_LIFE = timedelta(minutes=15)
+HOLD_LIFE_MAX = timedelta(hours=24)
+DOUBT_LIFE = timedelta(hours=24)
+DOUBT_LIFE_MAX = timedelta(days=30)
+LATE_MAX = timedelta(days=35)
+EARLY_MAX = timedelta(minutes=5)
+REFUSAL_LIFE = timedelta(days=90)
+# What a call may carry that is no part of what it asks for.
+_BESIDE = ("request_id", "retry_refused", "actor")
+_IN_FLIGHT = ("settle", "release", "extend", "mark_in_doubt")
+
+# What an operation with these meters costs, None where it has no price.
+Price = Callable[[str, str | None, Mapping[str, Any]], Decimal | None]
+
+
+class Call(NamedTuple):
+    """One verb of `Ledger` with the arguments that it was or will be called with."""
+
+    verb: str
+    account: str
+    args: dict[str, Any]
+
+
+@dataclass
+class Expected:
+    """The answer that the rules demand: an entry, a refusal, "invalid" or "conflict"."""
+
+    written: Written | None = None
+    code: str | None = None
+    needed: Fraction | None = None
+    available: Fraction | None = None
+    held: Fraction | None = None
+    seq: int = 0
+    replayed: bool = False
+
+    def again(self) -> Expected:
+        """Return the same answer, given to a repeat."""
+        return Expected(
+            self.written, self.code, self.needed, self.available, self.held, self.seq, replayed=True
+        )
+
+
+class _No(Exception):
+    """A refusal or an invalid request, found while deciding."""
+
+    def __init__(self, code: str, needed: Fraction | None = None, *rest: Fraction | None) -> None:
+        super().__init__(code)
+        self.code = code
+        self.needed = needed
+        self.available, self.held = (*rest, None, None)[:2]
+
+
+@dataclass
+class _Known:
+    asked: object
+    answer: Expected
+    at: datetime
+
+
+@dataclass
+class Auditor:
+    """Predicts answers, account by account.
+
+    Attributes:
+        price: What operations cost; nothing is priced if left out.
+        scale: Decimals of the units: prices are rounded up to it.
+    """
+
+    price: Price = field(default=lambda _operation, _model, _meters: None)
+    scale: int = 6
+    accounts: dict[str, Account] = field(default_factory=dict)
+    known: dict[tuple[str, str], _Known] = field(default_factory=dict)
+
+    def account(self, name: str) -> Account:
+        """Return the account of that name, new where it is new."""
+        return self.accounts.setdefault(name, Account(name))
+
+    def at(self, name: str, moment: datetime) -> Account:
+        """Return an account with everything done that falls due by that moment, on a copy."""
+        account = self.account(name)
+        if account.due_by(moment):
+            account = copy.deepcopy(account)
+            account.advance(max(moment, account.time))
+        return account
+
+    def expect(self, call: Call, moment: datetime) -> Expected:
+        """Return the answer that the rules demand, and remember that it was given."""
+        call = _plain(call)
+        account = self.account(call.account)
+        request_id = call.args["request_id"]
+        at = max(moment, account.time)
+        asked = _asked(call)
+        known = self.known.get((call.account, request_id))
+        if known is not None and known.answer.code and moment - known.at >= REFUSAL_LIFE:
+            known = None
+        if known is not None:
+            if known.asked != asked:
+                return Expected(code="idempotency_conflict")
+            if not (known.answer.code and call.args.get("retry_refused")):
+                return known.answer.again()
+        account.advance(at)
+        try:
+            answer = self._decide(account, call, at)
+        except _No as no:
+            answer = Expected(
+                code=no.code,
+                needed=no.needed,
+                available=no.available,
+                held=no.held,
+                seq=len(account.written),
+            )
+        if answer.code != "invalid_input" and not answer.replayed:
+            self.known[call.account, request_id] = _Known(asked, answer, at)
+        account.advance(at)
+        return answer
+
+    def _decide(self, account: Account, call: Call, at: datetime) -> Expected:
+        if call.verb not in _IN_FLIGHT:
+            if account.status == "closed":
+                raise _No("account_closed")
+            if account.status == "frozen" and call.verb in ("consume", "hold"):
+                raise _No("account_frozen")
+        rule = getattr(self, f"_{call.verb}")
+        answer = rule(account, call.args, at)
+        return answer if isinstance(answer, Expected) else Expected(answer, seq=answer.seq)
+
+    # ------------------------------------------------------------ units in
+
+    def _grant(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        effective_at = args.get("effective_at") or at
+        expires_at = args.get("expires_at")
+        if isinstance(expires_at, date) and not isinstance(expires_at, datetime):
+            expires_at = end_of_day(expires_at, account.zone)
+        elif args.get("expires_in"):
+            expires_at = effective_at + args["expires_in"]
+        if expires_at is not None and expires_at <= max(at, effective_at):
+            raise _No("invalid_input")
+        lot = Lot(
+            id=args["request_id"],
+            wallet=args.get("wallet", "credits"),
+            units=args["units"],
+            category=args.get("category", "paid"),
+            priority=args.get("priority", 0),
+            effective_at=effective_at,
+            expires_at=expires_at,
+            applies_to=tuple(args.get("applies_to", ())),
+            begun=effective_at <= at,
+        )
+        self._check_size(account, lot)
+        moves = account.issue(lot) if lot.begun else []
+        account.lots[lot.id] = lot
+        return account.write(
+            "grant", at, lot.wallet, lot.units, moves, request_id=lot.id, effective_at=effective_at
+        )
+
+    def _check_size(self, account: Account, lot: Lot) -> None:
+        issued = account.buckets(lot.wallet)["issued"] + lot.units
+        if issued * 10**self.scale >= 2**53:
+            raise _No("invalid_input")
+
+    def _void(self, account: Account, args: dict[str, Any], at: datetime) -> Written | Expected:
+        lot = account.lots.get(args["grant_id"])
+        if lot is None:
+            raise _No("grant_not_found")
+        if lot.voided is not None:
+            return Expected(lot.voided, replayed=True)
+        units = account.left(lot.id, lot.wallet)
+        moves = [Move(lot.wallet, lot.id, "available", "issued", units)] if units else []
+        lot.voided = account.write(
+            "void", at, lot.wallet, units, moves, request_id=args["request_id"], ref=lot.id
+        )
+        return lot.voided
+
+    def _adjust(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        wallet, units = args.get("wallet", "credits"), args["units"]
+        request_id = args["request_id"]
+        if units > 0:
+            lot = Lot(request_id, wallet, units, "adjustment", effective_at=at)
+            self._check_size(account, lot)
+            moves = account.issue(lot)
+            account.lots[lot.id] = lot
+            return account.write("adjust", at, wallet, units, moves, request_id=request_id)
+        moves = []
+        missing = -units
+        for lot in sorted(account.lots.values(), key=Lot.rank):
+            taken = min(account.left(lot.id, wallet) if lot.wallet == wallet else 0, missing)
+            if taken > 0:
+                moves.append(Move(wallet, lot.id, "available", "issued", taken))
+                missing -= taken
+        if missing:
+            held = account.buckets(wallet)["held"]
+            raise _No("insufficient_units", -units, -units - missing, held)
+        return account.write("adjust", at, wallet, units, moves, request_id=request_id)
+
+    # ------------------------------------------------------------ units out
+
+    def _work(
+        self, account: Account, args: dict[str, Any], at: datetime, *, is_hold: bool
+    ) -> tuple[Charge, datetime]:
+        """Return the charge that a consume or hold asks for, priced, and when it happened."""
+        effective_at = args.get("effective_at") or at
+        if not at - LATE_MAX <= effective_at <= at + EARLY_MAX:
+            raise _No("invalid_input")
+        units = args.get("units")
+        if units is None:
+            units = self._priced(args["operation"], args.get("model"), args.get("meters"))
+        charge = Charge(
+            id=args["request_id"],
+            seq=len(account.written) + 1,
+            at=at,
+            wallet=args.get("wallet", "credits"),
+            operation=args.get("operation"),
+            model=args.get("model"),
+            tags=args.get("tags") or {},
+            units=units,
+            is_hold=is_hold,
+            attributes=args.get("attributes"),
+        )
+        return charge, effective_at
+
+    def _priced(self, operation: str, model: str | None, meters: object) -> Fraction:
+        exact = self.price(operation, model, meters or {})  # type: ignore[arg-type]  # a mapping
+        if exact is None:
+            raise _No("unpriced")
+        return Fraction(math.ceil(Fraction(exact) * 10**self.scale), 10**self.scale)
+
+    def _short(self, account: Account, charge: Charge, needed: Fraction, at: datetime) -> _No:
+        free = account.spendable(charge.wallet, charge.operation, at)
+        return _No("insufficient_units", needed, free, account.buckets(charge.wallet)["held"])
+
+    def _consume(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        charge, effective_at = self._work(account, args, at, is_hold=False)
+        room = account.tightest(charge, at)
+        held = account.buckets(charge.wallet)["held"]
+        if room is not None and room < charge.units:
+            raise _No("budget_exceeded", charge.units, room, held)
+        drawn, missing = account.draw(charge.wallet, charge.operation, charge.units, at)
+        if missing:
+            raise self._short(account, charge, charge.units, at)
+        account.charges[charge.id] = charge
+        moves = [Move(charge.wallet, line, "available", "used", n, charge.id) for line, n in drawn]
+        return account.write(
+            "consume",
+            at,
+            charge.wallet,
+            charge.units,
+            moves,
+            request_id=charge.id,
+            effective_at=effective_at,
+        )
+
+    def _hold(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        life = args.get("expires_in") or HOLD_LIFE
+        if life > HOLD_LIFE_MAX:
+            raise _No("invalid_input")
+        hold, effective_at = self._work(account, args, at, is_hold=True)
+        floor = hold.units if args.get("floor") is None else args["floor"]
+        room = account.tightest(hold, at)
+        held = account.buckets(hold.wallet)["held"]
+        units = hold.units
+        if room is not None and room < units:
+            if room < floor or room == 0:
+                raise _No("budget_exceeded", floor, room, held)
+            units = room
+        drawn, missing = account.draw(hold.wallet, hold.operation, units, at)
+        units -= missing
+        if missing and (units < floor or units == 0):
+            raise self._short(account, hold, floor, at)
+        hold.units = units
+        hold.deadline = at + life
+        account.charges[hold.id] = hold
+        moves = [Move(hold.wallet, line, "available", "held", n, hold.id) for line, n in drawn]
+        return account.write(
+            "hold",
+            at,
+            hold.wallet,
+            units,
+            moves,
+            request_id=hold.id,
+            effective_at=effective_at,
+            deadline=hold.deadline,
+        )
+
+    def _open(self, account: Account, hold_id: str) -> Charge:
+        """Return an open hold, or refuse as its state demands."""
+        hold = account.charges.get(hold_id)
+        if hold is None or not hold.is_hold:
+            raise _No("hold_not_found")
+        if hold.ending is not None:
+            expired = hold.ending.kind == "hold_expired"
+            raise _No("hold_expired" if expired else "hold_finalized")
+        return hold
+
+    def _extend(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        hold = self._open(account, args["hold_id"])
+        if args["expires_in"] > HOLD_LIFE_MAX:
+            raise _No("invalid_input")
+        hold.deadline = max(hold.deadline, at + args["expires_in"])
+        return account.write(
+            "extend",
+            at,
+            hold.wallet,
+            request_id=args["request_id"],
+            ref=hold.id,
+            deadline=hold.deadline,
+        )
+
+    def _mark_in_doubt(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        hold = self._open(account, args["hold_id"])
+        life = args.get("deadline_in") or DOUBT_LIFE
+        if life > DOUBT_LIFE_MAX:
+            raise _No("invalid_input")
+        hold.doubt = True
+        hold.at_deadline = args.get("at_deadline", "release")
+        hold.deadline = at + life
+        held = sum(account.reserved(hold.id).values(), Fraction(0))
+        return account.write(
+            "in_doubt",
+            at,
+            hold.wallet,
+            held,
+            request_id=args["request_id"],
+            ref=hold.id,
+            deadline=hold.deadline,
+        )
+
+    def _release(self, account: Account, args: dict[str, Any], at: datetime) -> Written | Expected:
+        hold = account.charges.get(args["hold_id"])
+        if hold is not None and hold.ending is not None and hold.ending.kind == "release":
+            return Expected(hold.ending, replayed=True)
+        hold = self._open(account, args["hold_id"])
+        moves = account.returns(hold, at)
+        units = sum((move.units for move in moves), Fraction(0))
+        hold.ending = account.write(
+            "release", at, hold.wallet, units, moves, request_id=args["request_id"], ref=hold.id
+        )
+        return hold.ending
+
+    def _settle(self, account: Account, args: dict[str, Any], at: datetime) -> Written | Expected:
+        hold = account.charges.get(args["hold_id"])
+        if hold is not None and hold.ending is not None:
+            return self._settle_ended(account, hold, args, at)
+        hold = self._open(account, args["hold_id"])
+        held = sum(account.reserved(hold.id).values(), Fraction(0))
+        units = self._to_settle(hold, args, held)
+        above = args.get("above", "available")
+        if units > held and above == "refuse":
+            raise _No("settle_exceeds_hold", units, held, held)
+        moves = []
+        rest = min(units, held)
+        for line, most in account.reserved(hold.id).items():
+            taken = min(most, rest)
+            rest -= taken
+            if taken:
+                moves.append(Move(hold.wallet, line, "held", "used", taken, hold.id))
+            back = most - taken
+            if back and args.get("final", True):
+                home = account.home(line, at)
+                moves.append(Move(hold.wallet, line, "held", home, back, hold.id))
+        drawn, missing = account.draw(
+            hold.wallet,
+            hold.operation,
+            max(units - held, Fraction(0)),
+            at,
+            owe=above == "overdraft",
+        )
+        moves += [Move(hold.wallet, line, "available", "used", n, hold.id) for line, n in drawn]
+        written = account.write(
+            "settle",
+            at,
+            hold.wallet,
+            units - missing,
+            moves,
+            request_id=args["request_id"],
+            ref=hold.id,
+            shortfall=missing,
+        )
+        account.settles[args["request_id"]] = hold.id
+        if args.get("final", True):
+            hold.ending = written
+            hold.asked = (units, _measures(args))
+        return written
+
+    def _to_settle(self, hold: Charge, args: dict[str, Any], held: Fraction) -> Fraction:
+        """Return what a settle asks for: its units, its meters' price, or all that is held."""
+        if args.get("units") is not None:
+            return Fraction(args["units"])
+        if _measures(args) is None:
+            return held
+        return self._priced(hold.operation or "", hold.model, args.get("meters"))
+
+    def _settle_ended(
+        self, account: Account, hold: Charge, args: dict[str, Any], at: datetime
+    ) -> Written | Expected:
+        assert hold.ending is not None
+        if hold.ending.kind == "settle" and _same_figures(hold, args):
+            return Expected(hold.ending, replayed=True)
+        if hold.ending.kind != "hold_expired" or not account.late_settlement:
+            self._open(account, hold.id)
+        settled = sum(
+            (w.units for w in account.written if w.kind == "settle" and w.ref == hold.id),
+            Fraction(0),
+        )
+        units = self._to_settle(hold, args, max(hold.units - settled, Fraction(0)))
+        owe = args.get("above") == "overdraft"
+        drawn, missing = account.draw(hold.wallet, hold.operation, units, at, owe=owe)
+        moves = [Move(hold.wallet, line, "available", "used", n, hold.id) for line, n in drawn]
+        hold.asked = (units, _measures(args))
+        hold.ending = account.write(
+            "settle",
+            at,
+            hold.wallet,
+            units - missing,
+            moves,
+            request_id=args["request_id"],
+            ref=hold.id,
+            shortfall=missing,
+        )
+        account.settles[args["request_id"]] = hold.id
+        return hold.ending
+
+    # ------------------------------------------------------------ units back
+
+    def _refund(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        charge_id = account.settles.get(args["charge"], args["charge"])
+        charge = account.charges.get(charge_id)
+        ever = [w for w in account.written if w.ref == charge_id and w.kind == "settle"]
+        if charge is None or (charge.is_hold and not ever):
+            raise _No("charge_not_found")
+        paid = account.paid(charge.id)
+        left = sum(paid.values(), Fraction(0))
+        units = left if args.get("units") is None else args["units"]
+        if units > left or left == 0:
+            raise _No("refund_exceeds_charge", units, left)
+        moves: list[Move] = []
+        opened: list[Lot] = []
+        rest = units
+        for line, most in reversed(paid.items()):
+            back = min(most, rest)
+            rest -= back
+            if back:
+                moves += self._give_back(account, charge, args, line, back, at, opened)
+        for lot in opened:
+            account.lots[lot.id] = lot
+        return account.write(
+            "refund", at, charge.wallet, units, moves, request_id=args["request_id"], ref=charge.id
+        )
+
+    def _give_back(
+        self,
+        account: Account,
+        charge: Charge,
+        args: dict[str, Any],
+        line: str,
+        units: Fraction,
+        at: datetime,
+        opened: list[Lot],
+    ) -> list[Move]:
+        """Return how units go back to the line that paid, or where the policy sends them."""
+
+        def move(target: str) -> list[Move]:
+            return [Move(charge.wallet, line, "used", target, units, charge.id)]
+
+        lot = account.lots.get(line)
+        if line == OVERDRAFT or lot is None:
+            return move("available")
+        if lot.voided:
+            return move("issued")
+        if not lot.over(at):
+            return move("available")
+        policy = args.get("expired", "expire")
+        if policy == "expire":
+            return move("expired")
+        life = args.get("extend_by")
+        number = f"~{args['request_id']}#{len(opened)}" if opened else args["request_id"]
+        instead = Lot(
+            id=number,
+            wallet=lot.wallet,
+            units=units,
+            category="promo" if policy == "goodwill" else lot.category,
+            priority=lot.priority,
+            effective_at=at,
+            expires_at=None if life is None else at + life,
+            applies_to=lot.applies_to,
+        )
+        opened.append(instead)
+        return [
+            *move("issued"),
+            Move(charge.wallet, instead.id, "issued", "available", units),
+        ]
+
+    # ------------------------------------------------------------ what may happen from now on
+
+    def _freeze(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        account.status = "frozen"
+        return account.write("freeze", at, "credits", request_id=args["request_id"])
+
+    def _unfreeze(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        account.status = "open"
+        return account.write("unfreeze", at, "credits", request_id=args["request_id"])
+
+    def _close_account(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        account.status = "closed"
+        account.series.clear()
+        return account.write("close", at, "credits", request_id=args["request_id"])
+
+    def _set_overdraft(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        wallet = args.get("wallet", "credits")
+        account.limits[wallet] = args["limit"]
+        return account.write("overdraft", at, wallet, request_id=args["request_id"])
+
+    def _set_budget(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        """Set a cap; one of the same shape under the same name keeps what it counted."""
+        wallet = args.get("wallet", "credits")
+        written = account.write("budget", at, wallet, request_id=args["request_id"])
+        cap = Cap(
+            name=args["name"],
+            cap=args["cap"],
+            period=args.get("period", "month"),
+            window=args.get("window"),
+            match=args.get("match") or {},
+            wallet=wallet,
+            since=written.seq,
+        )
+        old = account.caps.get(cap.name)
+        if old is not None:
+            shapes = [(c.period, c.window, c.match, c.wallet) for c in (old, cap)]
+            cap.since = old.since if shapes[0] == shapes[1] else cap.since
+        account.caps[cap.name] = cap
+        return written
+
+    def _remove_budget(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        account.caps.pop(args["name"], None)
+        return account.write("budget", at, "credits", request_id=args["request_id"])
+
+    def _set_recurring(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        terms: dict[str, Any] = {
+            "every": "month",
+            "count": 1,
+            "rollover_min": Fraction(0),
+            "rollover_max": Fraction(0),
+            "category": "plan",
+            "wallet": "credits",
+            "priority": 0,
+            "applies_to": (),
+            "ends_at": None,
+        } | args
+        if terms["rollover_min"] > terms["rollover_max"]:
+            raise _No("invalid_input")
+        old = account.series.get(args["name"])
+        series = Series(terms, 0)
+        series.next = period_at(series, at, account.zone)
+        if old is not None:
+            series.current = old.current
+            shape = ("anchor", "every", "count")
+            if all(old.terms[key] == terms[key] for key in shape):
+                series.next = old.next
+        account.series[args["name"]] = series
+        return account.write("recurring", at, terms["wallet"], request_id=args["request_id"])
+
+    def _stop_recurring(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        series = account.series.pop(args["name"], None)
+        if series is None:
+            raise _No("invalid_input")
+        wallet = str(series.terms["wallet"])
+        return account.write("recurring", at, wallet, request_id=args["request_id"])
+
+    def _configure(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        account.zone = args.get("time_zone") or account.zone
+        if args.get("late_settlement") is not None:
+            account.late_settlement = args["late_settlement"]
+        return account.write("settings", at, "credits", request_id=args["request_id"])
+
+
+# ---------------------------------------------------------------- what was asked
+
+
+_UNITS = ("units", "floor", "limit", "cap", "rollover_min", "rollover_max")
+_SPANS = ("expires_in", "extend_by", "deadline_in", "window")
+_TIMES = ("effective_at", "ends_at", "expires_at", "anchor")
+_SIZES = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+
+
+def _plain(call: Call) -> Call:
+    """Return the call with exact fractions, spans and times, and without what says nothing."""
+    args: dict[str, Any] = {}
+    for name, value in call.args.items():
+        if value is None:
+            continue
+        if name in _UNITS:
+            args[name] = Fraction(value)
+        elif name in _SPANS:
+            args[name] = _span(value)
+        elif name in _TIMES:
+            args[name] = _time(value)
+            if name == "anchor" and not isinstance(args[name], datetime):
+                args[name] = datetime.combine(args[name], time.min)
+        else:
+            args[name] = value
+    verb = call.verb
+    if verb == "resolve":
+        verb = "settle" if args.pop("outcome") == "done" else "release"
+    return Call(verb, call.account, args)
+
+
+def _span(value: timedelta | str) -> timedelta:
+    if isinstance(value, timedelta):
+        return value
+    parts = re.findall(r"(\d+)([wdhms])", value)
+    return timedelta(**{_SIZES[unit]: int(number) for number, unit in parts})
+
+
+def _time(value: object) -> datetime | date:
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value) if "T" in value else date.fromisoformat(value)
+    assert isinstance(value, date)
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        return value.astimezone(UTC)
+    return value
+
+
+def _asked(call: Call) -> object:
+    """Return what two calls must have in common to be the same request."""
+    args = {name: value for name, value in call.args.items() if name not in _BESIDE}
+    return call.verb, sorted((name, repr(value)) for name, value in args.items())
+
+
+def _measures(args: dict[str, Any]) -> object:
+    if args.get("meters") is None and args.get("attributes") is None:
+        return None
+    return args.get("meters"), args.get("attributes")
+
+
+def _same_figures(hold: Charge, args: dict[str, Any]) -> bool:
+    """Return whether a settle asks again for what the one that ended the hold had asked for."""
+    assert hold.ending is not None
+    units, measures = hold.asked
+    if not args.get("final", True):
+        return False
+    if args.get("units") is not None:
+        return bool(args["units"] == units)
+    if _measures(args) is not None:
+        return measures == _measures(args)
+    came_back = any(move.target != "used" for move in hold.ending.moves)
+    return measures is None and not came_back and not hold.ending.shortfall
+
+
+# ---------------------------------------------------------------- comparing
+
+
+def compare(expected: Expected, answer: object) -> list[str]:
+    """Return where an answer (a receipt or an exception) differs from what the rules demand."""
+    code = getattr(answer, "code", None) if isinstance(answer, Exception) else None
+    if isinstance(answer, Exception) and code is None:
+        return [f"{answer!r} where only an answer may be"]
+    if code != expected.code:
+        wanted = expected.code or f"an entry {expected.written}"
+        return [f"expected {wanted}, answered {code or answer}"]
+    pairs: dict[str, tuple[object, object]] = {}
+    if code in ("idempotency_conflict", "invalid_input"):
+        return []
+    pairs["replayed"] = expected.replayed, answer.replayed  # type: ignore[attr-defined]
+    if code is not None:
+        for name in ("seq", "needed", "available", "held"):
+            pairs[name] = getattr(expected, name), _exact(getattr(answer, name))
+    else:
+        assert expected.written is not None
+        pairs |= entry_pairs(expected.written, answer)
+    return [
+        f"{name}: expected {wanted}, answered {got}"
+        for name, (wanted, got) in pairs.items()
+        if wanted != got
+    ]
+
+
+def entry_pairs(wanted: Written, receipt: Any) -> dict[str, tuple[object, object]]:
+    """Return what an entry should say beside what a receipt says."""
+    entry = receipt.entry
+    one = Fraction(receipt.units) / entry.units if entry.units else Fraction(1)
+    moves = {
+        "wanted": sorted((m.line, m.source, m.target, m.units) for m in wanted.moves),
+        "got": sorted((p.line, p.source, p.target, p.units * one) for p in entry.postings),
+    }
+    pairs: dict[str, tuple[object, object]] = {
+        name: (getattr(wanted, name), _exact(getattr(receipt, name)))
+        for name in ("seq", "kind", "wallet", "units", "shortfall", "ref", "request_id")
+    }
+    pairs |= {
+        name: (units, _exact(getattr(receipt, name))) for name, units in wanted.buckets.items()
+    }
+    pairs["moves"] = moves["wanted"], moves["got"]
+    pairs["recorded_at"] = wanted.at, receipt.recorded_at
+    pairs["effective_at"] = wanted.effective_at, receipt.effective_at
+    if wanted.deadline is not None:
+        pairs["deadline"] = wanted.deadline, receipt.expires_at
+    return pairs
+
+
+def _exact(value: object) -> object:
+    return Fraction(value) if isinstance(value, Decimal) else value

@@ -1,0 +1,448 @@
+"""Histories that Hypothesis makes up, on two stores at once, each answer predicted by the auditor.
+
+A failing history is shrunk to the shortest one that still fails. `make test` runs a fixed set of
+histories; `make soak` (`-m soak`) runs many more, random ones.
+"""
+
+import os
+import tempfile
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+import tillroll
+from tillroll.ledger.commands import account_id
+from tillroll.ledger.pricing import Price, Rate
+from tillroll.testing.auditor import Auditor, Call, compare, entry_pairs
+
+START = datetime(2026, 1, 30, 23, 0, tzinfo=UTC)
+PER_IMAGE = Decimal("2.5")
+ACCOUNTS = ("acme", "zoe")
+WALLETS = ("credits", "gpu")
+OPERATIONS = ("image.generate", "image.edit", "text.write")
+TAGS = ({}, {"member": "ann"}, {"member": "bob"})
+
+accounts = st.sampled_from(ACCOUNTS[:1] * 3 + ACCOUNTS[1:])
+wallets = st.sampled_from(WALLETS[:1] * 4 + WALLETS[1:])
+amounts = st.one_of(
+    st.integers(1, 40), st.sampled_from([Decimal("0.5"), "7.25", Decimal("0.000001")])
+)
+operations = st.sampled_from(OPERATIONS)
+steps = st.sampled_from(
+    [
+        timedelta(microseconds=1),
+        timedelta(seconds=30),
+        timedelta(minutes=15),
+        timedelta(hours=2),
+        timedelta(days=1),
+        timedelta(days=8),
+        timedelta(days=31),
+    ]
+)
+spans = st.sampled_from(["1s", "15m", "1h", "1d", "9d", "40d"])
+
+
+def price(operation: str, model: str | None, meters: dict) -> Decimal | None:
+    """Price what the book of the tests prices."""
+    if operation != "image.generate" or not set(meters) <= {"images"}:
+        return None
+    return PER_IMAGE * meters.get("images", 0)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Two stores, one clock, one auditor."""
+
+    steps_back = True
+    swept = False
+
+    def __init__(self):
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.now = START
+        urls = ("memory://", str(Path(self.folder.name) / "a.db"))
+        self.ledgers = [tillroll.open(url, clock=lambda: self.now) for url in urls]
+        prices = [Price(operation="image.generate", rates={"images": Rate(units=PER_IMAGE)})]
+        for ledger in self.ledgers:
+            ledger.apply_prices(prices, author="ops", reason="first prices")
+        self.auditor = Auditor(price)
+        self.made = []
+        self.holds = ["nothing"]
+        self.charges = ["nothing"]
+        self.grants = ["nothing"]
+
+    def teardown(self):
+        for ledger in self.ledgers:
+            found = ledger.verify()
+            assert found.ok, found.problems
+            for name in ledger.accounts():
+                self.compare_history(ledger, name)
+            ledger.close()
+        self.folder.cleanup()
+
+    def compare_history(self, ledger, name):
+        written = self.auditor.account(name).written
+        receipts = list(ledger.entries(name))
+        assert len(written) == len(receipts)
+        for wanted, got in zip(written, receipts, strict=True):
+            pairs = entry_pairs(wanted, got)
+            if self.swept:
+                del pairs["recorded_at"]
+            assert all(one == other for one, other in pairs.values()), pairs
+
+    def ask(self, verb, account, **args):
+        """Make a call on both ledgers and compare the answers with each other and the auditor."""
+        args.setdefault("request_id", f"{verb}-{len(self.made)}")
+        call = Call(verb, account, {name: v for name, v in args.items() if v is not None})
+        self.made.append(call)
+        return self.make(call)
+
+    def make(self, call):
+        expected = self.auditor.expect(call, self.now)
+        answers = []
+        for ledger in self.ledgers:
+            try:
+                answers.append(getattr(ledger, call.verb)(call.account, **call.args))
+            except tillroll.TillrollError as problem:
+                answers.append(problem)
+            found = compare(expected, answers[-1])
+            assert not found, (call, found)
+        shown = [answer.to_dict() for answer in answers]
+        if not self.swept:
+            assert shown[0] == shown[1]
+        return answers[0] if expected.code is None else None
+
+    # ------------------------------------------------------------ time
+
+    @initialize(zone=st.sampled_from(["UTC", "America/New_York", "Asia/Kolkata"]))
+    def begin(self, zone):
+        for account in ACCOUNTS:
+            self.ask("configure", account, time_zone=zone)
+            self.grants.append(self.ask("grant", account, units=50).request_id)
+
+    @rule(step=steps)
+    def time_passes(self, step):
+        self.now += step
+        self.sweep()
+
+    @precondition(lambda self: self.steps_back)
+    @rule(step=st.sampled_from([timedelta(seconds=1), timedelta(hours=1), timedelta(days=2)]))
+    def clock_steps_back(self, step):
+        self.now -= step
+
+    def sweep(self):
+        """Have the second ledger book what is due, which the first one never does."""
+        if self.swept:
+            self.ledgers[1].book_due()
+
+    # ------------------------------------------------------------ units in
+
+    @rule(
+        account=accounts,
+        units=amounts,
+        wallet=wallets,
+        priority=st.sampled_from([0, 0, -1, 5]),
+        category=st.sampled_from(["paid", "promo", "plan"]),
+        expires=st.one_of(st.none(), spans),
+        begins=st.one_of(st.none(), steps, steps.map(lambda step: -step)),
+        applies_to=st.sampled_from([(), (), ("image.*",), ("text.write",)]),
+    )
+    def grant(self, account, units, wallet, priority, category, expires, begins, applies_to):
+        made = self.ask(
+            "grant",
+            account,
+            units=units,
+            wallet=wallet,
+            priority=priority,
+            category=category,
+            expires_in=expires,
+            effective_at=begins and self.now + begins,
+            applies_to=list(applies_to),
+        )
+        if made:
+            self.grants.append(made.request_id)
+
+    @rule(account=accounts, days=st.integers(-1, 3))
+    def grant_until_a_day(self, account, days):
+        day = date(self.now.year, self.now.month, self.now.day) + timedelta(days=days)
+        self.ask("grant", account, units=5, expires_at=day)
+
+    @rule(data=st.data(), account=accounts)
+    def void(self, data, account):
+        self.ask("void", account, grant_id=data.draw(st.sampled_from(self.grants)))
+
+    @rule(account=accounts, units=st.integers(-30, 10).filter(bool), wallet=wallets)
+    def adjust(self, account, units, wallet):
+        self.ask("adjust", account, units=units, wallet=wallet, reason="a test")
+
+    @rule(account=accounts, limit=st.integers(0, 30), wallet=wallets)
+    def set_overdraft(self, account, limit, wallet):
+        self.ask("set_overdraft", account, limit=limit, wallet=wallet)
+
+    # ------------------------------------------------------------ units out
+
+    @rule(
+        account=accounts,
+        operation=st.one_of(st.none(), operations),
+        units=amounts,
+        wallet=wallets,
+        tags=st.sampled_from(TAGS),
+        late=st.sampled_from([None, None, timedelta(days=3), timedelta(days=36)]),
+    )
+    def consume(self, account, operation, units, wallet, tags, late):
+        made = self.ask(
+            "consume",
+            account,
+            operation=operation,
+            units=units,
+            wallet=wallet,
+            tags=tags,
+            effective_at=late and self.now - late,
+        )
+        if made:
+            self.charges.append(made.request_id)
+
+    @rule(account=accounts, operation=operations, images=st.integers(0, 9))
+    def consume_priced(self, account, operation, images):
+        made = self.ask("consume", account, operation=operation, meters={"images": images})
+        if made:
+            self.charges.append(made.request_id)
+
+    @rule(
+        account=accounts,
+        operation=st.one_of(st.none(), operations),
+        units=amounts,
+        wallet=wallets,
+        floor=st.sampled_from([None, None, 0, "0.000001"]),
+        life=st.one_of(st.none(), spans),
+        tags=st.sampled_from(TAGS),
+    )
+    def hold(self, account, operation, units, wallet, floor, life, tags):
+        made = self.ask(
+            "hold",
+            account,
+            operation=operation,
+            units=units,
+            floor=floor,
+            wallet=wallet,
+            expires_in=life,
+            tags=tags,
+        )
+        if made:
+            self.holds.append(made.request_id)
+
+    @rule(account=accounts, images=st.integers(0, 5))
+    def hold_priced(self, account, images):
+        made = self.ask("hold", account, operation="image.generate", meters={"images": images})
+        if made:
+            self.holds.append(made.request_id)
+
+    @rule(
+        data=st.data(),
+        account=accounts,
+        figures=st.one_of(
+            st.none(),
+            amounts.map(lambda n: {"units": n}),
+            st.integers(0, 9).map(lambda n: {"meters": {"images": n}}),
+        ),
+        final=st.booleans(),
+        above=st.sampled_from(["available", "refuse", "overdraft"]),
+    )
+    def settle(self, data, account, figures, final, above):
+        hold_id = data.draw(st.sampled_from(self.holds))
+        made = self.ask(
+            "settle", account, hold_id=hold_id, final=final, above=above, **(figures or {})
+        )
+        if made:
+            self.charges += [hold_id, made.request_id]
+
+    @rule(data=st.data(), account=accounts)
+    def release(self, data, account):
+        self.ask("release", account, hold_id=data.draw(st.sampled_from(self.holds)))
+
+    @rule(data=st.data(), account=accounts, span=spans)
+    def extend(self, data, account, span):
+        hold_id = data.draw(st.sampled_from(self.holds))
+        self.ask("extend", account, hold_id=hold_id, expires_in=span)
+
+    @rule(
+        data=st.data(),
+        account=accounts,
+        span=st.one_of(st.none(), spans),
+        then=st.sampled_from(["release", "settle"]),
+    )
+    def mark_in_doubt(self, data, account, span, then):
+        hold_id = data.draw(st.sampled_from(self.holds))
+        self.ask("mark_in_doubt", account, hold_id=hold_id, deadline_in=span, at_deadline=then)
+        self.charges.append(hold_id)
+
+    @rule(data=st.data(), account=accounts, outcome=st.sampled_from(["done", "not_done"]))
+    def resolve(self, data, account, outcome):
+        hold_id = data.draw(st.sampled_from(self.holds))
+        self.ask("resolve", account, hold_id=hold_id, outcome=outcome)
+
+    @rule(
+        data=st.data(),
+        account=accounts,
+        units=st.one_of(st.none(), amounts),
+        policy=st.sampled_from(
+            [("expire", None), ("extend", "9d"), ("goodwill", None), ("goodwill", "1d")]
+        ),
+    )
+    def refund(self, data, account, units, policy):
+        charge = data.draw(st.sampled_from(self.charges))
+        made = self.ask(
+            "refund", account, charge=charge, units=units, expired=policy[0], extend_by=policy[1]
+        )
+        if made:
+            self.grants.append(made.request_id)
+
+    # ------------------------------------------------------------ what may happen
+
+    @rule(
+        account=accounts,
+        cap=st.integers(0, 60),
+        wallet=wallets,
+        period=st.sampled_from(["day", "week", "month", "total", "rolling"]),
+        match=st.sampled_from([{}, {"member": "*"}, {"operation": "image.edit"}]),
+        name=st.sampled_from(["b1", "b2"]),
+    )
+    def set_budget(self, account, cap, wallet, period, match, name):
+        self.ask(
+            "set_budget",
+            account,
+            name=name,
+            cap=cap,
+            wallet=wallet,
+            period=period,
+            match=match,
+            window="5h" if period == "rolling" else None,
+        )
+
+    @rule(account=accounts, name=st.sampled_from(["b1", "b2"]))
+    def remove_budget(self, account, name):
+        self.ask("remove_budget", account, name=name)
+
+    @rule(
+        account=accounts,
+        units=amounts,
+        every=st.sampled_from([("day", 9), ("week", 2), ("month", 1), ("month", 3), ("year", 1)]),
+        rollover=st.sampled_from([(0, 0), (0, 5), (3, 20)]),
+        days=st.sampled_from([-400, -31, 0, 3]),
+        wallet=wallets,
+        ends=st.sampled_from([None, None, timedelta(days=40)]),
+    )
+    def set_recurring(self, account, units, every, rollover, days, wallet, ends):
+        anchor = (START + timedelta(days=days)).date() if days else datetime(2026, 1, 31, 9, 30)  # noqa: DTZ001
+        self.ask(
+            "set_recurring",
+            account,
+            name="plan",
+            units=units,
+            every=every[0],
+            count=every[1],
+            rollover_min=rollover[0],
+            rollover_max=rollover[1],
+            anchor=anchor,
+            wallet=wallet,
+            ends_at=ends and self.now + ends,
+        )
+
+    @rule(account=accounts)
+    def stop_recurring(self, account):
+        self.ask("stop_recurring", account, name="plan")
+
+    @rule(account=accounts, verb=st.sampled_from(["freeze", "unfreeze", "unfreeze"]))
+    def freeze(self, account, verb):
+        self.ask(verb, account)
+
+    @rule()
+    def close(self):
+        self.ask("close_account", ACCOUNTS[1])
+
+    @rule(account=accounts, late=st.booleans())
+    def configure(self, account, late):
+        self.ask("configure", account, late_settlement=late)
+
+    # ------------------------------------------------------------ repeats and reads
+
+    @rule(data=st.data(), anew=st.booleans())
+    def repeat(self, data, anew):
+        call = data.draw(st.sampled_from(self.made))
+        self.make(call._replace(args={**call.args, "retry_refused": anew}))
+
+    @rule(data=st.data(), account=accounts, anew=st.booleans())
+    def reuse_an_id(self, data, account, anew):
+        taken = data.draw(st.sampled_from(self.made)).args["request_id"]
+        self.ask("consume", account, units="0.5", request_id=taken, retry_refused=anew)
+
+    @invariant()
+    def balances_agree(self):
+        for name in ACCOUNTS:
+            account = self.auditor.at(name, self.now)
+            for wallet in WALLETS:
+                self.check_balance(account, wallet)
+
+    def check_balance(self, account, wallet):
+        wanted = account.buckets(wallet)
+        for ledger in self.ledgers:
+            found = ledger.balance(account.name, wallet)
+            assert {bucket: getattr(found, bucket) for bucket in wanted} == wanted
+            assert wanted["issued"] == sum(wanted.values()) - wanted["issued"]
+            assert found.held >= 0
+            assert found.available >= -found.overdraft_limit or found.overdraft_limit == 0
+            assert all(Decimal(grant["remaining"]) >= 0 for grant in found.grants)
+
+    @invariant()
+    def heads_agree(self):
+        if self.swept:
+            return
+        heads = []
+        for ledger in self.ledgers:
+            with ledger.store.read() as reader:
+                owners = [account_id("default", name) for name in ACCOUNTS]
+                heads.append([reader.stored_state(owner) for owner in owners])
+        assert heads[0] == heads[1]
+
+
+class SweptMachine(LedgerMachine):
+    """The first ledger is never swept, the second after every step of the clock."""
+
+    steps_back = False
+    swept = True
+
+
+def profile(examples: int, steps: int, *, fixed: bool) -> settings:
+    return settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        derandomize=fixed,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+        print_blob=True,
+    )
+
+
+@pytest.mark.parametrize("machine", [LedgerMachine, SweptMachine])
+def test_histories(machine):
+    run_state_machine_as_test(machine, settings=profile(60, 40, fixed=True))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("machine", [LedgerMachine, SweptMachine])
+def test_many_histories(machine):
+    examples = int(os.environ.get("TILLROLL_EXAMPLES", "2000"))
+    run_state_machine_as_test(machine, settings=profile(examples, 60, fixed=False))
