@@ -26,7 +26,7 @@ from tests.faults.rig import (
 )
 from tillroll.embedded import Ledger
 from tillroll.engine import Engine
-from tillroll.receipts import Receipt
+from tillroll.ledger.receipts import Receipt
 from tillroll.stores.sqlite import SqliteStore
 from tillroll.testing.faulty_vfs import FaultyDisk
 

@@ -13,7 +13,7 @@ from tests.faults.rig import START, Gate, all_at_once, crash, dump, ledger_on
 from tillroll.embedded import AsyncLedger, Ledger
 from tillroll.engine import Engine
 from tillroll.ledger.pricing import Price
-from tillroll.receipts import Receipt
+from tillroll.ledger.receipts import Receipt
 from tillroll.stores.sqlite import SqliteStore
 from tillroll.testing.faulty_vfs import FaultyDisk
 

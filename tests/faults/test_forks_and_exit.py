@@ -23,7 +23,7 @@ import tillroll
 from tests.faults.rig import Gate, Wrapped, all_at_once, join, ledger_on, until
 from tillroll.embedded import AsyncLedger, Ledger
 from tillroll.engine import Engine
-from tillroll.receipts import Receipt
+from tillroll.ledger.receipts import Receipt
 from tillroll.stores.memory import MemoryStore
 from tillroll.stores.sqlite import SqliteStore
 
