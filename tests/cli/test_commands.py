@@ -208,7 +208,10 @@ def test_malformed_prices_name_their_place(shell):
     assert "tillroll.toml" in error["message"]
     assert "per_request" in error["message"]
     (shell.folder / "tillroll.toml").write_text("[[price]\n")
-    assert "line 1" in shell.json("prices", "apply", "--reason", "x", code=2)["error"]["message"]
+    assert (
+        "tillroll.toml:1:8"
+        in shell.json("prices", "apply", "--reason", "x", code=2)["error"]["message"]
+    )
     assert shell.json("prices", "list")[0]["version"] == 1
 
 

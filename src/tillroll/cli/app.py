@@ -813,8 +813,9 @@ def prices_show(version: int | None = None, /, *, common: Common | None = None) 
 
 
 @prices_app.command(name="schema")
-def prices_schema() -> None:
-    """Print the JSON Schema of the price file, for editors."""
+def prices_schema(*, common: Common | None = None) -> None:
+    """Print the JSON Schema of the price file, for editors; it is JSON either way."""
+    del common
     print_json(catalog.schema())
 
 
@@ -965,9 +966,15 @@ def completion(
         Literal["bash", "zsh", "fish"] | None, Parameter(help="Your shell; found out if absent.")
     ] = None,
     /,
+    *,
+    common: Common | None = None,
 ) -> None:
     """Print the completion script of a shell: tillroll completion bash > ~/.tillroll-completion."""
-    sys.stdout.write(app.generate_completion(shell=shell))
+    script = app.generate_completion(shell=shell)
+    if common is not None and common.json:
+        print_json({"script": script})
+    else:
+        sys.stdout.write(script)
 
 
 __all__ = ["app", "run"]

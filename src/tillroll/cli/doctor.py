@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from typing import Any
 
 import tillroll
@@ -46,10 +47,17 @@ def run(common: c.Common, *, conformance: bool) -> int:
 
 
 def _conformance() -> list[dict[str, Any]]:
-    """Run the conformance suite on stores of its own."""
+    """Run the conformance suite on a store of its own."""
     from tillroll.testing import conformance  # noqa: PLC0415 - only when asked for
 
+    with tempfile.TemporaryDirectory(prefix="tillroll-") as folder:
+        url = f"sqlite:///{folder}/conformance.db"
+        report = conformance.run(lambda clock: tillroll.open(url, clock=clock))
     return [
-        {"check": f"promise: {name}", "found": message or "holds", "ok": ok}
-        for name, ok, message in conformance.run_here()
+        {
+            "check": f"promise: {result.name.replace('_', ' ')}",
+            "found": "holds" if result.ok else result.message,
+            "ok": result.ok,
+        }
+        for result in report.results
     ]

@@ -1273,7 +1273,10 @@ def _hold_expired(case: Case, ending: Entry) -> Refusal:
         f"the hold expired at {when} and its units went back",
         details={"state": "expired", "by_seq": str(ending.seq), "expired_at": when},
         ways_out=(
-            {"kind": "consume", "text": "if the work was done, consume under the same business id"},
+            {
+                "kind": "consume",
+                "text": "if the work was done, consume under an id made from the hold's",
+            },
         ),
     )
 

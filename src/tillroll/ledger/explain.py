@@ -46,7 +46,7 @@ def explain(facts: Facts) -> dict[str, object]:
     return {
         "account": facts.account,
         "request_id": facts.request_id,
-        "outcome": _outcome(root, story),
+        "outcome": outcome_of(root, facts.acts),
         "charged": show_units(charged - refunded, facts.scale),
         "refunded": show_units(refunded, facts.scale),
         "wallet": root.wallet,
@@ -114,14 +114,14 @@ def _charged(story: Sequence[Entry]) -> tuple[int, int]:
     return charged, refunded
 
 
-def _outcome(root: Entry, story: Sequence[Entry]) -> str:
-    """Return the state of the thing in one word."""
+def outcome_of(root: Entry, acts: Sequence[Entry]) -> str:
+    """Return the state of the thing that an entry made, after what acted on it, in one word."""
     if root.kind == "consume":
         return "charged"
     if root.kind != "hold":
         return root.kind
     state = "open"
-    for entry in story:
+    for entry in acts:
         if entry.kind == "in_doubt":
             state = "in_doubt"
         elif entry.final:
@@ -270,4 +270,4 @@ def _absorbed(facts: Facts) -> str:
     )
 
 
-__all__ = ["Facts", "explain"]
+__all__ = ["Facts", "explain", "outcome_of"]
