@@ -236,6 +236,7 @@ class SqliteStore:
         self._writer: apsw.Connection | None = None
         self._checkpoint_pages = CHECKPOINT_PAGES
         self._log_pages = 0
+        self._dirty = False  # a write is under way, or was interrupted
         self._closed = False
         try:
             with self._translating():
@@ -337,6 +338,9 @@ class SqliteStore:
     def write(self) -> Iterator[SqliteWriter]:
         """Open a database transaction; see `Store.write`."""
         with self._translating():
+            if self._dirty and self._writer is not None:
+                self._give_up(self._writer)
+            self._dirty = True
             if self._writer is None:
                 self._writer = self._connect()
             connection = self._writer
@@ -347,10 +351,15 @@ class SqliteStore:
                     self._forget()
                     self._data_version = version
                 yield SqliteWriter(connection, self)
+            except GeneratorExit:
+                # Ctrl-C came between here and the caller's block, and this is the garbage
+                # collector, at any later time, in any thread: the next write has cleaned up.
+                raise
             except BaseException:
                 self._give_up(connection)
                 raise
             self._commit(connection)
+            self._dirty = False
 
     def _commit(self, connection: apsw.Connection) -> None:
         try:
