@@ -7,6 +7,7 @@ PYTHON = python3
 VENV = .venv
 WORKERS = 2
 ARGS =
+CUTS = 100
 LOCKARGS =
 
 BIN = $(VENV)/bin
@@ -16,8 +17,8 @@ RUNTIME = $(VENV)/.stamp-runtime
 DEV = $(VENV)/.stamp-dev
 LOCKS = requirements/build.lock requirements/runtime.lock
 
-.PHONY: help demo test check format format-check lint types imports tidy spelling docs coverage \
-	bench soak build wheel lock clean
+.PHONY: help demo test check format format-check lint types imports tidy spelling docs reference \
+	coverage bench soak power-cut build wheel lock clean
 
 help: ## list the tasks
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -57,6 +58,9 @@ spelling: $(DEV)
 docs: $(DEV) ## build the documentation site into site/
 	$(BIN)/zensical build --clean --strict
 
+reference: $(DEV) ## write the generated pages of docs/reference anew
+	$(BIN)/python scripts/reference.py
+
 coverage: $(DEV) ## the tests once more, with branch coverage
 	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term $(ARGS)
 
@@ -65,6 +69,9 @@ bench: $(DEV) ## measure speed; reports, never fails on a number
 
 soak: $(DEV) ## the tests that take minutes
 	$(BIN)/python -m pytest -n $(WORKERS) -m soak $(ARGS)
+
+power-cut: $(DEV) ## pull the plug of a file system under load, CUTS times (root and xfsprogs)
+	$(BIN)/python tests/faults/power_cut.py --cuts $(CUTS) $(ARGS)
 
 build: $(DEV) ## wheel and source archive into dist/
 	rm -rf dist

@@ -17,7 +17,6 @@ import threading
 import time
 import weakref
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from tillroll.ledger.core import Answer, Rules, decide_batch
@@ -25,15 +24,17 @@ from tillroll.ledger.errors import (
     OutcomeUnknown,
     Overloaded,
     StoreClosed,
+    StoreCorrupt,
     StoreError,
     StoreUnavailable,
 )
 from tillroll.ledger.types import Entry, Refusal
-from tillroll.stores.base import CommitUncertain, load_book
+from tillroll.stores.base import CommitUncertain, Key, load_book
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
+    from concurrent.futures import ThreadPoolExecutor
 
     from tillroll.ledger.commands import Request
     from tillroll.stores.base import Store, Writer
@@ -64,20 +65,10 @@ class Ticket:
         """Hold these requests until someone leads them."""
         self.requests = requests
         self.answers: list[Answer] = []
-        self.leads = False
         self.done = False
-        self._woken = threading.Lock()
-        self._woken.acquire()
-
-    def wake(self, *, to_lead: bool = False) -> None:
-        """Tell the caller that its answers are there, or that it has to lead."""
-        self.leads = to_lead
-        self.done = not to_lead
-        self._woken.release()
-
-    def wait(self) -> None:
-        """Block until woken."""
-        self._woken.acquire()
+        # Released once: when the answers are there, or when the caller has to lead.
+        self.woken: threading.Lock | None = threading.Lock()
+        self.woken.acquire()
 
 
 class Act(Ticket):
@@ -98,6 +89,8 @@ class LoopTicket(Ticket):
         """Hold these requests; `future` gets the answers on `loop`."""
         self.requests = requests
         self.answers = []
+        self.done = False
+        self.woken = None
         self.loop = loop
         self.future: asyncio.Future[list[Answer]] = loop.create_future()
 
@@ -126,16 +119,21 @@ class Engine:
         self.clock = clock
         self._waiting_max = waiting_max
         self._broken = False
+        self._doubtful: frozenset[Key] = frozenset()
         self._closed = False
-        self._pid = os.getpid()
         self._reset()
         _ENGINES.add(self)
 
     def _reset(self) -> None:
-        self._mutex = threading.Condition(threading.Lock())
+        # A bare lock in `with`, since Ctrl-C cannot come between its doing and its undoing.
+        self._mutex = threading.Lock()
+        self._calm = threading.Condition(self._mutex)  # told when nobody holds the baton
         self._queue: deque[Ticket] = deque()
         self._waiting = 0
-        self._led = False
+        self._holder: Ticket | None = None  # whose caller has the baton
+        self._leader = 0  # the thread that writes for the holder; 0 before it began
+        self._batch: list[Ticket] = []  # what it took from the queue and has not answered yet
+        self._pause: Act | None = None
         self._worker: ThreadPoolExecutor | None = None
 
     # ------------------------------------------------------------ callers
@@ -150,10 +148,7 @@ class Engine:
             StoreClosed, Overloaded: Nothing was taken, nothing was written.
         """
         ticket = Ticket(requests)
-        if not self._enqueue(ticket):
-            self._wait(ticket)
-        if not ticket.done:
-            self._lead()
+        self._go_through(ticket)
         return ticket.answers
 
     def submit(
@@ -161,8 +156,12 @@ class Engine:
     ) -> asyncio.Future[list[Answer]]:
         """Queue these requests for a caller on `loop`; the future gets their answers."""
         ticket = LoopTicket(requests, loop)
-        if self._enqueue(ticket):
-            self._lead_elsewhere()
+        try:
+            if self._enqueue(ticket):
+                self._lead_elsewhere(ticket)
+        except BaseException:
+            self._let_go(ticket)
+            raise
         return ticket.future
 
     def perform(self, act: Callable[[Writer], T]) -> T:
@@ -173,26 +172,38 @@ class Engine:
             OutcomeUnknown: The commit erred; look whether it is there.
         """
         ticket = Act(act)
-        if not self._enqueue(ticket):
-            self._wait(ticket)
-        if not ticket.done:
-            self._lead()
+        self._go_through(ticket)
         if ticket.error is not None:
             raise ticket.error
         return cast("T", ticket.result)
 
     def close(self) -> None:
         """Turn new requests away, answer those that wait, close the store."""
-        with self._mutex:
+        with self._calm:
             if self._closed:
                 return
             self._closed = True
-            self._mutex.wait_for(lambda: not self._led)
+            self._calm.wait_for(lambda: self._holder is None)
         if self._worker is not None:
             self._worker.shutdown(wait=True)
         self.store.close()
 
     # ------------------------------------------------------------ the baton
+    #
+    # Ctrl-C may come anywhere in the main thread, so each step here can be said again: who has the
+    # baton is one attribute, and whoever is interrupted looks whether it was he (`_let_go`).
+
+    def _go_through(self, ticket: Ticket) -> None:
+        """Queue a ticket of a caller that blocks; return when it is answered."""
+        try:
+            if not self._enqueue(ticket):
+                assert ticket.woken is not None
+                ticket.woken.acquire()
+            if not ticket.done:
+                self._lead(ticket)
+        except BaseException:
+            self._let_go(ticket)
+            raise
 
     def _enqueue(self, ticket: Ticket) -> bool:
         """Put a ticket in the queue; return whether its caller has to lead."""
@@ -205,82 +216,105 @@ class Engine:
                     f"{self._waiting} requests are waiting; nothing was written. Ask again later "
                     f"with the same request_id"
                 )
-            self._queue.append(ticket)
             self._waiting += size
-            leads, self._led = not self._led, True
-            return leads
+            self._queue.append(ticket)
+            if self._holder is None:
+                self._holder = ticket
+            return self._holder is ticket
 
-    def _lead(self) -> None:
+    def _let_go(self, ticket: Ticket) -> None:
+        """After an interruption: leave the queue, and give on the baton if it is here."""
+        with self._mutex:
+            if ticket in self._queue:
+                self._queue.remove(ticket)
+                self._waiting -= len(ticket.requests)
+            holder = self._holder
+        if holder is ticket:
+            holder = self._finish(ticket)
+        if isinstance(holder, LoopTicket) and not self._leader:
+            self._lead_elsewhere(holder)  # twice does no harm
+
+    def _lead(self, ticket: Ticket) -> None:
         """Write one batch, answer it, and pass the baton; go on while loops are waiting."""
-        while True:
-            batch = self._take()
+        while self._take(ticket):
             try:
-                if isinstance(batch[0], Act):
-                    self._perform(batch[0])
+                first = self._batch[0]
+                if isinstance(first, Act):
+                    self._perform(first)
                 else:
-                    self._commit(batch)
+                    self._commit(self._batch)
             finally:
                 # Whatever happens here, Ctrl-C included, nobody is left waiting.
-                _wake(batch)
-                heir = self._pass_baton()
+                heir = self._finish(ticket)
             if heir is None:
                 return
-            if threading.current_thread().name != _WORKER:
-                self._lead_elsewhere()
+            if threading.current_thread().name != _WORKER and self._hand_to_worker(heir):
                 return
+            ticket = heir
 
-    def _pass_baton(self) -> LoopTicket | None:
-        """Name who leads next; return its ticket where that is for the worker thread to do."""
+    def _take(self, ticket: Ticket) -> bool:
+        """Take what is waiting, up to a batch; False if another leads for this ticket."""
         with self._mutex:
-            if not self._queue:
-                self._led = False
-                self._mutex.notify_all()
+            if self._holder is not ticket or self._leader:
+                return False
+            self._leader = threading.get_ident()
+            size = 0
+            while self._queue:
+                head = self._queue[0]
+                if self._batch and (isinstance(head, Act) or size + len(head.requests) > BATCH_MAX):
+                    break
+                self._batch.append(head)
+                self._queue.popleft()
+                size += len(head.requests)
+                self._waiting -= len(head.requests)
+                if isinstance(head, Act):
+                    break
+            return True
+
+    def _finish(self, ticket: Ticket) -> LoopTicket | None:
+        """Answer the batch and pass the baton; return the next in line if the worker leads it."""
+        _wake(self._batch)
+        self._batch.clear()
+        with self._mutex:
+            if self._holder is not ticket:
                 return None
-            heir = self._queue[0]
-            if isinstance(heir, LoopTicket):
+            while self._queue and self._queue[0].done:
+                self._queue.popleft()
+            self._leader = 0
+            heir = self._queue[0] if self._queue else None
+            if heir is None:
+                self._calm.notify_all()
+            elif heir.woken is None:
+                assert isinstance(heir, LoopTicket)
+                self._holder = heir
                 return heir
-            heir.wake(to_lead=True)
+            else:
+                wake = heir.woken.release
+                self._holder = heir
+                wake()
+                return None
+            self._holder = None
             return None
 
-    def _wait(self, ticket: Ticket) -> None:
-        """Block until the ticket is answered or has to lead.
-
-        A caller interrupted here (Ctrl-C) takes its requests back if nobody has begun on them,
-        and passes on the baton if it was just given to it.
-        """
-        try:
-            ticket.wait()
-        except BaseException:
-            with self._mutex:
-                if ticket in self._queue:
-                    self._queue.remove(ticket)
-                    self._waiting -= len(ticket.requests)
-            if ticket.leads and self._pass_baton() is not None:
-                self._lead_elsewhere()
-            raise
-
-    def _lead_elsewhere(self) -> None:
+    def _lead_elsewhere(self, ticket: LoopTicket) -> None:
         """Have the worker thread lead, so that no event loop ever waits for a disk."""
+        if not self._hand_to_worker(ticket):
+            self._lead(ticket)
+
+    def _hand_to_worker(self, ticket: LoopTicket) -> bool:
+        """Return whether the worker thread leads; it cannot while the interpreter ends."""
         with self._mutex:
             if self._worker is None:
+                # Slow to import, and only event loops need it.
+                from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
                 self._worker = ThreadPoolExecutor(1, initializer=_name_worker)
             worker = self._worker
-        worker.submit(self._lead)
-
-    def _take(self) -> list[Ticket]:
-        """Take what is waiting, up to a batch; always at least one ticket."""
-        with self._mutex:
-            batch = [self._queue.popleft()]
-            size = len(batch[0].requests)
-            if isinstance(batch[0], Act):
-                return batch
-            while self._queue and not isinstance(self._queue[0], Act):
-                if size + len(self._queue[0].requests) > BATCH_MAX:
-                    break
-                batch.append(self._queue.popleft())
-                size += len(batch[-1].requests)
-            self._waiting -= size
-            return batch
+        try:
+            worker.submit(self._lead, ticket)
+        except RuntimeError:
+            return False
+        return True
 
     # ------------------------------------------------------------ one batch
 
@@ -299,24 +333,25 @@ class Engine:
         if self._broken:
             self.store.recover()
             self._broken = False
+            self._doubtful = frozenset()
 
     def _commit(self, batch: list[Ticket]) -> None:
-        """Give every ticket of the batch its answers, whatever happens."""
+        """Give every ticket of the batch its answers; who has none was interrupted."""
         requests = [request for ticket in batch for request in ticket.requests]
-        answers = [_INTERRUPTED] * len(requests)
         try:
             answers = self._write(requests)
         except CommitUncertain as problem:
             answers = self._find_out(requests, problem)
+        except StoreCorrupt:
+            answers = self._one_by_one(requests)  # one account's damage is not its neighbours'
         except StoreError as problem:
-            answers = [Answer(problem)] * len(requests)
+            answers = [self._failed(request, problem) for request in requests]
         except Exception:  # noqa: BLE001 - one bad request must not sink the others
             answers = self._one_by_one(requests)
-        finally:
-            first = 0
-            for ticket in batch:
-                ticket.answers = answers[first : first + len(ticket.requests)]
-                first += len(ticket.requests)
+        first = 0
+        for ticket in batch:
+            ticket.answers = answers[first : first + len(ticket.requests)]
+            first += len(ticket.requests)
 
     def _write(self, requests: Sequence[Request]) -> list[Answer]:
         """Decide and write these requests in one database transaction."""
@@ -338,23 +373,22 @@ class Engine:
             except CommitUncertain as problem:
                 answers += self._find_out([request], problem)
             except StoreError as problem:
-                answers.append(Answer(problem))
+                answers.append(self._failed(request, problem))
             except Exception as problem:  # noqa: BLE001 - reported to its caller as it is
                 failure = StoreUnavailable(f"the request could not be carried out: {problem!r}")
                 failure.__cause__ = problem
                 answers.append(Answer(failure))
         return answers
 
-    def _find_out(
-        self, requests: Sequence[Request], problem: CommitUncertain
-    ) -> list[Answer]:
+    def _find_out(self, requests: Sequence[Request], problem: CommitUncertain) -> list[Answer]:
         """Look up, after opening the database anew, what became of an uncertain commit."""
+        self._broken = True
+        self._doubtful |= {(r.account_id, r.request_id) for r in requests}
         try:
-            self.store.recover()
+            self._recover()
             with self.store.read() as tx:
                 found = tx.answers([(r.account_id, r.request_id) for r in requests])
         except StoreError as again:
-            self._broken = True
             unknown = OutcomeUnknown(
                 f"{problem}, and it could not be looked up ({again}). It is written whole or not "
                 f"at all: ask again with the same request_id"
@@ -365,13 +399,50 @@ class Engine:
             for request in requests
         ]
 
+    def _failed(self, request: Request, problem: StoreError) -> Answer:
+        """Return why it was not written; unknown still, where an earlier try is in doubt."""
+        if (request.account_id, request.request_id) not in self._doubtful:
+            return Answer(problem)
+        unknown = OutcomeUnknown(
+            f"an earlier try may be written, and it cannot be looked up yet ({problem}): ask "
+            f"again with the same request_id"
+        )
+        return Answer(unknown)
+
     # ------------------------------------------------------------ forks
+
+    def before_fork(self) -> None:
+        """Wait for the batch that is being written, and keep the baton while the process forks."""
+        pause = Act(lambda _: None)
+        assert pause.woken is not None
+        with self._mutex:
+            # A fork out of the very thread that leads cannot wait for itself.
+            itself = self._leader == threading.get_ident()
+            waits = self._holder is not None
+            if not itself:
+                self._pause = pause
+                self._queue.append(pause)
+                self._holder = self._holder or pause
+        if not itself:
+            if waits:
+                pause.woken.acquire()
+            with self._mutex:
+                self._queue.remove(pause)
+        self.store.before_fork()
+
+    def fork_done(self) -> None:
+        """Go on, in the parent."""
+        self.store.fork_done()
+        pause, self._pause = self._pause, None
+        if pause is not None:
+            heir = self._finish(pause)
+            if heir is not None:
+                self._lead_elsewhere(heir)
 
     def after_fork(self) -> None:
         """Start anew in a forked child; what was waiting belongs to the parent."""
         self.store.after_fork()
         self._reset()
-        self._broken = False
 
 
 def _settled(request: Request, found: Entry | Refusal | None, problem: CommitUncertain) -> Answer:
@@ -388,15 +459,20 @@ def _wake(batch: list[Ticket]) -> None:
     """Answer everyone; an event loop is woken once for all its callers."""
     loops: dict[asyncio.AbstractEventLoop, list[LoopTicket]] = {}
     for ticket in batch:
+        if not ticket.answers:
+            ticket.answers = [_INTERRUPTED] * len(ticket.requests)
         if isinstance(ticket, LoopTicket):
             loops.setdefault(ticket.loop, []).append(ticket)
-        else:
-            ticket.wake()
     for loop, tickets in loops.items():
         try:
             loop.call_soon_threadsafe(_resolve, tickets)
         except RuntimeError:
             continue  # the loop was closed: nobody is left to be told
+    for ticket in batch:
+        if not ticket.done:
+            ticket.done = True
+            if ticket.woken is not None:
+                ticket.woken.release()
 
 
 def _resolve(tickets: list[LoopTicket]) -> None:
@@ -413,13 +489,31 @@ def _name_worker() -> None:
 
 
 _ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
+_FORKING = threading.RLock()  # one fork at a time, since it stops all engines
+_PAUSED: list[Engine] = []
+
+
+def _before_fork() -> None:
+    _FORKING.acquire()
+    for engine in list(_ENGINES):
+        engine.before_fork()
+        _PAUSED.append(engine)
+
+
+def _fork_done() -> None:
+    while _PAUSED:
+        _PAUSED.pop().fork_done()
+    _FORKING.release()
 
 
 def _after_fork_in_child() -> None:
-    for engine in list(_ENGINES):
-        engine.after_fork()
+    while _PAUSED:
+        _PAUSED.pop().after_fork()
+    _FORKING.release()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_fork_done, after_in_child=_after_fork_in_child
+)
 
 __all__ = ["BATCH_MAX", "BULK_MAX", "Engine", "now"]

@@ -7,7 +7,7 @@ fell due is seen whether or not anyone has booked it), and writes nothing.
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from msgspec import Struct, field
 
@@ -15,18 +15,19 @@ from tillroll.ledger import budgets, calendar, chain
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.core import Book, Rules, advance_in, apply, decide_batch, maker, next_due
 from tillroll.ledger.errors import InvalidInput, NotFound
-from tillroll.ledger.explain import Facts, explain
+from tillroll.ledger.explain import Facts, explain, outcome_of
+from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.types import (
     OVERDRAFT,
     WALLET_DEFAULT,
     Account,
     Entry,
+    Kind,
     Refusal,
     Terms,
     Wallet,
 )
 from tillroll.ledger.units import show_units, to_decimal
-from tillroll.receipts import Receipt
 from tillroll.stores.base import load_book
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from tillroll.stores.base import Reader, Store, Stored
 
 PAGE_MAX = 1_000
+KINDS = get_args(Kind)
 
 
 class Balance(Struct, frozen=True):
@@ -201,7 +203,7 @@ def _sum_effective(account: str, history: Iterable[Entry], wallet: str, as_of: i
     return state
 
 
-def _parts(posting: Any) -> tuple[str, str, str, int]:  # noqa: ANN401 - a Posting, unpacked
+def _parts(posting: Any) -> tuple[str, str, str, int]:
     return posting.source, posting.target, posting.line, posting.units
 
 
@@ -307,6 +309,10 @@ def statement(
     """
     if type(limit) is not int or not 1 <= limit <= PAGE_MAX:
         raise InvalidInput(f"limit must be a whole number from 1 to {PAGE_MAX}")
+    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InvalidInput(f"there is no kind {kind!r}; use {', '.join(KINDS)}")
     owner = account_id(project, account)
     found: list[Receipt] = []
     below = before if before is not None else 2**62
@@ -440,8 +446,32 @@ def histories(store: Store, project: str, account: str | None = None) -> Iterato
 # ---------------------------------------------------------------- explain
 
 
+def hold_state(store: Store, project: str, account: str, hold_id: str, *, at: int) -> str:
+    """Return what a hold is at `at`: open, in_doubt, settled, released or expired.
+
+    Raises:
+        NotFound: The account has no hold of that id.
+    """
+    owner = account_id(project, account)
+    with store.read() as reader:
+        root, acts, _ = _story(reader, owner, hold_id)
+        acts = acts + _due_on(reader, owner, account, hold_id, at)
+    if root is None or root.kind != "hold":
+        raise NotFound(f"{account} has no hold {hold_id!r}")
+    return outcome_of(root, acts)
+
+
+def _due_on(reader: Reader, owner: bytes, account: str, name: str, at: int) -> list[Entry]:
+    """Return the entries that fell due on an id by `at` and that nobody has booked yet."""
+    book = Book(accounts=dict(reader.accounts([(owner, account)])))
+    if book.accounts[owner].next_due_at > at:
+        return []
+    advance_in(book, owner, at)
+    return [sealed.entry for sealed in book.appended if sealed.entry.ref == name]
+
+
 def explain_request(
-    store: Store, project: str, request_id: str, *, account: str | None = None
+    store: Store, project: str, request_id: str, *, at: int, account: str | None = None
 ) -> dict[str, object]:
     """Return the whole story of one request id, refusals included.
 
@@ -450,6 +480,7 @@ def explain_request(
         project: The isolation boundary.
         request_id: The id of a charge, hold, grant or refused request; the id of a settle,
             release or refund leads to what it acted on.
+        at: Now; what fell due by then is part of the story.
         account: The balance owner; may be left out where the id is known to one account only.
 
     Raises:
@@ -477,6 +508,7 @@ def explain_request(
         if found is None:
             raise NotFound(f"{account} does not know request_id {request_id!r}")
         key = (owner, found.request_id or request_id)
+        acts = acts + _due_on(reader, owner, account, key[1], at)
         times, last_at = _repeats(reader, owner, [found, *acts])
         facts = Facts(
             account=account,
@@ -525,7 +557,7 @@ def _terms(reader: Reader, owner: bytes, story: Sequence[Entry | Refusal]) -> di
         for posting in item.postings
         if posting.line != OVERDRAFT
     }
-    terms = {}
+    terms: dict[str, Terms] = {}
     for line in lines:
         _, acts = reader.story((owner, line))
         root, _ = reader.story((owner, maker(line)))

@@ -72,7 +72,7 @@ class Proposals(msgspec.Struct, frozen=True):
     source: str
 
 
-class _Cannot(Exception):  # noqa: N818 - not an error: the reason to skip a model
+class _Cannot(Exception):
     """This model's prices cannot be said exactly."""
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from tillroll.ledger import calendar
+from tillroll.ledger.types import DAY
 
 if TYPE_CHECKING:
     from tillroll.ledger.types import Account, Budget, BudgetTerms
@@ -128,7 +129,7 @@ def _forget(account: Account, budget: Budget, at: int) -> None:
 
 
 def _is_past(account: Account, budget: Budget, start: int, at: int) -> bool:
-    return _window(account, budget.terms, start)[1] + calendar.DAY <= at
+    return _window(account, budget.terms, start)[1] + DAY <= at
 
 
 def _window(account: Account, terms: BudgetTerms, at: int) -> tuple[int, int]:

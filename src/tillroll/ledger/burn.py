@@ -75,7 +75,7 @@ def draw(
             continue
         if is_over(terms, at) or not applies(terms, operation):
             continue
-        taken = grant.remaining if grant.remaining < missing else missing
+        taken = min(missing, grant.remaining)
         chosen.append((terms.id, taken))
         missing -= taken
     if missing and overdraft:

@@ -44,7 +44,7 @@ def instant(value: object, name: str) -> int:
         try:
             value = datetime.fromisoformat(value)
         except ValueError:
-            raise InvalidInput(f"{name} is not an ISO 8601 time: {value[:40]!r}") from None
+            raise InvalidInput(f"{name} is not an ISO 8601 time: {value!r:.50}") from None
     if not isinstance(value, datetime):
         raise InvalidInput(f"{name} must be a datetime or an ISO 8601 text")
     if value.tzinfo is None:

@@ -58,6 +58,6 @@ def link(head: bytes, account_id: bytes, body: bytes) -> bytes:
     return sha256(b"".join((head or GENESIS, account_id, size, body))).digest()
 
 
-def digest(value: Any) -> bytes:  # noqa: ANN401 - any JSON value may be digested
+def digest(value: Any) -> bytes:
     """Return the SHA-256 of a value's canonical bytes."""
     return sha256(_encoder.encode(value)).digest()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -49,6 +49,7 @@ from tillroll.ledger.units import UNITS_MAX, show_units
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from decimal import Decimal
 
 HOLD_LIFE = 15 * MINUTE
 HOLD_LIFE_MAX = 24 * HOUR
@@ -128,19 +129,17 @@ class Case(NamedTuple):
 # ---------------------------------------------------------------- many requests, one batch
 
 
-def decide_batch(
-    book: Book, requests: Sequence[c.Request], at: int, rules: Rules
-) -> list[Answer]:
+def decide_batch(book: Book, requests: Sequence[c.Request], at: int, rules: Rules) -> list[Answer]:
     """Answer each request in order, adding to the book what is to be stored."""
     answers = [_answer(book, request, at, rules) for request in requests]
     for owner in {sealed.account_id for sealed in book.appended}:
-        book.accounts[owner].next_due_at = next_due(book.accounts[owner])
+        account = book.accounts[owner]
+        if account.next_due_at != NEVER:  # entries only lower it; what ended must raise it again
+            account.next_due_at = next_due(account)
     return answers
 
 
-def missing_stories(
-    book: Book, requests: Sequence[c.Request], at: int
-) -> set[tuple[bytes, str]]:
+def missing_stories(book: Book, requests: Sequence[c.Request], at: int) -> set[tuple[bytes, str]]:
     """Return the stories that deciding these requests may ask for and that are not loaded.
 
     A story leads to others: a refund to the charge, from there to the grants that paid. So a
@@ -334,8 +333,14 @@ def _fall_due(account: Account, item: tuple[int, int, str], at: int) -> Entry | 
     terms = grant.terms
     if sort == _ACTIVATION:
         return _due(
-            account, "grant_activated", at, when, terms.wallet, terms.units,
-            _issue(account, terms), ref=name,
+            account,
+            "grant_activated",
+            at,
+            when,
+            terms.wallet,
+            terms.units,
+            _issue(account, terms),
+            ref=name,
         )
     if not grant.remaining:
         return None
@@ -356,8 +361,18 @@ def _hold_falls_due(account: Account, hold: Hold, at: int) -> Entry:
         kind = "hold_expired"
     units = sum(posting.units for posting in postings)
     return _due(
-        account, kind, at, when, hold.wallet, units, postings,
-        ref=hold.id, final=True, operation=hold.operation, model=hold.model, tags=hold.tags,
+        account,
+        kind,
+        at,
+        when,
+        hold.wallet,
+        units,
+        postings,
+        ref=hold.id,
+        final=True,
+        operation=hold.operation,
+        model=hold.model,
+        tags=hold.tags,
         reason="in doubt until its deadline" if hold.in_doubt else "deadline passed",
     )
 
@@ -396,8 +411,16 @@ def _renew(account: Account, recurring: Recurring, at: int) -> Entry:
     if previous and left > moved:
         postings.insert(0, Posting("available", "expired", previous.terms.id, left - moved))
     return _due(
-        account, "grant_renewed", at, when, terms.wallet, opened.units, tuple(postings),
-        ref=opened.id, opens=(opened,), occurrence=recurring.next,
+        account,
+        "grant_renewed",
+        at,
+        when,
+        terms.wallet,
+        opened.units,
+        tuple(postings),
+        ref=opened.id,
+        opens=(opened,),
+        occurrence=recurring.next,
         recurring=terms,
     )
 
@@ -457,7 +480,9 @@ def _refuse_by_status(case: Case) -> Refusal | None:
         return _refuse(case, "account_closed", "the account is closed")
     if isinstance(command, c.Consume | c.Hold):
         return _refuse(
-            case, "account_frozen", "the account is frozen",
+            case,
+            "account_frozen",
+            "the account is frozen",
             ways_out=({"kind": "unfreeze", "text": "an operator may unfreeze the account"},),
         )
     return None
@@ -476,7 +501,9 @@ def _price(case: Case, work: c.Work) -> _Amount | Refusal:
     quote = work.quote
     if quote is not None and case.at >= quote.expires_at:
         return _refuse(
-            case, "quote_expired", f"the quote ended at {calendar.show_instant(quote.expires_at)}",
+            case,
+            "quote_expired",
+            f"the quote ended at {calendar.show_instant(quote.expires_at)}",
             ways_out=({"kind": "quote", "text": "ask for a new quote"},),
         )
     return _price_meters(
@@ -503,7 +530,7 @@ def _price_meters(
     at: int,
 ) -> _Amount | Refusal:
     account = case.account
-    asked = {
+    asked: dict[str, Any] = {
         "model": model,
         "attributes": attributes,
         "account_ref": account.account,
@@ -521,11 +548,14 @@ def _price_meters(
             priced = price_request(book, operation, meters or {}, residual=carried, **asked)
     if isinstance(priced, Unpriced):
         return _refuse(
-            case, "unpriced", priced.reason, details={"known": ", ".join(priced.known)},
+            case,
+            "unpriced",
+            priced.reason,
+            details={"known": ", ".join(priced.known)},
             ways_out=({"kind": "price", "text": "add a price to tillroll.toml and apply it"},),
         )
     units = priced.units if ceiling is None else min(priced.units, ceiling)
-    residual = priced.residual_after
+    residual: Decimal | None = priced.residual_after
     if isinstance(case.request.command, c.Hold) or not (
         residual or priced.rule in account.residuals
     ):
@@ -550,10 +580,17 @@ def _consume(case: Case, command: c.Consume) -> Entry | Refusal:
     if missing:
         return _insufficient(case, units, wallet, command.operation)
     return _entry(
-        case, "consume", wallet, units,
+        case,
+        "consume",
+        wallet,
+        units,
         tuple([Posting("available", "used", line, n) for line, n in lines]),
-        effective_at=effective_at, operation=command.operation, model=command.model,
-        meters=command.meters, attributes=command.attributes, price=price,
+        effective_at=effective_at,
+        operation=command.operation,
+        model=command.model,
+        meters=command.meters,
+        attributes=command.attributes,
+        price=price,
     )
 
 
@@ -583,10 +620,17 @@ def _hold(case: Case, command: c.Hold) -> Entry | Refusal:
         if units < floor or units == 0:
             return _insufficient(case, floor, wallet, command.operation)
     return _entry(
-        case, "hold", wallet, units,
+        case,
+        "hold",
+        wallet,
+        units,
         tuple([Posting("available", "held", line, n) for line, n in lines]),
-        effective_at=effective_at, operation=command.operation, model=command.model,
-        meters=command.meters, attributes=command.attributes, price=price,
+        effective_at=effective_at,
+        operation=command.operation,
+        model=command.model,
+        meters=command.meters,
+        attributes=command.attributes,
+        price=price,
         deadline=case.at + life,
         ceiling=command.quote.ceiling if command.quote else None,
     )
@@ -604,8 +648,13 @@ def _settle(case: Case, command: c.Settle) -> Entry | Refusal | Answer:
     extra = units - held
     if extra > 0 and command.above == "refuse":
         return _refuse(
-            case, "settle_exceeds_hold", "more than is held", needed=units, available=held,
-            held=held, tightest="hold",
+            case,
+            "settle_exceeds_hold",
+            "more than is held",
+            needed=units,
+            available=held,
+            held=held,
+            tightest="hold",
             ways_out=({"kind": "policy", "text": "settle with above='available'"},),
         )
     postings, rest = _take(hold.lines, min(units, held))
@@ -614,21 +663,34 @@ def _settle(case: Case, command: c.Settle) -> Entry | Refusal | Answer:
     shortfall = 0
     if extra > 0:
         lines, shortfall = draw(
-            case.account, hold.wallet, hold.operation, extra, case.at,
+            case.account,
+            hold.wallet,
+            hold.operation,
+            extra,
+            case.at,
             overdraft=command.above == "overdraft",
         )
         postings += tuple(Posting("available", "used", line, n) for line, n in lines)
     return _entry(
-        case, "settle", hold.wallet, units - shortfall, postings,
-        ref=hold.id, final=command.final, shortfall=shortfall, policy=command.above,
-        operation=hold.operation, model=hold.model, tags=hold.tags, meters=command.meters,
-        attributes=command.attributes, price=price,
+        case,
+        "settle",
+        hold.wallet,
+        units - shortfall,
+        postings,
+        ref=hold.id,
+        final=command.final,
+        shortfall=shortfall,
+        policy=command.above,
+        operation=hold.operation,
+        model=hold.model,
+        tags=hold.tags,
+        meters=command.meters,
+        attributes=command.attributes,
+        price=price,
     )
 
 
-def _settle_amount(
-    case: Case, command: c.Settle, hold: Hold, held: int
-) -> _Amount | Refusal:
+def _settle_amount(case: Case, command: c.Settle, hold: Hold, held: int) -> _Amount | Refusal:
     """Return what to settle: the units, the price of the meters, or all that is held."""
     if command.units is not None:
         amount: _Amount | Refusal = _Amount(command.units, hold.wallet, None)
@@ -668,16 +730,32 @@ def _settle_ended(case: Case, command: c.Settle) -> Entry | Refusal | Answer:
     if isinstance(amount, Refusal):
         return amount
     lines, shortfall = draw(
-        case.account, opening.wallet, opening.operation, amount.units, case.at,
+        case.account,
+        opening.wallet,
+        opening.operation,
+        amount.units,
+        case.at,
         overdraft=command.above == "overdraft",
     )
     return _entry(
-        case, "settle", opening.wallet, amount.units - shortfall,
+        case,
+        "settle",
+        opening.wallet,
+        amount.units - shortfall,
         tuple(Posting("available", "used", line, n) for line, n in lines),
-        ref=command.hold_id, final=True, late=True, shortfall=shortfall, policy=command.above,
-        operation=opening.operation, model=opening.model, tags=opening.tags,
-        meters=command.meters, attributes=command.attributes, price=amount.price,
-        charged_at=opening.at, charged_seq=opening.seq,
+        ref=command.hold_id,
+        final=True,
+        late=True,
+        shortfall=shortfall,
+        policy=command.above,
+        operation=opening.operation,
+        model=opening.model,
+        tags=opening.tags,
+        meters=command.meters,
+        attributes=command.attributes,
+        price=amount.price,
+        charged_at=opening.at,
+        charged_seq=opening.seq,
     )
 
 
@@ -706,8 +784,16 @@ def _release(case: Case, command: c.Release) -> Entry | Refusal | Answer:
     if hold is not None:
         units = sum(hold.lines.values())
         return _entry(
-            case, "release", hold.wallet, units, _returns(case.account, hold.lines, case.at),
-            ref=hold.id, final=True, operation=hold.operation, model=hold.model, tags=hold.tags,
+            case,
+            "release",
+            hold.wallet,
+            units,
+            _returns(case.account, hold.lines, case.at),
+            ref=hold.id,
+            final=True,
+            operation=hold.operation,
+            model=hold.model,
+            tags=hold.tags,
         )
     ending = _ending(case.story(command.hold_id))
     if ending is None:
@@ -727,8 +813,13 @@ def _extend(case: Case, command: c.Extend) -> Entry | Refusal:
     if command.expires_in > HOLD_LIFE_MAX:
         raise InvalidInput("a hold may be extended by 24 hours from now at the most")
     return _entry(
-        case, "extend", hold.wallet, 0, (),
-        ref=hold.id, deadline=max(hold.deadline, case.at + command.expires_in),
+        case,
+        "extend",
+        hold.wallet,
+        0,
+        (),
+        ref=hold.id,
+        deadline=max(hold.deadline, case.at + command.expires_in),
     )
 
 
@@ -740,8 +831,14 @@ def _in_doubt(case: Case, command: c.InDoubt) -> Entry | Refusal:
     if life > DOUBT_LIFE_MAX:
         raise InvalidInput("a hold may stay in doubt for 30 days at the most")
     return _entry(
-        case, "in_doubt", hold.wallet, sum(hold.lines.values()), (),
-        ref=hold.id, deadline=case.at + life, at_deadline=command.at_deadline,
+        case,
+        "in_doubt",
+        hold.wallet,
+        sum(hold.lines.values()),
+        (),
+        ref=hold.id,
+        deadline=case.at + life,
+        at_deadline=command.at_deadline,
         operation=hold.operation,
     )
 
@@ -771,8 +868,13 @@ def _grant(case: Case, command: c.Grant) -> Entry:
     _check_room(case, command.wallet, command.units)
     postings = _issue(case.account, terms) if effective_at <= case.at else ()
     return _entry(
-        case, "grant", terms.wallet, terms.units, postings,
-        opens=(terms,), effective_at=max(effective_at, case.at) if not postings else effective_at,
+        case,
+        "grant",
+        terms.wallet,
+        terms.units,
+        postings,
+        opens=(terms,),
+        effective_at=max(effective_at, case.at) if not postings else effective_at,
     )
 
 
@@ -789,9 +891,7 @@ def _void(case: Case, command: c.Void) -> Entry | Refusal | Answer:
     grant = case.account.grants.get(command.grant_id)
     terms = grant.terms if grant else _terms_of(story, command.grant_id)
     if terms is None:
-        return _refuse(
-            case, "grant_not_found", f"the account has no grant {command.grant_id!r}"
-        )
+        return _refuse(case, "grant_not_found", f"the account has no grant {command.grant_id!r}")
     for entry in story:
         if entry.kind == "void":
             return Answer(entry, replayed=True)
@@ -812,8 +912,12 @@ def _refund(case: Case, command: c.Refund) -> Entry | Refusal:
     units = left if command.units is None else command.units
     if units > left or left == 0:
         return _refuse(
-            case, "refund_exceeds_charge", "more than is left of the charge",
-            needed=units, available=left, tightest="charge",
+            case,
+            "refund_exceeds_charge",
+            "more than is left of the charge",
+            needed=units,
+            available=left,
+            tightest="charge",
         )
     first = charges[0]
     root = story[0].request_id or command.charge
@@ -822,9 +926,19 @@ def _refund(case: Case, command: c.Refund) -> Entry | Refusal:
     for line, n in _unwind(paid, units):
         _give_back(case, command, line, n, postings, opens)
     return _entry(
-        case, "refund", first.wallet, units, tuple(postings),
-        ref=root, opens=tuple(opens), policy=command.expired, operation=first.operation,
-        model=first.model, tags=first.tags, charged_at=story[0].at, charged_seq=story[0].seq,
+        case,
+        "refund",
+        first.wallet,
+        units,
+        tuple(postings),
+        ref=root,
+        opens=tuple(opens),
+        policy=command.expired,
+        operation=first.operation,
+        model=first.model,
+        tags=first.tags,
+        charged_at=story[0].at,
+        charged_seq=story[0].seq,
     )
 
 
@@ -1029,27 +1143,40 @@ def _ending(story: list[Entry]) -> Entry | None:
 
 
 def _entry(
-    case: Case, kind: Kind, wallet: str, units: int, postings: tuple[Posting, ...], **facts: object
+    case: Case,
+    kind: Kind,
+    wallet: str,
+    units: int,
+    postings: tuple[Posting, ...],
+    *,
+    effective_at: int | None = None,
+    tags: dict[str, str] | None = None,
+    **facts: Any,
 ) -> Entry:
     """Build the entry that a request leads to, with the balances after it."""
-    request = case.request
+    account, request = case.account, case.request
     command = request.command
-    facts.setdefault("effective_at", case.at)
-    facts.setdefault("tags", command.tags)
+    issued, available, held, used, expired = _after(account.wallet(wallet), postings)
     return Entry(
-        seq=case.account.seq + 1,
+        seq=account.seq + 1,
         kind=kind,
         at=case.at,
+        effective_at=case.at if effective_at is None else effective_at,
         request_id=request.request_id,
         fingerprint=request.fingerprint,
         wallet=sys.intern(wallet),
         units=units,
         postings=postings,
+        issued=issued,
+        available=available,
+        held=held,
+        used=used,
+        expired=expired,
+        tags=command.tags if tags is None else tags,
         reason=command.reason,
         actor=request.actor,
         metadata_digest=command.metadata_digest,
-        **_after(case.account.wallet(wallet), postings),
-        **facts,  # type: ignore[arg-type]  # the callers above name Entry's own fields
+        **facts,
     )
 
 
@@ -1061,9 +1188,10 @@ def _due(
     wallet: str,
     units: int,
     postings: tuple[Posting, ...],
-    **facts: object,
+    **facts: Any,
 ) -> Entry:
     """Build an entry that the clock leads to: no request, effective when it fell due."""
+    issued, available, held, used, expired = _after(account.wallet(wallet), postings)
     return Entry(
         seq=account.seq + 1,
         kind=kind,
@@ -1072,25 +1200,31 @@ def _due(
         wallet=sys.intern(wallet),
         units=units,
         postings=postings,
-        **_after(account.wallet(wallet), postings),
-        **facts,  # type: ignore[arg-type]  # the callers above name Entry's own fields
+        issued=issued,
+        available=available,
+        held=held,
+        used=used,
+        expired=expired,
+        **facts,
     )
 
 
-def _after(wallet: Wallet, postings: tuple[Posting, ...]) -> dict[str, int]:
-    """Return the five buckets after these postings. Issued counts up as units leave it."""
-    after = {
-        "issued": wallet.issued,
-        "available": wallet.available,
-        "held": wallet.held,
-        "used": wallet.used,
-        "expired": wallet.expired,
-    }
+def _after(wallet: Wallet, postings: tuple[Posting, ...]) -> tuple[int, int, int, int, int]:
+    """Return issued, available, held, used and expired after these postings.
+
+    Issued is what was ever put in, so it grows as units leave it for another bucket.
+    """
+    moved = {"issued": 0, "available": 0, "held": 0, "used": 0, "expired": 0}
     for posting in postings:
-        source, target, units = posting.source, posting.target, posting.units
-        after[source] -= -units if source == "issued" else units
-        after[target] += -units if target == "issued" else units
-    return after
+        moved[posting.source] -= posting.units
+        moved[posting.target] += posting.units
+    return (
+        wallet.issued - moved["issued"],
+        wallet.available + moved["available"],
+        wallet.held + moved["held"],
+        wallet.used + moved["used"],
+        wallet.expired + moved["expired"],
+    )
 
 
 # ---------------------------------------------------------------- refusals
@@ -1124,7 +1258,9 @@ def _not_open(case: Case, hold_id: str) -> Refusal:
 def _finalized(case: Case, ending: Entry) -> Refusal:
     state = "settled" if ending.kind == "settle" else "released"
     return _refuse(
-        case, "hold_finalized", f"the hold was {state} before",
+        case,
+        "hold_finalized",
+        f"the hold was {state} before",
         details={"state": state, "by_seq": str(ending.seq), "by": ending.request_id or "clock"},
     )
 
@@ -1132,17 +1268,24 @@ def _finalized(case: Case, ending: Entry) -> Refusal:
 def _hold_expired(case: Case, ending: Entry) -> Refusal:
     when = calendar.show_instant(ending.effective_at)
     return _refuse(
-        case, "hold_expired", f"the hold expired at {when} and its units went back",
+        case,
+        "hold_expired",
+        f"the hold expired at {when} and its units went back",
         details={"state": "expired", "by_seq": str(ending.seq), "expired_at": when},
         ways_out=(
-            {"kind": "consume", "text": "if the work was done, consume under the same business id"},
+            {
+                "kind": "consume",
+                "text": "if the work was done, consume under an id made from the hold's",
+            },
         ),
     )
 
 
 def _over_budget(case: Case, tight: budgets.Room, units: int, wallet: str) -> Refusal:
     scale = case.rules.scale
-    resets = "" if tight.resets_at >= calendar.INSTANT_MAX else calendar.show_instant(tight.resets_at)
+    resets = (
+        "" if tight.resets_at >= calendar.INSTANT_MAX else calendar.show_instant(tight.resets_at)
+    )
     ways = [{"kind": "raise", "text": f"an operator may raise the budget {tight.budget!r}"}]
     if resets:
         ways.insert(0, {"kind": "wait", "text": f"the budget resets at {resets}", "until": resets})
@@ -1150,10 +1293,13 @@ def _over_budget(case: Case, tight: budgets.Room, units: int, wallet: str) -> Re
         text = show_units(tight.left, scale)
         ways.insert(0, {"kind": "less", "text": f"{text} would fit", "units": text})
     return _refuse(
-        case, "budget_exceeded",
+        case,
+        "budget_exceeded",
         f"budget {tight.budget!r} has {show_units(tight.left, scale)} of "
         f"{show_units(tight.cap, scale)} left, {show_units(units, scale)} needed",
-        needed=units, available=tight.left, held=case.account.wallet(wallet).held,
+        needed=units,
+        available=tight.left,
+        held=case.account.wallet(wallet).held,
         tightest=f"budget {tight.budget}",
         details={
             "budget": tight.budget,
@@ -1181,15 +1327,21 @@ def _insufficient(
     ends = min((h.deadline for h in account.holds.values() if h.wallet == wallet), default=None)
     if ends is not None:
         until = calendar.show_instant(ends)
-        ways.append({"kind": "wait", "text": f"a hold ends by {until} at the latest", "until": until})
+        ways.append(
+            {"kind": "wait", "text": f"a hold ends by {until} at the latest", "until": until}
+        )
     begins = [g.terms for g in account.grants.values() if g.scheduled and g.terms.wallet == wallet]
     if begins:
         until = calendar.show_instant(min(terms.effective_at for terms in begins))
         ways.append({"kind": "wait", "text": f"a grant begins at {until}", "until": until})
     return _refuse(
-        case, "insufficient_units",
+        case,
+        "insufficient_units",
         f"{show_units(units, scale)} {wallet} needed, {show_units(max(free, 0), scale)} available",
-        needed=units, available=free, held=account.wallet(wallet).held, tightest=wallet,
+        needed=units,
+        available=free,
+        held=account.wallet(wallet).held,
+        tightest=wallet,
         ways_out=tuple(ways),
     )
 
@@ -1220,9 +1372,9 @@ def apply(account: Account, entry: Entry) -> None:
         for terms in entry.opens:
             _open(account, terms, entry)
         sort_grants(account)
+    _fill(wallet, entry)
     for posting in entry.postings:
         _move(account, wallet, posting)
-    _check_buckets(wallet, entry)
     _APPLY.get(entry.kind, _nothing_else)(account, entry)
     for posting in entry.postings:
         _bury(account, posting.line)
@@ -1242,48 +1394,49 @@ def _open(account: Account, terms: Terms, entry: Entry) -> None:
         account.next_due_at = due
 
 
+def _fill(wallet: Wallet, entry: Entry) -> None:
+    """Set the wallet's buckets to what the entry states, which its postings must lead to."""
+    issued, available, held = entry.issued, entry.available, entry.held
+    used, expired = entry.used, entry.expired
+    assert (issued, available, held, used, expired) == _after(wallet, entry.postings), (
+        f"entry {entry.seq} states other balances than its postings lead to"
+    )
+    assert held >= 0, "held below zero"
+    assert issued == available + held + used + expired, "the buckets do not add up"
+    wallet.issued = issued
+    wallet.available = available
+    wallet.held = held
+    wallet.used = used
+    wallet.expired = expired
+
+
 def _move(account: Account, wallet: Wallet, posting: Posting) -> None:
-    """Move units between two buckets, on the wallet and on the line."""
+    """Move units on the line that the posting names."""
     source, target, line, units = posting.source, posting.target, posting.line, posting.units
     assert units > 0, "a posting moves a positive amount"
     assert source != target, "a posting moves between two buckets"
-    setattr(wallet, source, getattr(wallet, source) - (-units if source == "issued" else units))
-    setattr(wallet, target, getattr(wallet, target) + (-units if target == "issued" else units))
-    if line == OVERDRAFT:
+    grant = account.grants.get(line)
+    if grant is not None:
+        if source == "available":
+            grant.remaining -= units
+            assert grant.remaining >= 0, f"grant {line} below zero"
+        elif source == "held":
+            grant.pinned -= units
+            assert grant.pinned >= 0, f"grant {line} pinned below zero"
+        if target == "available":
+            grant.remaining += units
+        elif target == "held":
+            grant.pinned += units
+    elif line == OVERDRAFT:
         if source == "available":
             wallet.overdraft -= units
             assert wallet.overdraft + wallet.overdraft_limit >= 0, "overdrawn beyond the limit"
         elif target == "available":
             wallet.overdraft += units
-        return
-    grant = account.grants.get(line)
-    if grant is None:
+    else:
         # Units that were used long ago go straight to issued or expired: the grant is not live.
         assert source == "used", f"posting on {line}, which is not live"
         assert target in ("issued", "expired"), f"posting to {line}, which is not live"
-        return
-    if source == "available":
-        grant.remaining -= units
-        assert grant.remaining >= 0, f"grant {line} below zero"
-    elif source == "held":
-        grant.pinned -= units
-        assert grant.pinned >= 0, f"grant {line} pinned below zero"
-    if target == "available":
-        grant.remaining += units
-    elif target == "held":
-        grant.pinned += units
-
-
-def _check_buckets(wallet: Wallet, entry: Entry) -> None:
-    assert (wallet.issued, wallet.available, wallet.held, wallet.used, wallet.expired) == (
-        entry.issued,
-        entry.available,
-        entry.held,
-        entry.used,
-        entry.expired,
-    ), f"entry {entry.seq} states other balances than its postings lead to"
-    assert wallet.held >= 0, "held below zero"
-    assert wallet.issued == wallet.available + wallet.held + wallet.used + wallet.expired
 
 
 def _bury(account: Account, line: str) -> None:
@@ -1308,7 +1461,8 @@ def _apply_consume(account: Account, entry: Entry) -> None:
 
 def _hold_of(entry: Entry) -> Hold:
     """Return the hold that an entry of kind "hold" opens."""
-    assert entry.request_id is not None and entry.deadline is not None
+    assert entry.request_id is not None
+    assert entry.deadline is not None
     return Hold(
         id=entry.request_id,
         seq=entry.seq,

@@ -46,7 +46,7 @@ def explain(facts: Facts) -> dict[str, object]:
     return {
         "account": facts.account,
         "request_id": facts.request_id,
-        "outcome": _outcome(root, story),
+        "outcome": outcome_of(root, facts.acts),
         "charged": show_units(charged - refunded, facts.scale),
         "refunded": show_units(refunded, facts.scale),
         "wallet": root.wallet,
@@ -71,9 +71,9 @@ def _explain_refusal(facts: Facts, refusal: Refusal) -> dict[str, object]:
     def units(amount: int | None) -> str | None:
         return None if amount is None else show_units(amount, facts.scale)
 
+    when = show_instant(refusal.at)
     sentences = [
-        f"Request {facts.request_id} of {facts.account} was refused on "
-        f"{show_instant(refusal.at)}: {refusal.message}.",
+        f"Request {facts.request_id} of {facts.account} was refused on {when}: {refusal.message}.",
         "Nothing was charged.",
     ]
     if refusal.ways_out:
@@ -114,14 +114,14 @@ def _charged(story: Sequence[Entry]) -> tuple[int, int]:
     return charged, refunded
 
 
-def _outcome(root: Entry, story: Sequence[Entry]) -> str:
-    """Return the state of the thing in one word."""
+def outcome_of(root: Entry, acts: Sequence[Entry]) -> str:
+    """Return the state of the thing that an entry made, after what acted on it, in one word."""
     if root.kind == "consume":
         return "charged"
     if root.kind != "hold":
         return root.kind
     state = "open"
-    for entry in story:
+    for entry in acts:
         if entry.kind == "in_doubt":
             state = "in_doubt"
         elif entry.final:
@@ -148,16 +148,20 @@ def _price(facts: Facts, story: Sequence[Entry]) -> dict[str, object] | None:
     by = priced.price
     version = facts.prices.versions.get(by.version)
     root = story[0]
-    lines = [] if version is None else explain_price(
-        facts.prices,
-        priced.operation or "",
-        priced.meters or {},
-        model=priced.model,
-        attributes=priced.attributes or root.attributes,
-        account_ref=facts.account,
-        at=root.effective_at,
-        version=by.version,
-        scale=facts.scale,
+    lines = (
+        []
+        if version is None
+        else explain_price(
+            facts.prices,
+            priced.operation or "",
+            priced.meters or {},
+            model=priced.model,
+            attributes=priced.attributes or root.attributes,
+            account_ref=facts.account,
+            at=root.effective_at,
+            version=by.version,
+            scale=facts.scale,
+        )
     )
     return {
         "version": by.version,
@@ -187,9 +191,7 @@ def _paid_by(facts: Facts, story: Sequence[Entry]) -> list[dict[str, object]]:
             row |= {
                 "category": terms.category,
                 "source": terms.source,
-                "expires_at": None
-                if terms.expires_at is None
-                else show_instant(terms.expires_at),
+                "expires_at": None if terms.expires_at is None else show_instant(terms.expires_at),
             }
         elif line == OVERDRAFT:
             row["category"] = "overdraft"
@@ -268,4 +270,4 @@ def _absorbed(facts: Facts) -> str:
     )
 
 
-__all__ = ["Facts", "explain"]
+__all__ = ["Facts", "explain", "outcome_of"]

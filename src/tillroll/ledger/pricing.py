@@ -443,7 +443,7 @@ class _Step(msgspec.Struct, frozen=True):
     note: str = ""
 
 
-def _price_steps(  # noqa: PLR0917 - private tail of price_request
+def _price_steps(
     rule: _Rule,
     number: int,
     meters: Meters,
@@ -489,7 +489,7 @@ def _steps(
     return share, products
 
 
-def _rounded(  # noqa: PLR0917 - private tail of price_request
+def _rounded(
     rule: _Rule, number: int, total: int, den: int, residual: Decimal | None, scale: int
 ) -> Priced:
     """Apply minimum, maximum and the rounding rule to the fraction total/den."""
@@ -634,7 +634,7 @@ class _Meter:
         elif rate.units is not None:
             self.values = {key: _over(u, rate.per, den) for key, u in rate.units.items()}
 
-    def steps(  # noqa: PLR0917 - private
+    def steps(
         self,
         meter: str,
         quantity: int,
@@ -940,7 +940,7 @@ def explain_price(
     return lines
 
 
-def explain_hold(  # noqa: PLR0913 - the same parameters as price_hold
+def explain_hold(
     book: PriceBook,
     operation: str,
     meters: Meters,
@@ -994,7 +994,10 @@ def _sum_lines(rule: _Rule, share: int, products: Sequence[_Step]) -> list[str]:
 
 def _rounding_lines(rule: _Rule, priced: Priced, residual: Decimal, scale: int) -> list[str]:
     amount = f"{Decimal(priced.units).scaleb(-scale, _EXACT):,.{scale}f}"
+    even = priced.exact == Decimal(priced.units).scaleb(-scale, _EXACT)
     match rule.price.rounding:
+        case "up" | "half_even" if even:
+            return []  # nothing was rounded, so nothing needs saying
         case "up":
             return [f"rounded up to {scale} decimals: {amount}"]
         case "half_even":

@@ -21,6 +21,7 @@ UNITS_MAX = 2**53 - 1
 # Wide enough that no input below is ever rounded: 31 digits before the point and 30 after it.
 _EXACT = Context(prec=80)
 _DIGITS_MAX = 60
+_POWER_MAX = 30
 
 _DECIMAL = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?\Z", re.ASCII)
 
@@ -38,7 +39,7 @@ def parse_decimal(value: object, name: str = "units") -> Decimal:
     if isinstance(value, bool):
         raise InvalidInput(f"{name} must be a number, not a bool")
     if isinstance(value, int):
-        if abs(value) > 10**30:
+        if abs(value) > 10**_POWER_MAX:
             raise InvalidInput(f"{name} is far beyond what a ledger can hold")
         return Decimal(value)
     if isinstance(value, float):
@@ -53,8 +54,8 @@ def parse_decimal(value: object, name: str = "units") -> Decimal:
     if isinstance(value, Decimal):
         if not value.is_finite():
             raise InvalidInput(f"{name} must be finite, not {value}")
-        if value and not (
-            -30 <= value.adjusted() <= 30 and len(value.as_tuple().digits) <= _DIGITS_MAX
+        if value and (
+            abs(value.adjusted()) > _POWER_MAX or len(value.as_tuple().digits) > _DIGITS_MAX
         ):
             raise InvalidInput(f"{name} is far beyond what a ledger can hold")
         return value
@@ -84,6 +85,7 @@ def parse_limit(value: object, scale: int, name: str) -> int:
 
 def parse_signed(value: object, scale: int, name: str = "units") -> int:
     """Return an amount of either sign as an integer of 10^-scale."""
+    units: int
     if type(value) is int:  # the common case, and cheap
         units = value * 10**scale
     else:

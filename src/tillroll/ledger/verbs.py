@@ -12,7 +12,7 @@ import sys
 from datetime import date, datetime
 from decimal import Decimal
 from hashlib import sha256
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, Unpack
 
 import msgspec
 
@@ -35,6 +35,8 @@ from tillroll.ledger.units import Units, parse_decimal, parse_limit, parse_signe
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+T = TypeVar("T")
+
 ID_MAX = 255
 METADATA_MAX = 4096
 TAGS_MAX = 32
@@ -51,20 +53,52 @@ Expiry = datetime | date | str
 Span = calendar.Span
 
 
-class How(TypedDict, total=False):
-    """What every verb takes beside its own arguments.
+class Who(TypedDict, total=False):
+    """Who acts, and what is kept with it.
 
     Attributes:
-        reason: Why, in your words; at most 1,000 characters.
         actor: Who acts, such as an operator or an API key; shown by explain.
         metadata: Any JSON object up to 4 KiB, kept beside the entry and erasable.
         retry_refused: Decide anew a request that was refused before, such as after a top-up.
     """
 
-    reason: str | None
     actor: str | None
     metadata: Mapping[str, object] | None
     retry_refused: bool
+
+
+class How(Who, total=False):
+    """What every verb takes beside its own arguments: `Who`, and why.
+
+    Attributes:
+        reason: Why, in your words; at most 1,000 characters.
+    """
+
+    reason: str | None
+
+
+_HOW = frozenset(How.__optional_keys__)
+
+
+class _Common(TypedDict, total=False):
+    """What every command carries, checked."""
+
+    reason: str | None
+    tags: dict[str, str] | None
+    metadata_digest: bytes | None
+
+
+class _Work(TypedDict):
+    """What a consume and a hold share, checked."""
+
+    operation: str | None
+    units: int | None
+    model: str | None
+    meters: Meters | None
+    attributes: dict[str, str] | None
+    wallet: str | None
+    quote: c.QuoteClaims | None
+    effective_at: int | None
 
 
 class Verbs:
@@ -154,7 +188,8 @@ class Verbs:
                 expires_on=on,
                 expires_in=_span(expires_in, "expires_in"),
                 applies_to=tuple(sorted({_text(op, "applies_to") for op in applies_to})),
-                cost_basis=None if cost_basis is None
+                cost_basis=None
+                if cost_basis is None
                 else str(parse_decimal(cost_basis, "cost_basis")),
                 source=_optional(source, "source"),
                 **self._common(tags, how),
@@ -189,7 +224,7 @@ class Verbs:
         request_id: str | None = None,
         wallet: str = WALLET_DEFAULT,
         tags: Mapping[str, str] | None = None,
-        **how: Unpack[How],
+        **who: Unpack[Who],
     ) -> c.Request:
         """Correct a balance by hand, up or down, with a reason.
 
@@ -200,7 +235,7 @@ class Verbs:
             request_id: Repeat it to retry; the first answer is returned.
             wallet: The kind of credits.
             tags: Names and values to group by.
-            **how: See `How`.
+            **who: See `Who`.
 
         Raises:
             AccountClosed, InsufficientUnits: Refused; nothing moved.
@@ -210,7 +245,7 @@ class Verbs:
             raise InvalidInput("units must not be zero")
         if not _text(reason, "reason", REASON_MAX).strip():
             raise InvalidInput("an adjustment needs a reason")
-        how["reason"] = reason
+        how: How = {**who, "reason": reason}
         return self._request(
             account,
             c.Adjust(units=amount, wallet=_name(wallet, "wallet"), **self._common(tags, how)),
@@ -263,10 +298,11 @@ class Verbs:
             InvalidInput, IdempotencyConflict, StoreUnavailable: Nothing written.
             OutcomeUnknown: Ask again with the same request_id.
         """
+        common = self._common(tags, how)  # first: a misspelt argument is what to complain about
         work = self._work(
             account, operation, units, meters, model, attributes, wallet, quote, effective_at
         )
-        return self._request(account, c.Consume(**work, **self._common(tags, how)), request_id, how)
+        return self._request(account, c.Consume(**work, **common), request_id, how)
 
     def hold(
         self,
@@ -311,14 +347,16 @@ class Verbs:
             InvalidInput, IdempotencyConflict, StoreUnavailable: Nothing written.
             OutcomeUnknown: Ask again with the same request_id.
         """
+        common = self._common(tags, how)
         work = self._work(
             account, operation, units, meters, model, attributes, wallet, quote, effective_at
         )
         lowest = None if floor is None else parse_limit(floor, self.scale, "floor")
-        if lowest is not None and work["units"] is not None and lowest > work["units"]:
+        most = work["units"]
+        if lowest is not None and most is not None and lowest > most:
             raise InvalidInput("floor must not exceed units")
         life = _span(expires_in, "expires_in")
-        command = c.Hold(**work, floor=lowest, expires_in=life, **self._common(tags, how))
+        command = c.Hold(**work, floor=lowest, expires_in=life, **common)
         return self._request(account, command, request_id, how)
 
     def extend(
@@ -737,7 +775,7 @@ class Verbs:
         wallet: str | None,
         quote: str | None,
         effective_at: When | None,
-    ) -> dict[str, object]:
+    ) -> _Work:
         """Check what a consume and a hold share."""
         if operation is None and units is None:
             raise InvalidInput("give an operation, for the price book to price, or units")
@@ -763,16 +801,16 @@ class Verbs:
             "effective_at": _instant(effective_at, "effective_at"),
         }
 
-    def _common(self, tags: Mapping[str, str] | None, how: How) -> dict[str, object]:
+    def _common(self, tags: Mapping[str, str] | None, how: How) -> _Common:
         """Check what every command carries."""
-        common: dict[str, object] = {}
+        common: _Common = {}
         if tags:
             common["tags"] = _labels(tags, "tags")
         if not how:
             return common
-        unknown = how.keys() - How.__annotations__.keys()
+        unknown = how.keys() - _HOW
         if unknown:
-            raise InvalidInput(f"unknown argument {sorted(unknown)[0]!r}")
+            raise InvalidInput(f"unknown argument {min(unknown)!r}")
         reason = how.get("reason")
         if reason is not None:
             common["reason"] = _text(reason, "reason", REASON_MAX, lines=True)
@@ -784,10 +822,7 @@ class Verbs:
     def _request(
         self, account: str, command: c.Command, request_id: str | None, how: How
     ) -> c.Request:
-        if request_id is None:
-            request_id = self._new_id()
-        else:
-            request_id = _target(request_id, "request_id")
+        request_id = self._new_id() if request_id is None else _target(request_id, "request_id")
         account = _text(account, "account")
         metadata = actor = None
         retry_refused = False
@@ -907,12 +942,13 @@ def _integer(value: object, name: str, low: int, high: int) -> int:
     return value
 
 
-def _one_of(value: object, choices: object, name: str) -> object:
+def _one_of(value: T, choices: object, name: str) -> T:
     """Return the choice itself: an equal text from elsewhere would be encoded differently."""
     allowed = choices.__args__  # type: ignore[attr-defined]  # a Literal of texts
     if value not in allowed:
         raise InvalidInput(f"{name} must be one of {', '.join(allowed)}, not {str(value)[:40]!r}")
-    return allowed[allowed.index(value)]
+    chosen: T = allowed[allowed.index(value)]
+    return chosen
 
 
 def _instant(value: object, name: str) -> int | None:
@@ -929,7 +965,7 @@ def _anchor(value: object) -> str:
         try:
             value = datetime.fromisoformat(value)
         except ValueError:
-            raise InvalidInput(f"anchor is not an ISO 8601 date or time: {value[:40]!r}") from None
+            raise InvalidInput(f"anchor is not an ISO 8601 date or time: {value!r:.50}") from None
     if isinstance(value, datetime):
         if value.tzinfo is not None:
             raise InvalidInput("anchor is a local time in the account's zone; give no zone with it")

@@ -8,7 +8,6 @@ happened is then found out by `recover` and a look at the ids, never guessed.
 from __future__ import annotations
 
 import hashlib
-from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tillroll.ledger.chain import decode_entry
@@ -26,10 +25,11 @@ if TYPE_CHECKING:
 Key = tuple[bytes, str]
 
 BUSY_SECONDS = 10
+FORK_SECONDS = 10  # how long a fork waits for readers of the ledger in other threads
 CACHED_ACCOUNTS_MAX = 20_000  # about 1 kB each: 20 MB
 
 
-class CommitUncertain(Exception):  # noqa: N818 - a state of affairs, answered by the engine
+class CommitUncertain(Exception):
     """The database erred at the commit. Whether it took place must be looked up."""
 
 
@@ -54,7 +54,12 @@ class Stored(NamedTuple):
     def columns_agree(self, entry: Entry) -> bool:
         """Return whether the columns say what the canonical bytes say."""
         return self[3:] == (
-            entry.seq, entry.request_id, entry.ref, entry.kind, entry.at, entry.effective_at
+            entry.seq,
+            entry.request_id,
+            entry.ref,
+            entry.kind,
+            entry.at,
+            entry.effective_at,
         )
 
 
@@ -135,8 +140,17 @@ class Store(Protocol):
     def check(self) -> list[str]:
         """Return what the database itself finds wrong with its file; empty where it is healthy."""
 
+    def facts(self) -> list[tuple[str, str, bool]]:
+        """Return what `doctor` wants to know: name, value, whether it is as it must be."""
+
+    def before_fork(self) -> None:
+        """Let go of what a child must not inherit; nobody writes until the fork is done."""
+
+    def fork_done(self) -> None:
+        """Go on, in the parent."""
+
     def after_fork(self) -> None:
-        """Forget, in a forked child, what belongs to the parent."""
+        """Go on, in the child, without anything that belongs to the parent."""
 
     def close(self) -> None:
         """Close every connection."""
@@ -163,11 +177,15 @@ def load_book(reader: Reader, requests: Sequence[Request], at: int) -> Book:
 
 
 def least(account: Account) -> int:
-    """Return the least of all that may never be negative on this account."""
-    amounts = [grant.remaining for grant in account.grants.values()]
-    amounts += [units for hold in account.holds.values() for units in hold.lines.values()]
-    amounts += [wallet.held for wallet in account.wallets.values()]
-    return min(amounts, default=0)
+    """Return the least of all that may never be negative on this account; at most 0."""
+    lowest = 0
+    for grant in account.grants.values():
+        lowest = min(lowest, grant.remaining, grant.pinned)
+    for hold in account.holds.values():
+        lowest = min(lowest, min(hold.lines.values(), default=0))
+    for wallet in account.wallets.values():
+        lowest = min(lowest, wallet.held)
+    return lowest
 
 
 class Migration(NamedTuple):
@@ -181,6 +199,8 @@ class Migration(NamedTuple):
 
 def migrations(dialect: str) -> list[Migration]:
     """Return the migrations of a dialect in order, read from the package."""
+    from importlib.resources import files  # noqa: PLC0415 - slow to import, used once a store
+
     folder = files("tillroll.stores").joinpath("migrations", dialect)
     steps = []
     for item in sorted(folder.iterdir(), key=lambda item: item.name):
@@ -201,10 +221,12 @@ def pending(known: list[Migration], applied: dict[int, str]) -> Iterator[Migrati
     if applied and max(applied) > newest:
         raise SchemaMismatch(
             f"the database has schema {max(applied)}, this tillroll knows {newest}: "
-            f"upgrade tillroll. Nothing was written"
+            f"upgrade tillroll; nothing was written"
         )
     for step in known:
         if step.number not in applied:
             yield step
         elif applied[step.number] != step.checksum:
-            raise SchemaMismatch(f"migration {step.name} was altered after it was applied")
+            raise SchemaMismatch(
+                f"migration {step.name} was altered after it was applied; nothing was written"
+            )

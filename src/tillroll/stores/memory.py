@@ -10,6 +10,7 @@ import bisect
 import secrets
 import threading
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tillroll.ledger.chain import (
@@ -80,6 +81,16 @@ class MemoryStore:
     def check(self) -> list[str]:
         """Return nothing: there is no file to be unhealthy."""
         return []
+
+    def facts(self) -> list[tuple[str, str, bool]]:
+        """Return what `doctor` wants to know."""
+        return [("memory", "gone when this process ends", True), ("scale", str(self.scale), True)]
+
+    def before_fork(self) -> None:
+        """Do nothing: the engine keeps writers out, so that the child's copy is a whole one."""
+
+    def fork_done(self) -> None:
+        """Do nothing: nothing was stopped."""
 
     def after_fork(self) -> None:
         """Go on alone: the child has its own copy."""
@@ -201,7 +212,11 @@ class MemoryWriter(MemoryReader):
             account = book.accounts[owner]
             state = encode_state(account).decode()
             store.states[owner] = (
-                account.account, account.seq, account.head, account.next_due_at, state
+                account.account,
+                account.seq,
+                account.head,
+                account.next_due_at,
+                state,
             )
             store.names[project, account.account] = owner
         for owner, refusal in book.refused:
@@ -220,21 +235,33 @@ class MemoryWriter(MemoryReader):
     def erase_metadata(self, account_id: bytes) -> int:
         """Erase the metadata of all entries of an account."""
         rows = self._store.histories.get(account_id, [])
-        erased = [(body, hash_, None) for body, hash_, _ in rows]
+        erased: list[tuple[bytes, bytes, str | None]] = [
+            (body, hash_, None) for body, hash_, _ in rows
+        ]
         self.acts.append(lambda: self._store.histories.__setitem__(account_id, erased))
         return sum(1 for row in rows if row[2] is not None)
 
     def prune_refusals(self, before: int) -> int:
         """Delete refusals recorded before that time."""
-        old = [key for key, (_, body) in self._store.refusals.items()
-               if decode_refusal(body).at < before]
-        self.acts.extend(lambda key=key: self._store.refusals.pop(key, None) for key in old)
+        old = [
+            key
+            for key, (_, body) in self._store.refusals.items()
+            if decode_refusal(body).at < before
+        ]
+        self.acts.extend(partial(self._store.refusals.pop, key, None) for key in old)
         return len(old)
 
 
 def _stored(body: bytes, hash_: bytes, metadata: str | None) -> Stored:
     entry = decode_entry(body)
     return Stored(
-        body, hash_, metadata,
-        entry.seq, entry.request_id, entry.ref, entry.kind, entry.at, entry.effective_at,
+        body,
+        hash_,
+        metadata,
+        entry.seq,
+        entry.request_id,
+        entry.ref,
+        entry.kind,
+        entry.at,
+        entry.effective_at,
     )

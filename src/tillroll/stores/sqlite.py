@@ -12,12 +12,14 @@ connection has written, and then they are forgotten.
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import apsw
 import msgspec
@@ -48,6 +50,7 @@ from tillroll.ledger.units import SCALE_DEFAULT, SCALE_MAX
 from tillroll.stores.base import (
     BUSY_SECONDS,
     CACHED_ACCOUNTS_MAX,
+    FORK_SECONDS,
     CommitUncertain,
     Key,
     Stored,
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
 
     from tillroll.ledger.core import Book
 
+_FULL = 2  # what PRAGMA synchronous answers for FULL
 # The first SQLite without the WAL-reset bug.
 VERSION_MIN = 3_051_003
 
@@ -71,36 +75,42 @@ PRAGMA foreign_keys = ON;
 PRAGMA trusted_schema = OFF;
 PRAGMA mmap_size = 0;
 PRAGMA cache_size = -65536;
-PRAGMA wal_autocheckpoint = 4000;
-"""  # cache 64 MiB; a checkpoint each 4,000 pages of 4 KiB = 16 MB of log
+"""  # cache 64 MiB
 
-_ANSWER = """
-SELECT body, NULL FROM tillroll_entries WHERE request_id = ?1 AND account_id = ?2
+CHECKPOINT_PAGES = 4_000  # of 4 KiB: a checkpoint each 16 MB of log
+
+# One statement handles many rows: each step of a statement lets go of Python's lock, and taking
+# it back from a busy event loop costs more than the step. {} stands for a list of row values.
+_FIND_ANSWERS = """
+WITH wanted (request_id, account_id) AS (VALUES {})
+SELECT r.account_id, r.request_id, NULL, r.body FROM wanted AS w
+CROSS JOIN tillroll_refusals AS r ON (r.request_id, r.account_id) = (w.request_id, w.account_id)
 UNION ALL
-SELECT NULL, body FROM tillroll_refusals WHERE request_id = ?1 AND account_id = ?2
+SELECT e.account_id, e.request_id, e.body, NULL FROM wanted AS w
+CROSS JOIN tillroll_entries AS e ON (e.request_id, e.account_id) = (w.request_id, w.account_id)
 """
-_ADD_ENTRY = """
+_ADD_ENTRIES = """
 INSERT INTO tillroll_entries (
     account_id, seq, request_id, ref, kind, recorded_at, effective_at, body, hash, metadata
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+) VALUES {}
 """
-_SET_ACCOUNT = """
+_SET_ACCOUNTS = """
 INSERT INTO tillroll_accounts (
     account_id, project, account, seq, head, at, next_due_at, least, state
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+) VALUES {}
 ON CONFLICT (account_id) DO UPDATE SET
     seq = excluded.seq, head = excluded.head, at = excluded.at,
     next_due_at = excluded.next_due_at, least = excluded.least, state = excluded.state
 """
-_SET_REFUSAL = """
+_SET_REFUSALS = """
 INSERT INTO tillroll_refusals (
     request_id, account_id, project, account, recorded_at, body
-) VALUES (?, ?, ?, ?, ?, ?)
+) VALUES {}
 ON CONFLICT (request_id, account_id) DO UPDATE SET
     recorded_at = excluded.recorded_at, body = excluded.body
 """
-_COUNT_REPLAY = """
-INSERT INTO tillroll_replays (request_id, account_id, times, last_at) VALUES (?, ?, 1, ?)
+_COUNT_REPLAYS = """
+INSERT INTO tillroll_replays (request_id, account_id, times, last_at) VALUES {}
 ON CONFLICT (request_id, account_id) DO UPDATE SET
     times = times + 1, last_at = max(last_at, excluded.last_at)
 """
@@ -117,14 +127,50 @@ SELECT account_id, project, account, request_id, recorded_at, body FROM tillroll
 _PRICE_COLUMNS = """
 SELECT project, number, digest, author, reason, applied_at, body FROM tillroll_price_versions
 """
+_ROWS_MAX = 128  # of ten values: far below SQLite's 32,766 parameters
+
+
+@lru_cache(maxsize=256)
+def _for_rows(template: str, rows: int, columns: int) -> str:
+    row = f"({', '.join('?' * columns)})"
+    return template.format(", ".join([row] * rows))
+
+
+def _many(
+    connection: apsw.Connection, template: str, rows: Sequence[tuple[object, ...]]
+) -> Iterator[tuple[Any, ...]]:
+    """Run a statement over rows, many at a time, in sizes of two so that few are prepared."""
+    first, size = 0, _ROWS_MAX
+    while first < len(rows):
+        while size > len(rows) - first:
+            size //= 2
+        part = rows[first : first + size]
+        sql = _for_rows(template, size, len(part[0]))
+        yield from connection.execute(sql, tuple(itertools.chain.from_iterable(part)))
+        first += size
+
+
 _STORED = (
     "SELECT body, hash, metadata, seq, request_id, ref, kind, recorded_at, effective_at "
     "FROM tillroll_entries WHERE account_id = ?1 "
 )
 
+# The first write after a commit that erred; see `SqliteStore.recover`.
+_RECOVERED = """
+INSERT INTO tillroll_meta VALUES ('recoveries', '1')
+ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(value AS INTEGER) + 1 AS TEXT)
+"""
+
 # Connections inherited over a fork: never closed here, since closing one would checkpoint and
 # delete files that the parent uses (https://www.sqlite.org/howtocorrupt.html#_carrying_an_open).
 _ABANDONED: list[object] = []
+# Files with such connections: SQLite keeps a process's locks in the process's memory, so the child
+# believes that it holds locks which only the parent holds. Nothing here may use these files.
+_NOT_OURS: set[str] = set()
+
+# What one request can bring about by its data. Not translated: the engine then writes each request
+# of the batch by itself, so that only the guilty one fails.
+_GUILTY = (apsw.ConstraintError, apsw.MismatchError, apsw.TooBigError, apsw.RangeError)
 
 
 def _translate(error: apsw.Error, path: str) -> StoreUnavailable:
@@ -135,7 +181,10 @@ def _translate(error: apsw.Error, path: str) -> StoreUnavailable:
     if isinstance(error, apsw.FullError):
         return StoreFull(f"the disk of {path} is full: free some space and ask again; {nothing}")
     if isinstance(error, apsw.ReadOnlyError | apsw.PermissionsError | apsw.AuthError):
-        return StoreReadOnly(f"{path} may not be written: check its permissions; {nothing}")
+        return StoreReadOnly(
+            f"{path} may not be written: check the permissions of the file and of its folder, "
+            f"where even a reader has to find or make the log; {nothing}"
+        )
     if isinstance(error, apsw.CorruptError | apsw.NotADBError):
         return StoreCorrupt(f"{path} is not a healthy database: restore a backup; {nothing}")
     if isinstance(error, apsw.CantOpenError):
@@ -153,6 +202,7 @@ class SqliteStore:
         scale: int | None = None,
         create: bool = True,
         vfs: str | None = None,
+        busy_seconds: float = BUSY_SECONDS,
     ) -> None:
         """Open the file, creating it and applying migrations where needed.
 
@@ -161,6 +211,7 @@ class SqliteStore:
             scale: Decimals of the units; fixed when the file is made. None: what the file has.
             create: Make the file where there is none.
             vfs: The name of a registered SQLite VFS, for tests that make writes fail.
+            busy_seconds: How long to wait for another process that keeps the file locked.
 
         Raises:
             StoreUnavailable: The file cannot be used; nothing was written.
@@ -175,22 +226,38 @@ class SqliteStore:
         self.url = f"sqlite:///{self.path}"
         self._create = create
         self._vfs = vfs
-        self._lock = threading.Lock()
+        self._busy_milliseconds = int(busy_seconds * 1000)
+        self._calm = threading.Condition()  # guards the two below; told when a reader leaves
         self._idle: list[apsw.Connection] = []
+        self._lent: dict[apsw.Connection, int] = {}  # to the thread of that number
         self._states: dict[bytes, Account] = {}
         self._prices: dict[str, PriceBook] = {}
         self._data_version = -1
         self._writer: apsw.Connection | None = None
+        self._checkpoint_pages = CHECKPOINT_PAGES
+        self._log_pages = 0
+        self._dirty = False  # a write is under way, or was interrupted
         self._closed = False
-        with self._translating():
-            self._writer = self._connect()
-            self._migrate(self._writer, scale)
-            meta = dict(self._writer.execute("SELECT name, value FROM tillroll_meta"))
-        self.scale = int(meta["scale"])
-        self.secret = bytes.fromhex(meta["secret"])
+        try:
+            with self._translating():
+                self._writer = self._connect()
+                self._migrate(self._writer, scale)
+                meta = dict(self._writer.execute("SELECT name, value FROM tillroll_meta"))
+            self.scale = int(meta["scale"])
+            self.secret = bytes.fromhex(meta["secret"])
+        except (KeyError, ValueError) as error:
+            self.close()
+            raise StoreCorrupt(
+                f"{self.path} has lost its settings: restore a backup; nothing was written"
+            ) from error
+        except BaseException:
+            self.close()
+            raise
         if scale is not None and scale != self.scale:
             self.close()
-            raise InvalidInput(f"{self.path} has scale {self.scale}, not {scale}: it is fixed")
+            raise InvalidInput(
+                f"{self.path} has scale {self.scale}, not {scale}: it is fixed; nothing was written"
+            )
 
     # ------------------------------------------------------------ connections
 
@@ -198,12 +265,19 @@ class SqliteStore:
     def _translating(self) -> Iterator[None]:
         try:
             yield
+        except _GUILTY:
+            raise
         except apsw.Error as error:
             raise _translate(error, self.path) from error
 
     def _connect(self) -> apsw.Connection:
         if self._closed:
             raise StoreClosed("the ledger is closed; nothing was written")
+        if os.path.realpath(self.path) in _NOT_OURS:
+            raise StoreUnavailable(
+                f"this process was forked while its parent was reading {self.path}, whose locks "
+                f"it cannot share: fork when nobody reads, or spawn; nothing was written"
+            )
         flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if self._create else 0)
         try:
             connection = apsw.Connection(self.path, flags=flags, vfs=self._vfs)
@@ -214,13 +288,21 @@ class SqliteStore:
                 )
             else:
                 raise
-        connection.set_busy_timeout(BUSY_SECONDS * 1000)
+        connection.set_busy_timeout(self._busy_milliseconds)
         try:
-            connection.execute(_PRAGMAS)
+            # To the end: a cursor stops at each row, and so would never come to the later ones.
+            connection.execute(_PRAGMAS).fetchall()
         except apsw.ReadOnlyError:
             # A file that may only be read can still be looked at.
             connection.execute("PRAGMA query_only = ON")
+        # SQLite would checkpoint within COMMIT, and an error there is none of the commit.
+        connection.set_wal_hook(self._note_log)
         return connection
+
+    def _note_log(self, _: apsw.Connection, __: str, pages: int) -> int:
+        """Note, after each commit, how long the log is."""
+        self._log_pages = pages
+        return apsw.SQLITE_OK
 
     def _migrate(self, connection: apsw.Connection, scale: int | None) -> None:
         """Apply what is pending, one database transaction a step; several processes may race."""
@@ -236,7 +318,7 @@ class SqliteStore:
                     "name TEXT NOT NULL, checksum TEXT NOT NULL) STRICT"
                 )
             for step in pending(known, applied):
-                connection.execute(step.sql)
+                connection.execute(step.sql).fetchall()
                 connection.execute(
                     "INSERT INTO tillroll_migrations VALUES (?, ?, ?)",
                     (step.number, step.name, step.checksum),
@@ -247,7 +329,7 @@ class SqliteStore:
             )
             connection.execute("COMMIT")
         except BaseException:
-            _roll_back(connection)
+            _rolled_back(connection)
             raise
 
     # ------------------------------------------------------------ the contract
@@ -256,26 +338,55 @@ class SqliteStore:
     def write(self) -> Iterator[SqliteWriter]:
         """Open a database transaction; see `Store.write`."""
         with self._translating():
+            if self._dirty and self._writer is not None:
+                self._give_up(self._writer)
+            self._dirty = True
             if self._writer is None:
                 self._writer = self._connect()
             connection = self._writer
             connection.execute("BEGIN IMMEDIATE")
-        try:
-            version = connection.execute("PRAGMA data_version").get
-            if version != self._data_version or len(self._states) > CACHED_ACCOUNTS_MAX:
-                self._forget()
-                self._data_version = version
-            with self._translating():
+            try:
+                version = connection.execute("PRAGMA data_version").get
+                if version != self._data_version or len(self._states) > CACHED_ACCOUNTS_MAX:
+                    self._forget()
+                    self._data_version = version
                 yield SqliteWriter(connection, self)
-        except BaseException:
-            self._forget()
-            _roll_back(connection)
-            raise
+            except GeneratorExit:
+                # Ctrl-C came between here and the caller's block, and this is the garbage
+                # collector, at any later time, in any thread: the next write has cleaned up.
+                raise
+            except BaseException:
+                self._give_up(connection)
+                raise
+            self._commit(connection)
+            self._dirty = False
+
+    def _commit(self, connection: apsw.Connection) -> None:
         try:
             connection.execute("COMMIT")
+        except apsw.FullError:
+            # The write that failed belongs before the end of the log, so what would make the
+            # transaction count is not there. An error of the sync is never this one.
+            self._give_up(connection)
+            raise
         except apsw.Error as error:
             self._forget()
             raise CommitUncertain(f"{self.path}: the commit erred: {error}") from error
+        except BaseException:
+            self._give_up(connection)
+            raise
+        if self._log_pages >= self._checkpoint_pages:
+            self._log_pages = 0
+            # One that errs is tried again after the next commit; the log is all that matters.
+            with suppress(apsw.Error):
+                connection.wal_checkpoint()
+
+    def _give_up(self, connection: apsw.Connection) -> None:
+        """Roll back; a connection that cannot even do that is thrown away."""
+        self._forget()
+        if not _rolled_back(connection):
+            self._writer = None
+            _dispose(connection)
 
     def _forget(self) -> None:
         self._states.clear()
@@ -286,35 +397,54 @@ class SqliteStore:
     def read(self) -> Iterator[SqliteReader]:
         """Open one consistent view; see `Store.read`."""
         with self._translating():
-            with self._lock:
-                connection = self._idle.pop() if self._idle else None
-            connection = connection or self._connect()
-            connection.execute("BEGIN")
+            connection = self._lend()
             try:
+                connection.execute("BEGIN")
                 yield SqliteReader(connection)
+            except msgspec.MsgspecError as error:
+                raise StoreCorrupt(
+                    f"{self.path} holds a document that cannot be read ({error}): restore a "
+                    f"backup; nothing was written"
+                ) from error
             finally:
-                _roll_back(connection)
-                with self._lock:
-                    self._idle.append(connection)
+                self._take_back(connection)
+
+    def _lend(self) -> apsw.Connection:
+        with self._calm:
+            connection = self._idle.pop() if self._idle else self._connect()
+            self._lent[connection] = threading.get_ident()
+            return connection
+
+    def _take_back(self, connection: apsw.Connection) -> None:
+        with self._calm:
+            if self._lent.pop(connection, None) is None:
+                return  # lent in the parent of this forked process
+            self._calm.notify_all()
+            if _rolled_back(connection) and not self._closed:
+                self._idle.append(connection)
+            else:
+                _dispose(connection)
 
     def recover(self) -> None:
-        """Open anew and checkpoint: what the log holds is written to the file and synced.
+        """Open anew, checkpoint, and write: then what is there stays, and what is not never comes.
 
-        A sync that failed may have dropped pages that it never wrote, so only a new write of the
-        same content, followed by a sync that succeeds, makes it durable.
+        What a look-up finds after a failed sync may be in memory only: the checkpoint writes it
+        to the file once more, and syncs that. What a look-up does not find may still lie behind
+        the end of the log as a whole transaction, to be found after a crash: the write goes to
+        that very place, and is synced. See docs/internals/durability.md.
         """
         self._forget()
-        old, self._writer = self._writer, None
-        with self._lock:
-            idle, self._idle = self._idle, []
+        with self._calm:
+            self._close_own()
         with self._translating():
-            for connection in (old, *idle):
-                if connection is not None:
-                    connection.close(True)  # noqa: FBT003 - apsw's own positional flag: force
             self._writer = self._connect()
-            busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").get
-        if busy:
-            raise StoreBusy(f"{self.path} is read by others; the log could not be made durable")
+            busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(FULL)").get
+            if busy:
+                raise StoreBusy(
+                    f"{self.path} is read by others, so its log could not be made durable after "
+                    f"a commit that erred; nothing was written"
+                )
+            self._writer.execute(_RECOVERED)
 
     def check(self) -> list[str]:
         """Run SQLite's own integrity check, then look for rows that contradict themselves."""
@@ -323,26 +453,73 @@ class SqliteStore:
             if rows != ["ok"]:
                 return [str(row) for row in rows]
             return list(_contradictions(reader.connection))
+        """Run SQLite's own integrity check."""
+        try:
+            with self.read() as reader:
+                rows = [row[0] for row in reader.connection.execute("PRAGMA integrity_check")]
+        except StoreCorrupt as problem:
+            return [str(problem)]
+        return [] if rows == ["ok"] else [str(row) for row in rows]
+
+    def facts(self) -> list[tuple[str, str, bool]]:
+        """Return what `doctor` wants to know: name, value, whether it is as it must be."""
+        with self.read() as reader:
+            ask = reader.connection.execute
+            mode, sync = ask("PRAGMA journal_mode").get, ask("PRAGMA synchronous").get
+        library = apsw.sqlite_lib_version()
+        return [
+            ("SQLite", library, apsw.SQLITE_VERSION_NUMBER >= VERSION_MIN),
+            ("journal_mode", mode, mode == "wal"),
+            ("synchronous", "FULL" if sync == _FULL else str(sync), sync == _FULL),
+            ("scale", str(self.scale), True),
+        ]
+
+    def _close_own(self) -> None:
+        """Close the writer and the idle readers; opened again when they are needed."""
+        connections, self._idle = self._idle, []
+        if self._writer is not None:
+            connections.append(self._writer)
+            self._writer = None
+        for connection in connections:
+            _dispose(connection)
+
+    # ------------------------------------------------------------ forks
+
+    def before_fork(self) -> None:
+        """Close everything: a child must not inherit an open SQLite file, not even unused.
+
+        Its locks would be the parent's, and it would not know
+        (https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork_).
+        Waits for readers in other threads, and keeps new ones out until the fork is done.
+        """
+        me = threading.get_ident()
+        self._calm.acquire()
+        self._calm.wait_for(
+            lambda: all(thread == me for thread in self._lent.values()), FORK_SECONDS
+        )
+        if self._writer is None or not self._writer.in_transaction:
+            self._close_own()
+
+    def fork_done(self) -> None:
+        """Go on, in the parent."""
+        self._calm.release()
 
     def after_fork(self) -> None:
-        """Forget the parent's connections without closing them."""
-        _ABANDONED.append((self._writer, self._idle))
+        """Go on, in the child; without the file if there was something left to inherit."""
+        if self._writer is not None or self._idle or self._lent:
+            _ABANDONED.append((self._writer, self._idle, self._lent))
+            _NOT_OURS.add(os.path.realpath(self.path))
         self._writer = None
         self._idle = []
-        self._lock = threading.Lock()
+        self._lent = {}
+        self._calm = threading.Condition()
         self._forget()
 
     def close(self) -> None:
         """Close every connection; the last one to leave a file checkpoints it."""
-        self._closed = True
-        with self._lock:
-            connections, self._idle = [*self._idle], []
-        if self._writer is not None:
-            connections.append(self._writer)
-            self._writer = None
-        with self._translating():
-            for connection in connections:
-                connection.close()
+        with self._calm:
+            self._closed = True
+            self._close_own()
 
 
 class SqliteReader:
@@ -362,20 +539,20 @@ class SqliteReader:
 
     def stored_state(self, account_id: bytes) -> tuple[int, bytes, str] | None:
         """Return seq, chain head and state document as stored."""
-        return self.connection.execute(
+        row: tuple[int, bytes, str] | None = self.connection.execute(
             "SELECT seq, head, state FROM tillroll_accounts WHERE account_id = ?", (account_id,)
         ).get
+        return row
 
     def answers(self, keys: Sequence[Key]) -> dict[Key, Entry | Refusal]:
         """Return what was answered to these keys; an entry wins over an older refusal."""
+        wanted = [(request_id, owner) for owner, request_id in keys]
         found: dict[Key, Entry | Refusal] = {}
-        execute = self.connection.execute
-        for owner, request_id in keys:
-            for entry, refusal in execute(_ANSWER, (request_id, owner)):
-                if entry is not None:
-                    found[owner, request_id] = decode_entry(entry)
-                else:
-                    found.setdefault((owner, request_id), decode_refusal(refusal))
+        for owner, request_id, entry, refusal in _many(self.connection, _FIND_ANSWERS, wanted):
+            if entry is not None:
+                found[owner, request_id] = decode_entry(entry)
+            else:
+                found.setdefault((owner, request_id), decode_refusal(refusal))
         return found
 
     def story(self, key: Key) -> tuple[Entry | None, list[Entry]]:
@@ -478,31 +655,33 @@ class SqliteWriter(SqliteReader):
 
     def append(self, project: str, book: Book) -> None:
         """Write what the book gathered."""
-        many = self.connection.executemany
         if book.appended:
-            many(_ADD_ENTRY, [_entry_row(*sealed) for sealed in book.appended])
-            owners = dict.fromkeys(sealed.account_id for sealed in book.appended)
-            many(
-                _SET_ACCOUNT,
-                [_account_row(owner, project, book.accounts[owner]) for owner in owners],
+            self._write(_ADD_ENTRIES, [_entry_row(*sealed) for sealed in book.appended])
+            owners = dict.fromkeys([sealed.account_id for sealed in book.appended])
+            accounts = book.accounts
+            self._write(
+                _SET_ACCOUNTS, [_account_row(owner, project, accounts[owner]) for owner in owners]
             )
         if book.refused:
-            many(
-                _SET_REFUSAL,
-                [
-                    (
-                        refusal.request_id,
-                        owner,
-                        project,
-                        book.accounts[owner].account,
-                        refusal.at,
-                        encode(refusal).decode(),
-                    )
-                    for owner, refusal in book.refused
-                ],
-            )
+            # A request refused twice in one batch (retry_refused) keeps the last refusal.
+            rows = {
+                (refusal.request_id, owner): (
+                    refusal.request_id,
+                    owner,
+                    project,
+                    book.accounts[owner].account,
+                    refusal.at,
+                    encode(refusal).decode(),
+                )
+                for owner, refusal in book.refused
+            }
+            self._write(_SET_REFUSALS, list(rows.values()))
         if book.replayed:
-            many(_COUNT_REPLAY, [(name, owner, at) for owner, name, at in book.replayed])
+            self._write(_COUNT_REPLAYS, [(name, owner, 1, at) for owner, name, at in book.replayed])
+
+    def _write(self, template: str, rows: Sequence[tuple[object, ...]]) -> None:
+        for _ in _many(self.connection, template, rows):
+            raise AssertionError("a statement that writes returned a row")
 
     def add_price_version(self, project: str, version: PriceVersion) -> None:
         """Write a new price version."""
@@ -573,20 +752,36 @@ def _applied(connection: apsw.Connection) -> dict[int, str]:
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
     if "tillroll_migrations" not in tables:
         if "tillroll_entries" in tables:
-            raise SchemaMismatch("the database has tillroll's tables but not their history")
+            raise SchemaMismatch(
+                "the database has tillroll's tables but not their history; nothing was written"
+            )
         return {}
     return dict(connection.execute("SELECT number, checksum FROM tillroll_migrations"))
 
 
-def _roll_back(connection: apsw.Connection) -> None:
+def _rolled_back(connection: apsw.Connection) -> bool:
     """End the database transaction if SQLite has not done so itself (it has, on a full disk)."""
-    if connection.in_transaction:
-        connection.execute("ROLLBACK")
+    try:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    except apsw.Error:
+        return False
+    return True
+
+
+def _dispose(connection: apsw.Connection) -> None:
+    """Close a connection, whatever the disk says to it: nothing committed depends on it."""
+    with suppress(apsw.Error):
+        connection.close(True)  # noqa: FBT003 - apsw's own positional flag: force
 
 
 def _revive(seq: int, head: bytes, state: str) -> Account:
     account = decode_account(state)
-    assert account.seq == seq, "the account's row and its state disagree"
+    if account.seq != seq:
+        raise StoreCorrupt(
+            f"the row of account {account.account!r} and its state disagree (seq {seq} and "
+            f"{account.seq}): restore a backup; nothing was written"
+        )
     account.head = head
     account.next_due_at = next_due(account)
     return account
@@ -623,5 +818,7 @@ def _entry_row(
     )
 
 
-def _stored(row: tuple[str, bytes, str | None, int, str | None, str | None, str, int, int]) -> Stored:
+def _stored(
+    row: tuple[str, bytes, str | None, int, str | None, str | None, str, int, int],
+) -> Stored:
     return Stored(row[0].encode(), *row[1:])

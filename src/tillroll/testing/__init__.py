@@ -2,5 +2,6 @@
 
 `conformance` checks every promise against a ledger of yours, `auditor` is a second, slow and
 plain model of the rules, `simulation` runs histories under faults by seed, `linearizability`
-checks recorded histories. Nothing here needs a test framework.
+checks recorded histories, `faulty_vfs` makes a disk fail on demand. Nothing here needs a test
+framework.
 """

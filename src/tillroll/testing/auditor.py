@@ -76,7 +76,7 @@ class Expected:
         )
 
 
-class _No(Exception):  # noqa: N818 - an answer, not an error
+class _No(Exception):
     """A refusal or an invalid request, found while deciding."""
 
     def __init__(self, code: str, needed: Fraction | None = None, *rest: Fraction | None) -> None:
@@ -482,7 +482,7 @@ class Auditor:
             "refund", at, charge.wallet, units, moves, request_id=args["request_id"], ref=charge.id
         )
 
-    def _give_back(  # noqa: PLR0917 - the private tail of _refund
+    def _give_back(
         self,
         account: Account,
         charge: Charge,

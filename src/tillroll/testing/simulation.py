@@ -59,7 +59,7 @@ class Crash(BaseException):
     """The process died: nobody gets an answer, nothing but the store is left."""
 
 
-class _Undone(Exception):  # noqa: N818 - rolls the store back, never seen outside
+class _Undone(Exception):
     """The database transaction is to be rolled back."""
 
 

@@ -2,8 +2,8 @@
 -- Every key carries account_id; nothing refers across accounts, so the same shape can be sharded.
 
 -- One row an account: where its history stands, and its live state as one JSON document.
--- `least` is the least of all that may not be negative (what grants have left, what holds hold):
--- the ledger checks it when it decides, the database checks it again.
+-- `least` is 0, or the lowest of all that may never be negative (what grants have left, what holds
+-- hold): the ledger asserts it when it applies an entry, the database checks it again.
 CREATE TABLE tillroll_accounts (
     account_id  BLOB    NOT NULL PRIMARY KEY CHECK (length(account_id) = 16),
     project     TEXT    NOT NULL,
@@ -12,7 +12,7 @@ CREATE TABLE tillroll_accounts (
     head        BLOB    NOT NULL CHECK (length(head) = 32),
     at          INTEGER NOT NULL,
     next_due_at INTEGER NOT NULL,
-    least       INTEGER NOT NULL CHECK (least >= 0),
+    least       INTEGER NOT NULL CHECK (least = 0),
     state       TEXT    NOT NULL
 ) STRICT, WITHOUT ROWID;
 

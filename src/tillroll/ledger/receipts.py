@@ -164,20 +164,26 @@ class Receipt:
             "issued": show_units(entry.issued, scale),
             "shortfall": show_units(entry.shortfall, scale),
             "postings": [
-                {"from": p.source, "to": p.target, "line": p.line,
-                 "units": show_units(p.units, scale)}
+                {
+                    "from": p.source,
+                    "to": p.target,
+                    "line": p.line,
+                    "units": show_units(p.units, scale),
+                }
                 for p in entry.postings
             ],
-            "price": None if entry.price is None else {
+            "price": None
+            if entry.price is None
+            else {
                 "version": entry.price.version,
                 "rule": entry.price.rule,
                 "exact": format(entry.price.exact, "f"),
             },
             "recorded_at": show_instant(entry.at),
             "effective_at": show_instant(entry.effective_at),
-            "expires_at": None if expires_at is None else expires_at.isoformat().replace(
-                "+00:00", "Z"
-            ),
+            "expires_at": None
+            if expires_at is None
+            else expires_at.isoformat().replace("+00:00", "Z"),
             "final": entry.final,
             "late": entry.late,
             "reason": entry.reason,

@@ -1,0 +1,1 @@
+"""A Django project that sells images for credits."""

@@ -1,0 +1,145 @@
+"""What every command shares: where the ledger is, how to answer, which exit code an error is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import tillroll
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tillroll.ledger.receipts import Receipt
+
+OK, FAILED, USAGE, REFUSED, CONFLICT = range(5)
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+@Parameter(name="*")
+@dataclass
+class Common:
+    """Options of every command."""
+
+    db: Annotated[
+        str,
+        Parameter(
+            env_var=["TILLROLL_DATABASE_URL"],
+            help="Where the ledger is: sqlite:///file.db, or a path.",
+        ),
+    ] = "sqlite:///tillroll.db"
+    project: Annotated[str, Parameter(help="The isolation boundary.")] = "default"
+    json: Annotated[bool, Parameter(negative=(), help="Print JSON instead of text and tables.")] = (
+        False
+    )
+
+    def open(self) -> tillroll.Ledger:
+        """Open the ledger that the options name."""
+        return tillroll.open(self.db, project=self.project)
+
+
+def exit_code(error: tillroll.TillrollError) -> int:
+    """Return the exit code that an error is answered with."""
+    if isinstance(error, tillroll.Refused):
+        return REFUSED
+    if isinstance(error, tillroll.IdempotencyConflict):
+        return CONFLICT
+    return USAGE if isinstance(error, tillroll.InvalidInput) else FAILED
+
+
+def show_error(error: tillroll.TillrollError, *, as_json: bool) -> None:
+    """Say what went wrong, whether anything was written, and what would help."""
+    if as_json:
+        print_json({"error": error.to_dict()})
+        return
+    label = error.code.replace("_", " ")
+    err.print(f"[bold red]{label}[/]: ", end="")
+    err.print(str(error), markup=False, soft_wrap=True)
+    if isinstance(error, tillroll.Refused):
+        for way in error.ways_out:
+            err.print(f"  - {way['text']}", markup=False, soft_wrap=True)
+    if error.written == "unknown" and error.request_id:
+        err.print(f"  ask again with --request-id {error.request_id}", markup=False)
+
+
+def print_json(value: object) -> None:
+    """Print plain values as JSON."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+_DONE = {
+    "grant": "granted",
+    "consume": "charged",
+    "hold": "held",
+    "settle": "charged",
+    "release": "released",
+    "in_doubt": "in doubt",
+    "refund": "refunded",
+    "void": "voided",
+    "adjust": "adjusted",
+}
+
+
+def show_receipt(receipt: Receipt, common: Common) -> None:
+    """Print what a write answered."""
+    if common.json:
+        print_json(receipt.to_dict())
+        return
+    done = _DONE.get(receipt.kind, receipt.kind.replace("_", " "))
+    parts = [f"[bold green]ok[/] {done}"]
+    if receipt.kind in _DONE:
+        parts.append(f"[bold]{receipt.units:,f}[/] {receipt.wallet}")
+    tail = [f"{receipt.available:,f} available"]
+    if receipt.held:
+        tail.append(f"{receipt.held:,f} held")
+    if receipt.shortfall:
+        tail.append(f"[yellow]shortfall {receipt.shortfall:,f}[/]")
+    if receipt.replayed:
+        tail.append("[yellow]replayed[/]")
+    out.print(" ".join(parts) + ", " + ", ".join(tail), soft_wrap=True)
+    out.print(f"   request_id {receipt.request_id}", style="dim", markup=False, soft_wrap=True)
+
+
+def pairs(values: Sequence[str], name: str) -> dict[str, str] | None:
+    """Return NAME=VALUE texts as a mapping."""
+    found = {}
+    for value in values:
+        key, equals, rest = value.partition("=")
+        if not equals or not key or not rest:
+            raise tillroll.InvalidInput(f"{name} must be NAME=VALUE, not {value!r}")
+        found[key] = rest
+    return found or None
+
+
+def metadata_of(text: str | None) -> Mapping[str, object] | None:
+    """Return a JSON object given on the command line."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as problem:
+        raise tillroll.InvalidInput(f"--metadata is not JSON: {problem}") from None
+    if not isinstance(value, dict):
+        raise tillroll.InvalidInput("--metadata must be a JSON object")
+    return value
+
+
+def progress(*, quiet: bool) -> Progress:
+    """Return a progress bar on standard error; silent for JSON and where nobody looks."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+        disable=quiet or not err.is_terminal,
+    )

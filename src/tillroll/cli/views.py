@@ -1,0 +1,274 @@
+"""What people see: tables and stories on a terminal."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from tillroll.cli.terminal import out
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from tillroll.ledger.receipts import Receipt
+    from tillroll.queries import Balance, Page, Verification
+
+
+def table(*columns: str, title: str | None = None, right: Sequence[str] = ()) -> Table:
+    """Return an empty table; columns named in `right` hold numbers."""
+    made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        if column in right:
+            made.add_column(column, justify="right", no_wrap=True)
+        else:
+            made.add_column(column, overflow="fold", no_wrap=column == "time (UTC)")
+    return made
+
+
+def when(text: str | None) -> str:
+    """Return an instant cut to seconds, as people read it."""
+    return "" if text is None else text[:19].replace("T", " ")
+
+
+def grouped(units: str) -> str:
+    """Return a decimal string with thousands set apart."""
+    whole, point, part = units.partition(".")
+    return f"{int(whole):,}{point}{part}" if whole != "-0" else units
+
+
+def show_balance(balance: Balance) -> None:
+    """Show a balance, its grants, holds and budgets."""
+    state = "" if balance.status == "open" else f" [bold red]{balance.status}[/]"
+    out.print(
+        f"[bold]{escape(balance.account)}[/]{state}  "
+        f"[bold green]{balance.available:,f}[/] {balance.wallet} available"
+    )
+    rows = [
+        ("held", balance.held),
+        ("used", balance.used),
+        ("expired", balance.expired),
+        ("issued", balance.issued),
+    ]
+    if balance.overdraft_limit:
+        rows.append(("overdraft limit", balance.overdraft_limit))
+    out.print("  " + "   ".join(f"{name} {value:,f}" for name, value in rows), style="dim")
+    if balance.grants:
+        grants = table(
+            "grant",
+            "category",
+            "remaining",
+            "on hold",
+            "of",
+            "expires",
+            "for",
+            right=("remaining", "on hold", "of"),
+        )
+        for grant in balance.grants:
+            grants.add_row(
+                escape(grant["id"]),
+                "scheduled" if grant["scheduled"] else grant["category"],
+                grouped(grant["remaining"]),
+                grouped(grant["on_hold"]),
+                grouped(grant["units"]),
+                when(grant["expires_at"]) or "never",
+                ", ".join(grant["applies_to"]) or "everything",
+            )
+        out.print(grants)
+    if balance.holds:
+        holds = table("hold", "state", "held", "operation", "ends", right=("held",))
+        for hold in balance.holds:
+            holds.add_row(
+                escape(hold["id"]),
+                hold["state"],
+                grouped(hold["held"]),
+                escape(hold["operation"] or ""),
+                when(hold["expires_at"]),
+            )
+        out.print(holds)
+    if balance.budgets:
+        budgets = table("budget", "node", "spent", "cap", "resets", right=("spent", "cap"))
+        for budget in balance.budgets:
+            budgets.add_row(
+                escape(budget["name"]),
+                escape(budget["node"]),
+                grouped(budget["spent"]),
+                grouped(budget["cap"]),
+                "never" if budget["period"] == "total" else when(budget["resets_at"]),
+            )
+        out.print(budgets)
+
+
+_SIGNS = {
+    "grant": "+",
+    "grant_activated": "+",
+    "grant_renewed": "+",
+    "consume": "-",
+    "settle": "-",
+    "refund": "+",
+    "grant_expired": "-",
+    "void": "-",
+}
+
+
+def show_statement(account: str, page: Page) -> None:
+    """Show a page of a statement."""
+    if not page.receipts:
+        out.print(f"{account} has no entries here", markup=False)
+        return
+    lines = table(
+        "seq",
+        "time (UTC)",
+        "kind",
+        "units",
+        "available",
+        "operation",
+        "id",
+        right=("seq", "units", "available"),
+    )
+    for receipt in page.receipts:
+        sign = _SIGNS.get(receipt.kind, "")
+        color = {"+": "green", "-": "red"}.get(sign, "")
+        units = f"{sign}{receipt.units:,f}" if receipt.units else ""
+        lines.add_row(
+            str(receipt.seq),
+            f"{receipt.recorded_at:%y-%m-%d %H:%M:%S}",
+            receipt.kind,
+            f"[{color}]{units}[/]" if color else units,
+            f"{receipt.available:,f}",
+            escape(receipt.operation or ""),
+            escape(receipt.request_id or receipt.ref or ""),
+        )
+    out.print(lines)
+    if page.next is not None:
+        out.print(f"more: --before {page.next}", style="dim")
+
+
+def show_usage(groups: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Show usage by group."""
+    if not rows:
+        out.print("nothing was used")
+        return
+    lines = table(*groups, "units", "refunded", "count", right=("units", "refunded", "count"))
+    for row in rows:
+        lines.add_row(
+            *(escape(row[group]) for group in groups),
+            grouped(row["units"]),
+            grouped(row["refunded"]),
+            f"{row['count']:,}",
+        )
+    out.print(lines)
+
+
+def show_story(story: dict[str, Any]) -> None:
+    """Show why something was charged or refused."""
+    refused = story["outcome"] == "refused"
+    color = "red" if refused else "green"
+    head = f"[bold]{escape(story['request_id'])}[/] of [bold]{escape(story['account'])}[/]"
+    words = "\n".join(escape(sentence) for sentence in story["sentences"])
+    out.print(Panel(words, title=f"{head}: [{color}]{story['outcome']}[/]", title_align="left"))
+    if refused:
+        return
+    price = story["price"]
+    if price:
+        by = f" by {price['author']}" if price["author"] else ""
+        out.print(f"[bold]Price[/] version {price['version']}{by}, rule {escape(price['rule'])}")
+        for line in price["arithmetic"][1:]:  # the first names version and rule again
+            out.print(f"  {line}", markup=False)
+    if story["paid_by"]:
+        grants = table("paid by grant", "units", "category", "expires", "source", right=("units",))
+        for row in story["paid_by"]:
+            grants.add_row(
+                escape(row["grant"]),
+                grouped(row["units"]),
+                row.get("category") or "",
+                when(row.get("expires_at")) or "never",
+                escape(row.get("source") or ""),
+            )
+        out.print(grants)
+    lines = table(
+        "seq",
+        "time (UTC)",
+        "kind",
+        "units",
+        "available after",
+        "held after",
+        right=("seq", "units", "available after", "held after"),
+    )
+    for line in story["timeline"]:
+        lines.add_row(
+            str(line["seq"]),
+            when(line["recorded_at"]),
+            line["kind"],
+            grouped(line["units"]),
+            grouped(line["available"]),
+            grouped(line["held"]),
+        )
+    out.print(lines)
+    out.print(
+        f"available before {grouped(story['available_before'])}, "
+        f"after {grouped(story['available_after'])}",
+        style="dim",
+    )
+
+
+def show_verification(found: Verification) -> None:
+    """Show what a check of histories found."""
+    if found.ok:
+        out.print(
+            f"[bold green]ok[/] {found.accounts:,} accounts, {found.entries:,} entries: every hash "
+            f"matches, every account refolds",
+            soft_wrap=True,
+        )
+        return
+    lines = table("account", "seq", "problem", title="[bold red]problems[/]", right=("seq",))
+    for problem in found.problems:
+        lines.add_row(
+            escape(problem["account"] or ""), str(problem["seq"] or ""), escape(problem["problem"])
+        )
+    out.print(lines)
+
+
+EXPORT_COLUMNS = (
+    "account",
+    "seq",
+    "kind",
+    "recorded_at",
+    "effective_at",
+    "request_id",
+    "ref",
+    "wallet",
+    "units",
+    "available",
+    "held",
+    "used",
+    "expired",
+    "issued",
+    "shortfall",
+    "operation",
+    "model",
+    "price_version",
+    "reason",
+    "actor",
+    "tags",
+    "meters",
+    "postings",
+)
+
+
+def export_rows(receipts: Iterable[Receipt]) -> Iterator[dict[str, Any]]:
+    """Yield entries as flat rows; what has parts becomes JSON text."""
+    for receipt in receipts:
+        row = receipt.to_dict()
+        row["price_version"] = receipt.price_version
+        for name in ("tags", "meters", "postings"):
+            row[name] = json.dumps(row[name], ensure_ascii=False) if row[name] else ""
+        yield row
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """Return a row as one line of JSON."""
+    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -1,0 +1,256 @@
+"""The command line as a program calls it: exit codes, JSON, and what is left behind."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+PRICES = """\
+[[price]]
+operation = "image.generate"
+per_request = 20
+
+[[price]]
+operation = "llm.chat"
+rates.input_tokens = { units = "0.5", per = 1_000 }
+rates.output_tokens = { units = "1.5", per = 1_000 }
+maximum_meters = { output_tokens = 1_000 }
+"""
+
+
+class Shell:
+    """A folder with a ledger, and the command line run in it as a process of its own."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def run(self, *arguments, code=0):
+        done = subprocess.run(
+            [sys.executable, "-c", "from tillroll.cli import main; main()", *arguments],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
+        )
+        assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        return done.stdout
+
+    def json(self, *arguments, code=0):
+        return json.loads(self.run(*arguments, "--json", code=code))
+
+
+@pytest.fixture
+def shell(tmp_path):
+    (tmp_path / "tillroll.toml").write_text(PRICES)
+    made = Shell(tmp_path)
+    made.run("prices", "apply", "--reason", "first prices")
+    made.run("grant", "acme", "1000", "--request-id", "g1", "--reason", "welcome")
+    return made
+
+
+def test_a_charge_its_repeat_and_its_conflict(shell):
+    first = shell.json("consume", "acme", "image.generate", "--request-id", "r1")
+    again = shell.json("consume", "acme", "image.generate", "--key", "r1")
+    assert (first["units"], first["available"], first["replayed"]) == ("20", "980", False)
+    assert again == {**first, "replayed": True}
+    conflict = shell.json("consume", "acme", "--units", "5", "--key", "r1", code=4)
+    assert conflict["error"]["code"] == "idempotency_conflict"
+    assert conflict["error"]["written"] == "nothing"
+
+
+def test_a_refusal_is_exit_3_and_says_what_would_help(shell):
+    refused = shell.json("consume", "acme", "--units", "5000", code=3)["error"]
+    assert refused["code"] == "insufficient_units"
+    assert (refused["needed"], refused["available"]) == ("5000", "1000")
+    assert refused["ways_out"][0] == {
+        "kind": "top_up",
+        "text": "grant 4000 more",
+        "units": "4000",
+    }
+    assert shell.json("consume", "acme", "nothing.known", code=3)["error"]["code"] == "unpriced"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("consum", "acme"),
+        ("consume",),
+        ("consume", "acme", "--units", "1.2345678"),
+        ("consume", "acme", "--units", "-5"),
+        ("consume", "acme", "--units", "nan"),
+        ("consume", "acme", "image.generate", "--meter", "no-equals-sign"),
+        ("grant", "acme", "0"),
+        ("grant", "acme", "5", "--expires", "yesterday"),
+        ("grant", "", "5"),
+        ("consume", "acme", "--units", "1", "--metadata", "{"),
+        ("statement", "acme", "--limit", "0"),
+        ("usage", "--by", "colour"),
+    ],
+)
+def test_wrong_usage_is_exit_2_and_writes_nothing(shell, arguments):
+    before = shell.json("statement", "acme")
+    shell.run(*arguments, code=2)
+    assert shell.json("statement", "acme") == before
+
+
+def test_a_missing_folder_is_exit_1(shell):
+    lost = shell.json("balance", "acme", "--db", "sqlite:///no/such/folder/a.db", code=1)
+    assert lost["error"]["written"] == "nothing"
+
+
+def test_holds_end_by_settle_release_and_doubt(shell):
+    shell.run("hold", "acme", "--units", "100", "--key", "h1")
+    assert shell.json("settle", "acme", "h1", "--units", "42.5")["units"] == "42.5"
+    shell.run("hold", "acme", "--units", "100", "--key", "h2")
+    assert shell.json("extend", "acme", "h2", "--expires-in", "2h")["kind"] == "extend"
+    assert shell.json("release", "acme", "h2")["held"] == "0"
+    shell.run("hold", "acme", "--units", "100", "--key", "h3")
+    assert shell.json("in-doubt", "acme", "h3")["kind"] == "in_doubt"
+    assert shell.json("resolve", "acme", "h3", "done", "--units", "7")["units"] == "7"
+    assert shell.json("settle", "acme", "h3", "--units", "8", code=3)["error"]["code"] == (
+        "hold_finalized"
+    )
+    assert shell.json("balance", "acme")["available"] == "950.5"
+
+
+def test_refunds_are_previewed_first(shell):
+    shell.run("consume", "acme", "image.generate", "--key", "r1")
+    preview = shell.json("refund", "acme", "r1", "--units", "5", "--preview")
+    assert preview["available"] == "985"
+    assert shell.json("balance", "acme")["available"] == "980"
+    assert shell.json("refund", "acme", "r1", "--units", "5")["available"] == "985"
+
+
+def test_governing_an_account(shell):
+    shell.run("freeze", "acme", "--reason", "chargeback")
+    assert shell.json("consume", "acme", "--units", "1", code=3)["error"]["code"] == (
+        "account_frozen"
+    )
+    shell.run("unfreeze", "acme")
+    shell.run("budget", "acme", "daily", "10", "--period", "day", "--match", "member=ann")
+    over = shell.json("consume", "acme", "--units", "11", "--tag", "member=ann", code=3)["error"]
+    assert (over["code"], over["tightest"]) == ("budget_exceeded", "budget daily")
+    shell.run("budget", "acme", "daily", "none")
+    shell.run("consume", "acme", "--units", "11", "--tag", "member=ann")
+    shell.run("overdraft", "acme", "50")
+    shell.run("recurring", "acme", "plan", "5", "--anchor", "2026-01-31")
+    assert shell.json("balance", "acme")["available"] == "994"
+    shell.run("adjust", "acme", "-4", "--reason", "granted too much")
+    shell.run("void", "acme", "g1")
+    assert shell.json("balance", "acme")["available"] == "1"  # the plan was burnt first
+    shell.run("close", "acme")
+    assert shell.json("grant", "acme", "1", code=3)["error"]["code"] == "account_closed"
+
+
+def test_looking_back(shell):
+    shell.run("consume", "acme", "image.generate", "--key", "r1", "--tag", "member=ann")
+    shell.run("consume", "acme", "image.generate", "--key", "r1", "--tag", "member=ann")
+    story = shell.json("explain", "r1")
+    assert story["charged"] == "20"
+    assert story["replays"] == 1
+    assert story["price"]["arithmetic"][1] == "1 request x 20 = 20"
+    assert [row["grant"] for row in story["paid_by"]] == ["g1"]
+    rows = shell.json("usage", "--by", "operation", "--by", "tag:member")
+    assert rows == [
+        {
+            "operation": "image.generate",
+            "tag:member": "ann",
+            "units": "20",
+            "refunded": "0",
+            "count": 1,
+        }
+    ]
+    page = shell.json("statement", "acme", "--limit", "1")
+    assert (len(page["entries"]), page["next"]) == (1, 2)
+    assert shell.json("statement", "acme", "--before", "2")["entries"][0]["kind"] == "grant"
+    assert shell.json("accounts") == ["acme"]
+    assert shell.json("verify")["ok"] is True
+    assert shell.json("doctor")["ok"] is True
+    shell.run("explain", "nobody-knows", code=1)
+
+
+def test_export_is_csv_and_json_lines(shell):
+    shell.run("consume", "acme", "image.generate", "--key", "r1")
+    rows = list(csv.DictReader(io.StringIO(shell.run("export"))))
+    assert [row["kind"] for row in rows] == ["grant", "consume"]
+    assert [row["available"] for row in rows] == ["1000", "980"]
+    shell.run("export", "out.jsonl", "--json")
+    lines = [json.loads(line) for line in (shell.folder / "out.jsonl").read_text().splitlines()]
+    assert [line["units"] for line in lines] == ["1000", "20"]
+
+
+def test_prices_are_planned_applied_listed_and_shown(shell):
+    shell.run("consume", "acme", "image.generate", "--key", "r1")
+    book = shell.folder / "tillroll.toml"
+    book.write_text(PRICES.replace("per_request = 20", "per_request = 25"))
+    plan = shell.json("prices", "plan")
+    assert plan["plan"]["changes"]
+    assert plan["impact"]["total"]["difference"] == "5"
+    assert "~" in shell.run("prices", "plan")
+    assert [row["version"] for row in shell.json("prices", "list")] == [1]
+    assert shell.json("prices", "apply", "--reason", "dearer", "--author", "ann")["version"] == 2
+    assert shell.json("prices", "list")[0]["author"] == "ann"
+    assert "per_request = 20" in shell.run("prices", "show", "1")
+    assert shell.json("consume", "acme", "image.generate", "--key", "r1")["units"] == "20"
+    assert shell.json("consume", "acme", "image.generate", "--key", "r2")["units"] == "25"
+    assert shell.json("prices", "schema")["$defs"]
+
+
+def test_malformed_prices_name_their_place(shell):
+    (shell.folder / "tillroll.toml").write_text('[[price]]\noperation = "a"\nper_request = 1.5\n')
+    error = shell.json("prices", "plan", code=2)["error"]
+    assert "tillroll.toml" in error["message"]
+    assert "per_request" in error["message"]
+    (shell.folder / "tillroll.toml").write_text("[[price]\n")
+    assert (
+        "tillroll.toml:1:8"
+        in shell.json("prices", "apply", "--reason", "x", code=2)["error"]["message"]
+    )
+    assert shell.json("prices", "list")[0]["version"] == 1
+
+
+def test_vendors_prices_are_proposed_and_never_applied(shell):
+    proposed = shell.json(
+        "prices", "plan", "--from", "genai-prices", "--model", "openai:gpt-4o", "--markup", "1.3"
+    )
+    assert "openai" in proposed["toml"] or "gpt-4o" in proposed["toml"]
+    assert len(shell.json("prices", "list")) == 1
+
+
+def test_a_locked_quote_caps_the_settle(shell):
+    quote = shell.json(
+        "quote", "acme", "llm.chat", "--meter", "input_tokens=1000", "--lock-for", "15m"
+    )
+    assert quote["units"] == "2"
+    shell.run(
+        "hold", "acme", "llm.chat", "--meter", "input_tokens=1000", "--quote", quote["token"],
+        "--key", "q1",
+    )  # fmt: skip
+    settled = shell.json(
+        "settle", "acme", "q1", "--meter", "input_tokens=1000", "--meter", "output_tokens=9000"
+    )
+    assert settled["units"] == "2"
+    forged = quote["token"][:-2] + "xx"
+    shell.run("hold", "acme", "llm.chat", "--quote", forged, code=2)
+
+
+def test_init_leaves_alone_what_is_there(tmp_path):
+    shell = Shell(tmp_path)
+    assert shell.json("init")["prices_written"] is True
+    (tmp_path / "tillroll.toml").write_text(PRICES)
+    assert shell.json("init")["prices_written"] is False
+    assert (tmp_path / "tillroll.toml").read_text() == PRICES
+
+
+def test_race_and_completion(shell):
+    found = shell.json("bench", "race", "--consumers", "40", "--credits", "10")
+    assert found["ok"]
+    assert found["tillroll"] == {"granted": 10, "refused": 30, "left": 0}
+    for name in ("bash", "zsh", "fish"):
+        assert "tillroll" in shell.run("completion", name)
