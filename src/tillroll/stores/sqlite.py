@@ -31,7 +31,8 @@ from tillroll.ledger.chain import (
     encode,
     encode_state,
 )
-from tillroll.ledger.core import next_due
+from tillroll.ledger.commands import account_id
+from tillroll.ledger.due import next_due
 from tillroll.ledger.errors import (
     InvalidInput,
     SchemaMismatch,
@@ -41,6 +42,7 @@ from tillroll.ledger.errors import (
     StoreFull,
     StoreReadOnly,
     StoreUnavailable,
+    TillrollError,
 )
 from tillroll.ledger.pricing import PriceBook, PriceVersion, decode_version, encode_version
 from tillroll.ledger.types import Account, Entry, Refusal
@@ -60,7 +62,7 @@ from tillroll.stores.base import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from tillroll.ledger.core import Book
+    from tillroll.ledger.book import Book
 
 _FULL = 2  # what PRAGMA synchronous answers for FULL
 # The first SQLite without the WAL-reset bug.
@@ -111,6 +113,19 @@ _COUNT_REPLAYS = """
 INSERT INTO tillroll_replays (request_id, account_id, times, last_at) VALUES {}
 ON CONFLICT (request_id, account_id) DO UPDATE SET
     times = times + 1, last_at = max(last_at, excluded.last_at)
+"""
+_ORPHANS = """
+SELECT DISTINCT hex(account_id) FROM tillroll_entries
+WHERE account_id NOT IN (SELECT account_id FROM tillroll_accounts)
+"""
+_ACCOUNT_COLUMNS = """
+SELECT account_id, project, account, at, next_due_at, least, state FROM tillroll_accounts
+"""
+_REFUSAL_COLUMNS = """
+SELECT account_id, project, account, request_id, recorded_at, body FROM tillroll_refusals
+"""
+_PRICE_COLUMNS = """
+SELECT project, number, digest, author, reason, applied_at, body FROM tillroll_price_versions
 """
 _ROWS_MAX = 128  # of ten values: far below SQLite's 32,766 parameters
 
@@ -432,13 +447,15 @@ class SqliteStore:
             self._writer.execute(_RECOVERED)
 
     def check(self) -> list[str]:
-        """Run SQLite's own integrity check."""
+        """Run SQLite's own integrity check, then look for rows that contradict themselves."""
         try:
             with self.read() as reader:
                 rows = [row[0] for row in reader.connection.execute("PRAGMA integrity_check")]
+                if rows != ["ok"]:
+                    return [str(row) for row in rows]
+                return list(_contradictions(reader.connection))
         except StoreCorrupt as problem:
             return [str(problem)]
-        return [] if rows == ["ok"] else [str(row) for row in rows]
 
     def facts(self) -> list[tuple[str, str, bool]]:
         """Return what `doctor` wants to know: name, value, whether it is as it must be."""
@@ -691,6 +708,39 @@ class SqliteWriter(SqliteReader):
         """Delete refusals recorded before that time."""
         self.connection.execute("DELETE FROM tillroll_refusals WHERE recorded_at < ?", (before,))
         return self.connection.changes()
+
+
+def _contradictions(connection: apsw.Connection) -> Iterator[str]:
+    """Yield what no refolding finds: rows without an owner, and columns that repeat it wrongly."""
+    for (owner,) in connection.execute(_ORPHANS):
+        yield f"account_id {owner} has entries but no account"
+    for owner, project, name, at, due, least_, state in connection.execute(_ACCOUNT_COLUMNS):
+        try:
+            account = decode_account(state)
+        except msgspec.MsgspecError as problem:
+            yield f"account {name!r}: its state cannot be read: {problem}"
+            continue
+        repeated = (account_id(project, name), name, account.at, next_due(account), least(account))
+        if repeated != (owner, account.account, at, due, least_):
+            yield f"account {name!r}: a column differs from its state"
+    for owner, project, name, request_id, at, body in connection.execute(_REFUSAL_COLUMNS):
+        try:
+            refusal = decode_refusal(body)
+        except msgspec.MsgspecError as problem:
+            yield f"refusal {request_id!r} of {name!r} cannot be read: {problem}"
+            continue
+        columns = (account_id(project, name), refusal.request_id, refusal.at)
+        if columns != (owner, request_id, at):
+            yield f"refusal {request_id!r} of {name!r}: a column differs from it"
+    for project, number, *columns, body in connection.execute(_PRICE_COLUMNS):
+        try:
+            version = decode_version(body.encode())
+        except TillrollError as problem:
+            yield f"price version {number} of {project!r} cannot be read: {problem}"
+            continue
+        repeated_ = [version.digest, version.author, version.reason, version.applied_at]
+        if version.number != number or repeated_ != columns:
+            yield f"price version {number} of {project!r}: a column differs from it"
 
 
 def _applied(connection: apsw.Connection) -> dict[int, str]:
