@@ -400,7 +400,7 @@ class LedgerMachine(RuleBasedStateMachine):
         wallet: str,
         ends: timedelta | None,
     ):
-        anchor = (START + timedelta(days=days)).date() if days else datetime(2026, 1, 31, 9, 30)  # noqa: DTZ001
+        anchor = (START + timedelta(days=days)).date() if days else "2026-01-31T09:30:00"
         self.ask(
             "set_recurring",
             account,

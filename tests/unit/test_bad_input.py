@@ -69,7 +69,7 @@ def ledger() -> tillroll.Ledger:
     return ledger
 
 
-def rejected(ledger: tillroll.Ledger, verb: str, *args: Any, **kwargs: Any) -> str:
+def check_rejected(ledger: tillroll.Ledger, verb: str, *args: Any, **kwargs: Any) -> str:
     before = ledger.balance("acme").to_dict()
     with pytest.raises(tillroll.InvalidInput) as caught:
         getattr(ledger, verb)(*args, **kwargs)
@@ -83,32 +83,32 @@ def rejected(ledger: tillroll.Ledger, verb: str, *args: Any, **kwargs: Any) -> s
 def test_units(ledger: tillroll.Ledger, units: object):
     for verb in ("grant", "consume", "hold"):
         args = ("acme", units) if verb == "grant" else ("acme",)
-        rejected(ledger, verb, *args, **({} if verb == "grant" else {"units": units}))
-    rejected(ledger, "settle", "acme", "h", units=units)
-    rejected(ledger, "refund", "acme", "c", units=units)
+        check_rejected(ledger, verb, *args, **({} if verb == "grant" else {"units": units}))
+    check_rejected(ledger, "settle", "acme", "h", units=units)
+    check_rejected(ledger, "refund", "acme", "c", units=units)
 
 
 @pytest.mark.parametrize("limit", [-1, "-0.5", 1.5, 2**53, None], ids=repr)
 def test_limits(ledger: tillroll.Ledger, limit: Any):
-    rejected(ledger, "set_overdraft", "acme", limit)
-    rejected(ledger, "set_budget", "acme", "b", limit)
+    check_rejected(ledger, "set_overdraft", "acme", limit)
+    check_rejected(ledger, "set_budget", "acme", "b", limit)
     if limit is not None:
-        rejected(ledger, "hold", "acme", units=1, floor=limit)
+        check_rejected(ledger, "hold", "acme", units=1, floor=limit)
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=repr)
 def test_texts(ledger: tillroll.Ledger, text: Any):
-    rejected(ledger, "consume", text, units=1)
-    rejected(ledger, "consume", "acme", units=1, request_id=text)
-    rejected(ledger, "consume", "acme", text, units=1)
-    rejected(ledger, "settle", "acme", text)
-    rejected(ledger, "refund", "acme", text)
-    rejected(ledger, "void", "acme", text)
-    rejected(ledger, "consume", "acme", units=1, tags={"member": text})
-    rejected(ledger, "consume", "acme", units=1, tags={text: "ann"})
-    rejected(ledger, "consume", "acme", units=1, actor=text)
-    rejected(ledger, "set_budget", "acme", text, 5)
-    rejected(ledger, "configure", "acme", time_zone=text)
+    check_rejected(ledger, "consume", text, units=1)
+    check_rejected(ledger, "consume", "acme", units=1, request_id=text)
+    check_rejected(ledger, "consume", "acme", text, units=1)
+    check_rejected(ledger, "settle", "acme", text)
+    check_rejected(ledger, "refund", "acme", text)
+    check_rejected(ledger, "void", "acme", text)
+    check_rejected(ledger, "consume", "acme", units=1, tags={"member": text})
+    check_rejected(ledger, "consume", "acme", units=1, tags={text: "ann"})
+    check_rejected(ledger, "consume", "acme", units=1, actor=text)
+    check_rejected(ledger, "set_budget", "acme", text, 5)
+    check_rejected(ledger, "configure", "acme", time_zone=text)
 
 
 BAD: list[tuple[str, dict[str, Any]]] = [
@@ -186,12 +186,12 @@ BAD: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("verb", "args"), BAD, ids=[f"{v}-{n}" for n, (v, _) in enumerate(BAD)])
 def test_arguments(ledger: tillroll.Ledger, verb: str, args: dict[str, Any]):
-    message = rejected(ledger, verb, "acme", **args)
+    message = check_rejected(ledger, verb, "acme", **args)
     assert len(message) < 300
 
 
 def test_nothing_malformed_is_remembered(ledger: tillroll.Ledger):
-    rejected(ledger, "hold", "acme", units=1, expires_in="25h", request_id="again")
+    check_rejected(ledger, "hold", "acme", units=1, expires_in="25h", request_id="again")
     assert not ledger.hold("acme", units=1, request_id="again").receipt.replayed
 
 
