@@ -57,7 +57,7 @@ def generate(self: Task, account: str, prompt: str) -> dict[str, Any]:
         return refusal.to_dict()  # an answer, not a failure: trying again would not help
 
     if hold.replayed:
-        state = str(ledger().explain(key, account=account)["outcome"])
+        state = hold.state
         if state not in ("open", "settled"):
             return {"code": state, "message": f"this task is over, its hold is {state}"}
 

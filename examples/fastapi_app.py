@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import HTTPException
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
@@ -140,7 +139,7 @@ async def create_image(
         account, "image.generate", units=MOST_UNITS, request_id=key, metadata={"body": body}
     )
     if hold.replayed:
-        return await answer_again(ledger, images, account, key)
+        return await answer_again(hold, images)
 
     async with hold:
         url, units = await provider(order.prompt)
@@ -152,26 +151,21 @@ async def create_image(
 
 
 async def answer_again(
-    ledger: tillroll.AsyncLedger, images: dict[tuple[str, str], Image], account: str, key: str
+    hold: tillroll.AsyncOpenHold, images: dict[tuple[str, str], Image]
 ) -> object:
     """Answer a repeat: the first answer, or what became of the first attempt."""
-    if (account, key) in images:
-        return images[account, key]
-    story = await run_in_threadpool(ledger.explain, key, account=account)
-    if story["outcome"] == "open":
+    if (hold.account, hold.id) in images:
+        return images[hold.account, hold.id]
+    state = await hold.state()
+    if state == "open":
         return problem(409, "in_progress", "this order is being worked on; ask again soon")
-    return problem(
-        409,
-        str(story["outcome"]),
-        "this order is over; send a new one with a new key",
-        charged=story["charged"],
-    )
+    return problem(409, state, "this order is over; send a new one with a new key")
 
 
 @app.get("/balance")
 async def balance(request: Request, account: Annotated[str, Depends(signed_in)]) -> object:
-    """Show what is left. Reads block, so they run in a thread."""
-    found = await run_in_threadpool(request.app.state.ledger.balance, account)
+    """Show what is left."""
+    found = await request.app.state.ledger.balance(account)
     return {"available": str(found.available), "held": str(found.held)}
 
 
@@ -181,9 +175,7 @@ async def why(
 ) -> object:
     """Answer "why was I charged?"."""
     try:
-        return await run_in_threadpool(
-            request.app.state.ledger.explain, request_id, account=account
-        )
+        return await request.app.state.ledger.explain(request_id, account=account)
     except tillroll.NotFound:
         raise HTTPException(404, "no such order") from None
 

@@ -172,7 +172,17 @@ GOVERN = (
     "unfreeze",
     "close_account",
 )
-READS = ("balance", "statement", "usage", "explain", "verify", "entries", "accounts", "preview")
+READS = (
+    "balance",
+    "statement",
+    "usage",
+    "explain",
+    "hold_state",
+    "verify",
+    "entries",
+    "accounts",
+    "preview",
+)
 PRICES = ("prices", "apply_prices", "quote")
 UPKEEP = ("book_due", "erase_metadata", "prune_refusals", "close")
 
@@ -282,12 +292,13 @@ def asynchronous() -> str:
         [
             "## From an event loop",
             wrapped(
-                "`AsyncLedger`, opened by `tillroll.open_async`, has the same verbs with the same "
-                "arguments, to be awaited: "
+                "`AsyncLedger`, opened by `tillroll.open_async`, has the same verbs and reads with "
+                "the same arguments, to be awaited: "
                 + ", ".join(f"`{name}`" for name in awaited)
                 + ". `hold` may be entered with `async with`, or awaited for an `AsyncOpenHold`, "
-                "which may be entered in turn. The reads are plain calls that read the file: run "
-                "them in a thread where the loop must not wait."
+                "which may be entered in turn; its verbs and `state()` are awaited too. Reads run on "
+                "a thread, so the loop never waits for the file. `sync` is the same ledger for "
+                "threads, with what is not awaited: `entries`, `accounts` and `preview`."
             ),
         ]
     )

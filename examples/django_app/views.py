@@ -9,6 +9,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_POST
 
+import tillroll
 from django_app.billing import ledger, problem
 
 MOST_UNITS = 40  # the most that one image can cost
@@ -45,7 +46,7 @@ def images(request: HttpRequest) -> HttpResponse:
 
     hold = ledger().hold(account, "image.generate", units=MOST_UNITS, request_id=key)
     if hold.replayed:
-        return answer_again(account, key)
+        return answer_again(hold)
 
     with hold:
         url, units = model(prompt)
@@ -56,15 +57,15 @@ def images(request: HttpRequest) -> HttpResponse:
     return JsonResponse(image, status=201)
 
 
-def answer_again(account: str, key: str) -> HttpResponse:
+def answer_again(hold: tillroll.OpenHold) -> HttpResponse:
     """Answer a repeat: the first answer, or what became of the first attempt."""
-    image = cache.get(f"{account}:{key}")
+    image = cache.get(f"{hold.account}:{hold.id}")
     if image is not None:
         return JsonResponse(image, status=201)
-    outcome = str(ledger().explain(key, account=account)["outcome"])
-    if outcome == "open":
+    state = hold.state
+    if state == "open":
         return problem(409, "in_progress", "this order is being worked on; ask again soon")
-    return problem(409, outcome, "this order is over; send a new one with a new key")
+    return problem(409, state, "this order is over; send a new one with a new key")
 
 
 @require_GET

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import tillroll
-from tillroll.ledger import chain, core, quotes
+from tillroll.ledger import chain, decide, fold, quotes
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.pricing import Price, Rate
 
@@ -56,7 +56,7 @@ def price(ledger: tillroll.Ledger, units: str, **terms: Any) -> None:
 def test_an_account_holds_so_much_and_no_more(
     ledger: tillroll.Ledger, monkeypatch: pytest.MonkeyPatch, verb: str, args: dict[str, Any]
 ):
-    monkeypatch.setattr(core, "LIVE_MAX", 2)
+    monkeypatch.setattr(decide, "LIVE_MAX", 2)
     calls = [{**args, "name": f"n{nth}"} if "name" in args else args for nth in range(4)]
     made = 0
     for call in calls:
@@ -129,7 +129,7 @@ def test_a_recurring_grant_that_has_ended_grants_nothing(ledger: tillroll.Ledger
 def test_the_state_is_the_fold_of_the_entries(ledger: tillroll.Ledger):
     ledger.hold("acme", units=5, request_id="h", tags={"member": "ann"})
     ledger.set_budget("acme", "b", 5, period="day")
-    folded = core.fold("acme", [receipt.entry for receipt in ledger.entries("acme")])
+    folded = fold.fold("acme", [receipt.entry for receipt in ledger.entries("acme")])
     with ledger.store.read() as reader:
         stored = reader.stored_state(account_id("default", "acme"))
     assert stored is not None

@@ -13,6 +13,7 @@ import random
 import tempfile
 import time
 from contextlib import ExitStack
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from tillroll.cli.views import table
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
     from tillroll.cli.traces import Row
 
@@ -40,6 +41,7 @@ rates.output_tokens = { units = "1.50", per = 1_000 }
 maximum_meters = { output_tokens = 1_024 }
 """
 HOLD_LIFE = "15m"
+AT_ONCE = timedelta(minutes=5)  # requests further apart in the trace never overlap
 _DONE_AFTER_TIMEOUT = 0.5  # half of what times out had been done by the provider
 
 
@@ -149,7 +151,9 @@ async def _drive(
     """Run all callers, then the restarted ones, the late duplicates, and the probe of doubts."""
     many = tillroll.AsyncLedger(ledger._engine)  # noqa: SLF001 - the same engine, awaited
     worker = _Caller(many, options, state)
-    await _each(rows, fates, worker.serve, options.callers, bar, "replaying")
+    done = bar.add_task("replaying", total=len(rows))
+    for begin, end in _stretches(rows):
+        await _each(rows[begin:end], fates[begin:end], worker.serve, options.callers, bar, done)
     again = list(state.crashed)
     await _each(
         [rows[i] for i in again],
@@ -157,7 +161,7 @@ async def _drive(
         worker.restart,
         options.callers,
         bar,
-        "restarting crashed callers",
+        bar.add_task("restarting crashed callers", total=len(again)),
     )
     late = [i for i, fate in enumerate(fates) if fate.late]
     await _each(
@@ -166,7 +170,7 @@ async def _drive(
         worker.deliver_late,
         options.callers,
         bar,
-        "late duplicates",
+        bar.add_task("late duplicates", total=len(late)),
     )
     doubtful = state.doubtful
     await _each(
@@ -175,8 +179,22 @@ async def _drive(
         worker.probe,
         options.callers,
         bar,
-        "resolving doubts",
+        bar.add_task("resolving doubts", total=len(doubtful)),
     )
+
+
+def _stretches(rows: Sequence[Row]) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of the stretches of a trace whose requests may be at work at once.
+
+    The clock follows the trace. Were requests of different days at work together, the later would
+    turn the clock past the deadline of the earlier's hold, which its caller never let pass.
+    """
+    begin = 0
+    for index, row in enumerate(rows):
+        if abs(row.at - rows[begin].at) > AT_ONCE:
+            yield begin, index
+            begin = index
+    yield begin, len(rows)
 
 
 async def _each(
@@ -185,10 +203,9 @@ async def _each(
     serve: Any,
     callers: int,
     bar: Progress,
-    title: str,
+    task: TaskID,
 ) -> None:
     work: Iterator[tuple[Row, Fate]] = iter(zip(rows, fates, strict=True))
-    task = bar.add_task(title, total=len(rows))
 
     async def caller() -> None:
         for row, fate in work:
@@ -218,6 +235,9 @@ class _Caller:
         except Crash:
             self.state.outcomes[row.number] = "crashed"
             self.state.crashed.append(row.number - 1)
+        except tillroll.HoldExpired:  # in a sparse trace the clock leaps while work is under way
+            self.state.counts["came too late"] += 1
+            await self._recover(row)
         except tillroll.Refused as refusal:
             self.state.outcomes[row.number] = "refused"
             self.state.counts[f"refused {refusal.code}"] += 1
