@@ -296,8 +296,8 @@ def asynchronous() -> str:
                 "the same arguments, to be awaited: "
                 + ", ".join(f"`{name}`" for name in awaited)
                 + ". `hold` may be entered with `async with`, or awaited for an `AsyncOpenHold`, "
-                "which may be entered in turn; its verbs and `state()` are awaited too. Reads run on "
-                "a thread, so the loop never waits for the file. `sync` is the same ledger for "
+                "which may be entered in turn; its verbs and `state()` are awaited too. Reads run "
+                "on a thread, so the loop never waits for the file. `sync` is the same ledger for "
                 "threads, with what is not awaited: `entries`, `accounts` and `preview`."
             ),
         ]
