@@ -19,7 +19,8 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from tillroll.ledger.core import Answer, Rules, decide_batch
+from tillroll.ledger.book import Answer, Rules
+from tillroll.ledger.core import decide_batch
 from tillroll.ledger.errors import (
     OutcomeUnknown,
     Overloaded,

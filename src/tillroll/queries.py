@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from msgspec import Struct, field
 
 from tillroll.ledger import budgets, calendar, chain
+from tillroll.ledger.book import Book, Rules, maker
 from tillroll.ledger.commands import account_id
-from tillroll.ledger.core import Book, Rules, advance_in, apply, decide_batch, maker, next_due
+from tillroll.ledger.core import advance_in, decide_batch
+from tillroll.ledger.due import next_due
 from tillroll.ledger.errors import InvalidInput, NotFound
 from tillroll.ledger.explain import Facts, explain, outcome_of
+from tillroll.ledger.fold import apply
 from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.types import (
     OVERDRAFT,
@@ -34,8 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from decimal import Decimal
 
+    from tillroll.ledger.book import Answer
     from tillroll.ledger.commands import Request
-    from tillroll.ledger.core import Answer
     from tillroll.stores.base import Reader, Store, Stored
 
 PAGE_MAX = 1_000

@@ -37,7 +37,7 @@ def test_a_ledger_that_forgets_its_answers_is_found_out(monkeypatch: pytest.Monk
 
 
 def test_a_ledger_that_loses_the_burn_order_is_found_out(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tillroll.ledger.core.sort_grants", lambda _account: None)
+    monkeypatch.setattr("tillroll.ledger.fold.sort_grants", lambda _account: None)
     report = conformance.run(lambda clock: tillroll.open("memory://", clock=clock), only="come")
     assert {result.name for result in report.failures} >= {
         "priority_comes_first",

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tillroll.engine import Engine
+from tillroll.ledger.book import Answer
 from tillroll.ledger.commands import account_id
-from tillroll.ledger.core import Answer
 from tillroll.ledger.types import Account, Entry, Refusal
 from tillroll.ledger.verbs import Verbs
 from tillroll.queries import histories

@@ -4,9 +4,11 @@ import os
 from collections.abc import Callable
 
 import pytest
+from msgspec.structs import replace
 
-from tillroll.ledger import core
-from tillroll.ledger.core import Book
+from tillroll.ledger import core, decide, due, fold, moves
+from tillroll.ledger.book import Answer, Book
+from tillroll.ledger.types import Entry, Refusal
 from tillroll.stores.base import CommitUncertain
 from tillroll.stores.memory import MemoryReader, MemoryStore, MemoryWriter
 from tillroll.testing import simulation
@@ -75,18 +77,17 @@ def forget_answers(patch: pytest.MonkeyPatch) -> None:
 def append_twice(patch: pytest.MonkeyPatch) -> None:
     once = core.append
 
-    def twice(book: Book, owner: bytes, entry: core.Entry, metadata: str | None = None) -> None:
+    def twice(book: Book, owner: bytes, entry: Entry, metadata: str | None = None) -> None:
         once(book, owner, entry, metadata)
         if entry.kind == "consume" and entry.units % 5_000_000 == 0:
             seq = book.accounts[owner].seq + 1
             free = book.accounts[owner].wallet(entry.wallet).available
             if all(p.line in book.accounts[owner].grants for p in entry.postings) and free > 0:
-                again = core.replace(
-                    entry,
-                    seq=seq,
-                    request_id=None,
-                    **core._after(book.accounts[owner].wallet(entry.wallet), entry.postings),
-                )
+                wallet = book.accounts[owner].wallet(entry.wallet)
+                after = moves.buckets_after(wallet, entry.postings)
+                names = ("issued", "available", "held", "used", "expired")
+                buckets = dict(zip(names, after, strict=True))
+                again = replace(entry, seq=seq, request_id=None, **buckets)
                 once(book, owner, again)
 
     patch.setattr(core, "append", twice)
@@ -96,9 +97,9 @@ def lose_a_commit(patch: pytest.MonkeyPatch) -> None:
     """Answer an uncertain commit as if it had taken place."""
     patch.setattr(
         "tillroll.engine._settled",
-        lambda request, found, _problem: core.Answer(
+        lambda request, found, _problem: Answer(
             found
-            or core.Refusal(
+            or Refusal(
                 code="hold_not_found",
                 message="",
                 request_id=request.request_id,
@@ -110,11 +111,11 @@ def lose_a_commit(patch: pytest.MonkeyPatch) -> None:
 
 def sweep_leaks(patch: pytest.MonkeyPatch) -> None:
     """Let a hold that expires keep what it held."""
-    falls_due = core._fall_due
+    falls_due = due._fall_due
     patch.setattr(
-        core,
+        due,
         "_fall_due",
-        lambda account, item, at: None if item[1] == core._HOLD else falls_due(account, item, at),
+        lambda account, item, at: None if item[1] == due._HOLD else falls_due(account, item, at),
     )
 
 
@@ -134,13 +135,15 @@ def commit_half(patch: pytest.MonkeyPatch) -> None:
 
 
 def ignore_the_order(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(core, "sort_grants", lambda _account: None)
+    patch.setattr(fold, "sort_grants", lambda _account: None)
 
 
 def refund_without_bound(patch: pytest.MonkeyPatch) -> None:
-    paid = core._paid
+    paid = decide.paid_lines
     patch.setattr(
-        core, "_paid", lambda story: paid(e for e in story if e.kind in ("consume", "settle"))
+        decide,
+        "paid_lines",
+        lambda story: paid(e for e in story if e.kind in ("consume", "settle")),
     )
 
 

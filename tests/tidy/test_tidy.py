@@ -6,6 +6,7 @@ once and parsed once. What ruff, mypy, codespell or import-linter can say is lef
 """
 
 import ast
+import gc
 import hashlib
 import os
 import re
@@ -63,7 +64,12 @@ class File:
 
     @cached_property
     def tree(self) -> ast.Module:
-        return ast.parse(self.text, self.name)
+        # A collection in the middle of it may run other code that parses, which 3.11 takes ill.
+        gc.disable()
+        try:
+            return ast.parse(self.text, self.name)
+        finally:
+            gc.enable()
 
     @cached_property
     def page(self) -> Page:

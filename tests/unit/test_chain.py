@@ -107,7 +107,8 @@ def test_every_column_is_covered(path: Path, table: str, column: str):
         changed = CHANGED.format(column)
         where = f"(SELECT {key} FROM {table} LIMIT 1 OFFSET {nth})"  # noqa: S608
         try:
-            spoil(copy, f"UPDATE {table} SET {column} = {changed} WHERE {key} = {where}")  # noqa: S608
+            update = f"UPDATE {table} SET {column} = {changed}"  # noqa: S608
+            spoil(copy, f"{update} WHERE {key} = {where}")
         except apsw.ConstraintError:
             continue  # the database itself says no
         assert found_in(copy), f"row {nth} of {table}: {column} was changed and nobody noticed"

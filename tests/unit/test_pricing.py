@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 from decimal import Decimal
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -579,27 +577,6 @@ class TestProblems:
     def test_names(self):
         assert rule_name(CHAT) == "llm.chat/gpt-5*"
         assert rule_name(IMAGE, "acme") == "image.generate@acme"
-
-
-def test_the_module_does_no_io():
-    tree = ast.parse(Path(pricing.__file__).read_text(encoding="utf-8"))
-    found = {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
-    found |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    assert found <= {
-        "__future__",
-        "collections.abc",
-        "datetime",
-        "decimal",
-        "difflib",
-        "fractions",
-        "functools",
-        "hashlib",
-        "math",
-        "msgspec",
-        "re",
-        "tillroll.ledger.errors",
-        "typing",
-    }
 
 
 # --- properties ------------------------------------------------------------------------------

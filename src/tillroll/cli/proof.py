@@ -175,7 +175,7 @@ def _faults(fates: Sequence[Fate], state: Run) -> list[dict[str, Any]]:
         ("callers that crashed after the hold", len(state.crashed), "held until restarted"),
         ("  of which settled after a restart", counts["restarted"], "charged once"),
         (
-            "  of which came too late",
+            "settled too late, restarted or not",
             counts["came too late"],
             f"the hold had expired; {counts['recovered by consume']} consumed instead",
         ),

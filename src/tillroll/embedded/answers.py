@@ -12,8 +12,8 @@ from tillroll.ledger.types import Entry, Refusal
 from tillroll.ledger.units import to_decimal
 
 if TYPE_CHECKING:
+    from tillroll.ledger.book import Answer
     from tillroll.ledger.commands import Request
-    from tillroll.ledger.core import Answer
 
 
 def new_id() -> str:

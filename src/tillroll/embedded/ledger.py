@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tillroll.engine import Engine
+    from tillroll.ledger.book import Answer
     from tillroll.ledger.commands import Above
-    from tillroll.ledger.core import Answer
     from tillroll.ledger.units import Units
     from tillroll.ledger.verbs import How, Meter, Span
 

@@ -12,8 +12,9 @@ from msgspec import Struct
 from tillroll import queries
 from tillroll.embedded.answers import new_id
 from tillroll.ledger import calendar, quotes
+from tillroll.ledger.book import Book
 from tillroll.ledger.commands import Hold, QuoteClaims, account_id
-from tillroll.ledger.core import REFUSAL_LIFE, Book, advance_in
+from tillroll.ledger.core import REFUSAL_LIFE, advance_in
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.errors import Unpriced as UnpricedError
 from tillroll.ledger.pricing import Unpriced, explain_hold, new_version, price_hold

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from tillroll.ledger.book import Book
 from tillroll.ledger.chain import decode_entry
-from tillroll.ledger.core import REFUSAL_LIFE, Book, missing_stories
+from tillroll.ledger.core import REFUSAL_LIFE, missing_stories
 from tillroll.ledger.errors import SchemaMismatch
 from tillroll.ledger.types import Account, Entry, Refusal
 

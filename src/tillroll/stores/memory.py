@@ -20,7 +20,7 @@ from tillroll.ledger.chain import (
     encode,
     encode_state,
 )
-from tillroll.ledger.core import next_due
+from tillroll.ledger.due import next_due
 from tillroll.ledger.errors import InvalidInput, StoreClosed
 from tillroll.ledger.pricing import PriceBook
 from tillroll.ledger.types import Account, Entry, Refusal
@@ -30,7 +30,7 @@ from tillroll.stores.base import Key, Stored
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from tillroll.ledger.core import Book
+    from tillroll.ledger.book import Book
     from tillroll.ledger.pricing import PriceVersion
 
 

@@ -32,7 +32,7 @@ from tillroll.ledger.chain import (
     encode_state,
 )
 from tillroll.ledger.commands import account_id
-from tillroll.ledger.core import next_due
+from tillroll.ledger.due import next_due
 from tillroll.ledger.errors import (
     InvalidInput,
     SchemaMismatch,
@@ -62,7 +62,7 @@ from tillroll.stores.base import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from tillroll.ledger.core import Book
+    from tillroll.ledger.book import Book
 
 _FULL = 2  # what PRAGMA synchronous answers for FULL
 # The first SQLite without the WAL-reset bug.
@@ -448,18 +448,14 @@ class SqliteStore:
 
     def check(self) -> list[str]:
         """Run SQLite's own integrity check, then look for rows that contradict themselves."""
-        with self._translating(), self.read() as reader:
-            rows = [row[0] for row in reader.connection.execute("PRAGMA integrity_check")]
-            if rows != ["ok"]:
-                return [str(row) for row in rows]
-            return list(_contradictions(reader.connection))
-        """Run SQLite's own integrity check."""
         try:
             with self.read() as reader:
                 rows = [row[0] for row in reader.connection.execute("PRAGMA integrity_check")]
+                if rows != ["ok"]:
+                    return [str(row) for row in rows]
+                return list(_contradictions(reader.connection))
         except StoreCorrupt as problem:
             return [str(problem)]
-        return [] if rows == ["ok"] else [str(row) for row in rows]
 
     def facts(self) -> list[tuple[str, str, bool]]:
         """Return what `doctor` wants to know: name, value, whether it is as it must be."""

@@ -24,10 +24,10 @@ from typing import Any, NoReturn
 
 from tillroll import queries
 from tillroll.engine import Engine
+from tillroll.ledger.book import Answer
 from tillroll.ledger.calendar import to_datetime
 from tillroll.ledger.chain import encode
 from tillroll.ledger.commands import Request, account_id
-from tillroll.ledger.core import Answer
 from tillroll.ledger.errors import StoreBusy, StoreFull, TillrollError
 from tillroll.ledger.types import DAY, HOUR, MINUTE, SECOND, Entry, Refusal
 from tillroll.ledger.verbs import Verbs
@@ -277,7 +277,8 @@ class Simulation:
         owner, account = account_id(PROJECT, ACCOUNTS[0]), ACCOUNTS[0]
 
         def act(tx: Writer) -> None:
-            from tillroll.ledger.core import Book, advance_in  # noqa: PLC0415 - used here only
+            from tillroll.ledger.book import Book  # noqa: PLC0415 - used here only
+            from tillroll.ledger.core import advance_in  # noqa: PLC0415 - used here only
 
             book = Book(accounts=dict(tx.accounts([(owner, account)])))
             advance_in(book, owner, max(self.clock, book.accounts[owner].at))

@@ -1,0 +1,87 @@
+"""What a batch of decisions works on: the book of state, one case, and what they lead to."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from msgspec import Struct, field
+
+from tillroll.ledger import commands as c
+from tillroll.ledger.errors import TillrollError
+from tillroll.ledger.pricing import PriceBook
+from tillroll.ledger.types import (
+    RESERVED,
+    Account,
+    Entry,
+    Refusal,
+)
+
+
+class Rules(Struct, frozen=True):
+    """What decisions need beside the account: the prices and the scale of the units."""
+
+    prices: PriceBook
+    scale: int = 6
+
+
+class Sealed(NamedTuple):
+    """An entry with its canonical bytes and its place in the account's chain."""
+
+    account_id: bytes
+    entry: Entry
+    body: bytes
+    hash: bytes
+    metadata: str | None
+
+
+class Answer(NamedTuple):
+    """What became of one request."""
+
+    outcome: Entry | Refusal | TillrollError
+    replayed: bool = False
+
+
+def maker(grant_id: str) -> str:
+    """Return the request that made a grant: its own id, but for those that a refund numbered."""
+    head, mark, nth = grant_id.rpartition("#")
+    return head[1:] if mark and head.startswith(RESERVED) and nth.isdecimal() else grant_id
+
+
+class Book(Struct):
+    """All state that one batch may touch.
+
+    Attributes:
+        accounts: By account_id, every account of the batch; new ones are empty.
+        answers: By (account_id, request_id): what was answered before, and in this batch.
+        stories: By (account_id, id): the entries that acted on that id, oldest first.
+        appended: What this batch adds to the histories, in order.
+        refused: What this batch adds to the remembered refusals.
+        replayed: The requests that were repeats.
+    """
+
+    accounts: dict[bytes, Account] = field(default_factory=dict)
+    answers: dict[tuple[bytes, str], Entry | Refusal] = field(default_factory=dict)
+    stories: dict[tuple[bytes, str], list[Entry]] = field(default_factory=dict)
+    appended: list[Sealed] = field(default_factory=list)
+    refused: list[tuple[bytes, Refusal]] = field(default_factory=list)
+    replayed: list[tuple[bytes, str, int]] = field(default_factory=list)
+
+    def story(self, account_id: bytes, name: str) -> list[Entry]:
+        """Return the entry that made this id and those that acted on it, oldest first."""
+        root = self.answers.get((account_id, maker(name)))
+        acts = self.stories.get((account_id, name), [])
+        return [root, *acts] if isinstance(root, Entry) else acts
+
+
+class Case(NamedTuple):
+    """One request before the account it concerns, at one moment."""
+
+    account: Account
+    request: c.Request
+    at: int
+    rules: Rules
+    book: Book
+
+    def story(self, name: str) -> list[Entry]:
+        """Return what is known of an id of this account, oldest first."""
+        return self.book.story(self.request.account_id, name)

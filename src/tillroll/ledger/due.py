@@ -1,0 +1,188 @@
+"""What the clock brings: holds that end, grants that begin, renew and expire.
+
+Time is a command. Before anything is decided, `advance` books what fell due, in due order, so that
+an answer never depends on when somebody last looked.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING
+
+from tillroll.ledger import calendar
+from tillroll.ledger.types import (
+    NEVER,
+    RESERVED,
+    Account,
+    Entry,
+    Hold,
+    Kind,
+    Posting,
+    Recurring,
+    Terms,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+from tillroll.ledger.moves import due_entry, issue, returns
+
+_HOLD, _RENEWAL, _EXPIRY, _ACTIVATION = range(4)
+
+
+def due_items(account: Account) -> Iterator[tuple[int, int, str]]:
+    """Yield everything that the clock will bring: when, of what sort, and its name.
+
+    At the same instant holds end first (their units return to the grants), then recurring grants
+    renew (and carry over what remains), then grants expire, then scheduled grants begin.
+    """
+    for hold in account.holds.values():
+        yield hold.deadline, _HOLD, hold.id
+    for recurring in account.recurring.values():
+        if recurring.next_at < NEVER:
+            yield recurring.next_at, _RENEWAL, recurring.terms.name
+    for grant in account.grants.values():
+        if grant.scheduled:
+            yield grant.terms.effective_at, _ACTIVATION, grant.terms.id
+        elif grant.remaining and grant.terms.expires_at is not None:
+            yield grant.terms.expires_at, _EXPIRY, grant.terms.id
+
+
+def next_due(account: Account) -> int:
+    """Return when the clock will next change this account, `NEVER` where it will not."""
+    return min((item[0] for item in due_items(account)), default=NEVER)
+
+
+def advance(account: Account, at: int) -> Iterator[Entry]:
+    """Yield an entry for everything that fell due by `at`, in due order.
+
+    Each entry must be applied before the next is asked for. It is recorded at `at` and effective
+    when it fell due, so a late look and an early one book the same history.
+    """
+    due = [item for item in due_items(account) if item[0] <= at]
+    heapq.heapify(due)
+    while due:
+        when, sort, name = heapq.heappop(due)
+        entry = _fall_due(account, (when, sort, name), at)
+        if entry is None:
+            continue
+        yield entry
+        for item in _followers(account, entry):
+            if item[0] <= at:
+                heapq.heappush(due, item)
+    account.next_due_at = next_due(account)
+
+
+def _followers(account: Account, entry: Entry) -> Iterator[tuple[int, int, str]]:
+    """Yield what the clock may bring after this entry: the next renewal, and expiries."""
+    if entry.recurring is not None and entry.recurring.name in account.recurring:
+        recurring = account.recurring[entry.recurring.name]
+        yield recurring.next_at, _RENEWAL, recurring.terms.name
+    for posting in entry.postings:
+        grant = account.grants.get(posting.line) if posting.target == "available" else None
+        if grant is not None and grant.terms.expires_at is not None:
+            yield grant.terms.expires_at, _EXPIRY, posting.line
+
+
+def _fall_due(account: Account, item: tuple[int, int, str], at: int) -> Entry | None:
+    """Return the entry that a due item leads to, None where nothing is left to book."""
+    when, sort, name = item
+    if sort == _HOLD:
+        return _hold_falls_due(account, account.holds[name], at)
+    if sort == _RENEWAL:
+        return _renew(account, account.recurring[name], at)
+    grant = account.grants.get(name)
+    if grant is None:
+        return None
+    terms = grant.terms
+    if sort == _ACTIVATION:
+        return due_entry(
+            account,
+            "grant_activated",
+            at,
+            when,
+            terms.wallet,
+            terms.units,
+            issue(account, terms),
+            ref=name,
+        )
+    if not grant.remaining:
+        return None
+    postings = (Posting("available", "expired", name, grant.remaining),)
+    return due_entry(
+        account, "grant_expired", at, when, terms.wallet, grant.remaining, postings, ref=name
+    )
+
+
+def _hold_falls_due(account: Account, hold: Hold, at: int) -> Entry:
+    """End a hold whose deadline passed: give back, or charge where doubt was to end so."""
+    when = hold.deadline
+    if hold.in_doubt and hold.at_deadline == "settle":
+        postings = tuple(Posting("held", "used", *line) for line in hold.lines.items() if line[1])
+        kind: Kind = "settle"
+    else:
+        postings = returns(account, hold.lines, when)
+        kind = "hold_expired"
+    units = sum(posting.units for posting in postings)
+    return due_entry(
+        account,
+        kind,
+        at,
+        when,
+        hold.wallet,
+        units,
+        postings,
+        ref=hold.id,
+        final=True,
+        operation=hold.operation,
+        model=hold.model,
+        tags=hold.tags,
+        reason="in doubt until its deadline" if hold.in_doubt else "deadline passed",
+    )
+
+
+def _renew(account: Account, recurring: Recurring, at: int) -> Entry:
+    """Grant the next period's units, carrying over what the rollover allows.
+
+    carried = min(rollover_max, max(what is left, rollover_min)); the rest expires. The first grant
+    is no renewal, wherever in its period it begins: there is nothing before it to carry over.
+    """
+    terms = recurring.terms
+    when = recurring.next_at
+    previous = account.grants.get(recurring.current or "")
+    if previous is not None and previous.terms.wallet != terms.wallet:
+        previous = None  # it was moved to another wallet: the old one's grant just expires
+    left = previous.remaining if previous else 0
+    carried = min(terms.rollover_max, max(left, terms.rollover_min)) if recurring.current else 0
+    moved = min(left, carried)
+    zone = account.settings.time_zone
+    opened = Terms(
+        id=f"{RESERVED}{terms.name}/{account.seq + 1}",
+        units=terms.units + carried,
+        category=terms.category,
+        wallet=terms.wallet,
+        priority=terms.priority,
+        effective_at=when,
+        expires_at=calendar.occurrence(
+            terms.anchor, terms.every, terms.count, recurring.next + 1, zone
+        ),
+        applies_to=terms.applies_to,
+        recurring=terms.name,
+    )
+    postings = list(issue(account, opened))
+    if previous and moved:
+        postings.insert(0, Posting("available", "issued", previous.terms.id, moved))
+    if previous and left > moved:
+        postings.insert(0, Posting("available", "expired", previous.terms.id, left - moved))
+    return due_entry(
+        account,
+        "grant_renewed",
+        at,
+        when,
+        terms.wallet,
+        opened.units,
+        tuple(postings),
+        ref=opened.id,
+        opens=(opened,),
+        occurrence=recurring.next,
+        recurring=terms,
+    )

@@ -1,0 +1,184 @@
+"""Pieces that decisions are made of: moving units between buckets, and building entries.
+
+Nothing here decides; every function is a few lines of arithmetic over lines and postings.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from tillroll.ledger.burn import home
+from tillroll.ledger.types import (
+    OVERDRAFT,
+    Account,
+    Entry,
+    Kind,
+    Posting,
+    Terms,
+    Wallet,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+from tillroll.ledger.book import Case
+
+
+def issue(account: Account, terms: Terms) -> tuple[Posting, ...]:
+    """Put a grant's units in; an unrestricted grant first pays what the wallet owes."""
+    owed = 0 if terms.applies_to else max(-account.wallet(terms.wallet).overdraft, 0)
+    repaid = min(owed, terms.units)
+    postings = []
+    if repaid:
+        postings.append(Posting("issued", "available", OVERDRAFT, repaid))
+    if terms.units > repaid:
+        postings.append(Posting("issued", "available", terms.id, terms.units - repaid))
+    return tuple(postings)
+
+
+def take(lines: dict[str, int], units: int) -> tuple[tuple[Posting, ...], dict[str, int]]:
+    """Charge `units` of what a hold took, in the order it took them; return the rest."""
+    postings = []
+    rest = {}
+    for line, held in lines.items():
+        taken = min(held, units)
+        units -= taken
+        if taken:
+            postings.append(Posting("held", "used", line, taken))
+        if held > taken:
+            rest[line] = held - taken
+    return tuple(postings), rest
+
+
+def returns(account: Account, lines: dict[str, int], at: int) -> tuple[Posting, ...]:
+    """Give what a hold took back to the exact lines it came from."""
+    return tuple(
+        Posting("held", home(account.grants.get(line), at), line, units)
+        for line, units in lines.items()
+        if units
+    )
+
+
+def paid_lines(story: Iterable[Entry]) -> dict[str, int]:
+    """Return what each line paid for a charge and did not get back, in the order drawn."""
+    paid: dict[str, int] = {}
+    for entry in story:
+        for posting in entry.postings:
+            if posting.target == "used":
+                paid[posting.line] = paid.get(posting.line, 0) + posting.units
+            elif posting.source == "used":
+                paid[posting.line] -= posting.units
+    return paid
+
+
+def unwind(paid: dict[str, int], units: int) -> Iterator[tuple[str, int]]:
+    """Yield what to give back to each line, the last drawn first."""
+    for line, left in reversed(paid.items()):
+        taken = min(left, units)
+        if taken:
+            yield line, taken
+        units -= taken
+
+
+def terms_of(story: Iterable[Entry], grant_id: str) -> Terms | None:
+    """Return the terms of a grant, from the entry that opened it."""
+    for entry in story:
+        for terms in entry.opens:
+            if terms.id == grant_id:
+                return terms
+    return None
+
+
+def ending_of(story: list[Entry]) -> Entry | None:
+    """Return the entry that ended a hold, None where the id is no hold's.
+
+    A hold that expired and was settled late ended twice; the later ending counts.
+    """
+    if not story or story[0].kind != "hold":
+        return None
+    return next((entry for entry in reversed(story) if entry.final), None)
+
+
+def buckets_after(wallet: Wallet, postings: tuple[Posting, ...]) -> tuple[int, int, int, int, int]:
+    """Return issued, available, held, used and expired after these postings.
+
+    Issued is what was ever put in, so it grows as units leave it for another bucket.
+    """
+    moved = {"issued": 0, "available": 0, "held": 0, "used": 0, "expired": 0}
+    for posting in postings:
+        moved[posting.source] -= posting.units
+        moved[posting.target] += posting.units
+    return (
+        wallet.issued - moved["issued"],
+        wallet.available + moved["available"],
+        wallet.held + moved["held"],
+        wallet.used + moved["used"],
+        wallet.expired + moved["expired"],
+    )
+
+
+def entry_of(
+    case: Case,
+    kind: Kind,
+    wallet: str,
+    units: int,
+    postings: tuple[Posting, ...],
+    *,
+    effective_at: int | None = None,
+    tags: dict[str, str] | None = None,
+    **facts: Any,
+) -> Entry:
+    """Build the entry that a request leads to, with the balances after it."""
+    account, request = case.account, case.request
+    command = request.command
+    issued, available, held, used, expired = buckets_after(account.wallet(wallet), postings)
+    return Entry(
+        seq=account.seq + 1,
+        kind=kind,
+        at=case.at,
+        effective_at=case.at if effective_at is None else effective_at,
+        request_id=request.request_id,
+        fingerprint=request.fingerprint,
+        wallet=sys.intern(wallet),
+        units=units,
+        postings=postings,
+        issued=issued,
+        available=available,
+        held=held,
+        used=used,
+        expired=expired,
+        tags=command.tags if tags is None else tags,
+        reason=command.reason,
+        actor=request.actor,
+        metadata_digest=command.metadata_digest,
+        **facts,
+    )
+
+
+def due_entry(
+    account: Account,
+    kind: Kind,
+    at: int,
+    when: int,
+    wallet: str,
+    units: int,
+    postings: tuple[Posting, ...],
+    **facts: Any,
+) -> Entry:
+    """Build an entry that the clock leads to: no request, effective when it fell due."""
+    issued, available, held, used, expired = buckets_after(account.wallet(wallet), postings)
+    return Entry(
+        seq=account.seq + 1,
+        kind=kind,
+        at=max(at, account.at),
+        effective_at=when,
+        wallet=sys.intern(wallet),
+        units=units,
+        postings=postings,
+        issued=issued,
+        available=available,
+        held=held,
+        used=used,
+        expired=expired,
+        **facts,
+    )

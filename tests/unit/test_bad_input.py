@@ -1,0 +1,233 @@
+"""Malformed input: a typed error, nothing written, the account unchanged."""
+
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum, StrEnum
+from typing import Any
+
+import pytest
+
+import tillroll
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+UNITS: list[Any] = [
+    1.0,
+    float("nan"),
+    float("inf"),
+    Decimal("NaN"),
+    Decimal("sNaN"),
+    Decimal("Infinity"),
+    Decimal("1e40"),
+    Decimal("1e-40"),
+    10**40,
+    0,
+    -1,
+    "0",
+    "-1",
+    "",
+    " ",
+    "1e3",
+    "1,5",
+    "\u0661",
+    "0x1",
+    "1_000",
+    "NaN",
+    "0.0000001",
+    Decimal("0.0000001"),
+    2**53,
+    "9007199254.740992",
+    True,
+    False,
+    b"1",
+    [],
+    {},
+    ...,
+    "1" * 31,
+    Decimal("1." + "1" * 70),
+]
+TEXTS: list[Any] = [
+    "",
+    "x" * 256,
+    "a\x00",
+    "a\nb",
+    "\x7f",
+    "a\x85",
+    "\ud800",
+    "a\udfff",
+    "\u2028",
+    7,
+    b"x",
+]
+
+
+@pytest.fixture(scope="module")
+def ledger() -> tillroll.Ledger:
+    ledger = tillroll.open("memory://", clock=lambda: NOW)
+    ledger.grant("acme", 10, request_id="g")
+    ledger.hold("acme", units=2, request_id="h")
+    ledger.consume("acme", units=1, request_id="c")
+    return ledger
+
+
+def check_rejected(ledger: tillroll.Ledger, verb: str, *args: Any, **kwargs: Any) -> str:
+    before = ledger.balance("acme").to_dict()
+    with pytest.raises(tillroll.InvalidInput) as caught:
+        getattr(ledger, verb)(*args, **kwargs)
+    assert caught.value.written == "nothing"
+    assert ledger.balance("acme").to_dict() == before
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("units", UNITS, ids=repr)
+def test_units(ledger: tillroll.Ledger, units: object):
+    for verb in ("grant", "consume", "hold"):
+        args = ("acme", units) if verb == "grant" else ("acme",)
+        check_rejected(ledger, verb, *args, **({} if verb == "grant" else {"units": units}))
+    check_rejected(ledger, "settle", "acme", "h", units=units)
+    check_rejected(ledger, "refund", "acme", "c", units=units)
+
+
+@pytest.mark.parametrize("limit", [-1, "-0.5", 1.5, 2**53, None], ids=repr)
+def test_limits(ledger: tillroll.Ledger, limit: Any):
+    check_rejected(ledger, "set_overdraft", "acme", limit)
+    check_rejected(ledger, "set_budget", "acme", "b", limit)
+    if limit is not None:
+        check_rejected(ledger, "hold", "acme", units=1, floor=limit)
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=repr)
+def test_texts(ledger: tillroll.Ledger, text: Any):
+    check_rejected(ledger, "consume", text, units=1)
+    check_rejected(ledger, "consume", "acme", units=1, request_id=text)
+    check_rejected(ledger, "consume", "acme", text, units=1)
+    check_rejected(ledger, "settle", "acme", text)
+    check_rejected(ledger, "refund", "acme", text)
+    check_rejected(ledger, "void", "acme", text)
+    check_rejected(ledger, "consume", "acme", units=1, tags={"member": text})
+    check_rejected(ledger, "consume", "acme", units=1, tags={text: "ann"})
+    check_rejected(ledger, "consume", "acme", units=1, actor=text)
+    check_rejected(ledger, "set_budget", "acme", text, 5)
+    check_rejected(ledger, "configure", "acme", time_zone=text)
+
+
+BAD: list[tuple[str, dict[str, Any]]] = [
+    ("consume", {}),
+    ("consume", {"operation": "x", "wallet": "credits"}),
+    ("consume", {"units": 1, "wallet": "Credits!"}),
+    ("consume", {"units": 1, "wallet": ""}),
+    ("consume", {"units": 1, "quote": "trq1.x.y"}),
+    ("consume", {"operation": "x", "quote": "trq1.x.y"}),
+    ("consume", {"operation": "x", "quote": 7}),
+    ("consume", {"units": 1, "request_id": "~mine"}),
+    ("consume", {"units": 1, "metadata": {"x": "y" * 10_000_000}}),
+    ("consume", {"units": 1, "metadata": {"x": object()}}),
+    ("consume", {"units": 1, "metadata": {"x": "\ud800"}}),
+    ("consume", {"units": 1, "metadata": [1]}),
+    ("consume", {"units": 1, "reason": "x" * 1001}),
+    ("consume", {"units": 1, "retry_refused": 1}),
+    ("consume", {"units": 1, "surprise": 1}),
+    ("consume", {"units": 1, "tags": {str(n): "x" for n in range(33)}}),
+    ("consume", {"units": 1, "effective_at": NOW - timedelta(days=36)}),
+    ("consume", {"units": 1, "effective_at": NOW + timedelta(minutes=6)}),
+    ("consume", {"units": 1, "effective_at": datetime(2026, 1, 1)}),  # noqa: DTZ001
+    ("consume", {"units": 1, "effective_at": "yesterday"}),
+    ("consume", {"units": 1, "effective_at": 7}),
+    ("consume", {"operation": "x", "meters": {"images": 1.5}}),
+    ("consume", {"operation": "x", "meters": {"images": -1}}),
+    ("consume", {"operation": "x", "meters": {"": 1}}),
+    ("hold", {"units": 1, "floor": 2}),
+    ("hold", {"units": 1, "expires_in": "25h"}),
+    ("hold", {"units": 1, "expires_in": "0s"}),
+    ("hold", {"units": 1, "expires_in": timedelta(seconds=-1)}),
+    ("hold", {"units": 1, "expires_in": "soon"}),
+    ("hold", {"units": 1, "expires_in": ""}),
+    ("hold", {"units": 1, "expires_in": 60}),
+    ("extend", {"hold_id": "h", "expires_in": None}),
+    ("extend", {"hold_id": "h", "expires_in": "25h"}),
+    ("settle", {"hold_id": "h", "units": 1, "meters": {"images": 1}}),
+    ("settle", {"hold_id": "h", "final": 1}),
+    ("settle", {"hold_id": "h", "above": "everything"}),
+    ("mark_in_doubt", {"hold_id": "h", "deadline_in": "31d"}),
+    ("mark_in_doubt", {"hold_id": "h", "at_deadline": "explode"}),
+    ("resolve", {"hold_id": "h", "outcome": "perhaps"}),
+    ("resolve", {"hold_id": "h", "outcome": "not_done", "units": 1}),
+    ("refund", {"charge": "c", "expired": "extend"}),
+    ("refund", {"charge": "c", "extend_by": "1d"}),
+    ("refund", {"charge": "c", "expired": "burn"}),
+    ("grant", {"units": 1, "category": "gift"}),
+    ("grant", {"units": 1, "priority": 1.5}),
+    ("grant", {"units": 1, "priority": 1001}),
+    ("grant", {"units": 1, "expires_at": NOW}),
+    ("grant", {"units": 1, "expires_at": "2025-12-30"}),
+    ("grant", {"units": 1, "expires_at": "2026-13-01"}),
+    ("grant", {"units": 1, "expires_at": "2026-07-31", "expires_in": "1d"}),
+    ("grant", {"units": 1, "expires_at": date.max}),
+    ("grant", {"units": 1, "applies_to": [""]}),
+    ("grant", {"units": 1, "cost_basis": 0.1}),
+    ("grant", {"units": "9007199254"}),
+    ("adjust", {"units": 0, "reason": "x"}),
+    ("adjust", {"units": 1, "reason": "  "}),
+    ("adjust", {"units": "9007199254", "reason": "too much together"}),
+    ("set_budget", {"name": "b", "cap": 1, "period": "year"}),
+    ("set_budget", {"name": "b", "cap": 1, "period": "rolling"}),
+    ("set_budget", {"name": "b", "cap": 1, "window": "5h"}),
+    ("set_recurring", {"name": "p", "units": 1, "anchor": "soon"}),
+    ("set_recurring", {"name": "p", "units": 1, "anchor": 7}),
+    ("set_recurring", {"name": "p", "units": 1, "anchor": NOW}),
+    ("set_recurring", {"name": "p", "units": 1, "anchor": "2026-01-01", "count": 0}),
+    ("set_recurring", {"name": "p", "units": 1, "anchor": "2026-01-01", "rollover_min": 1}),
+    ("set_recurring", {"name": "x" * 129, "units": 1, "anchor": "2026-01-01"}),
+    ("stop_recurring", {"name": "nothing"}),
+    ("configure", {"time_zone": "Mars/Olympus"}),
+    ("configure", {"late_settlement": "yes"}),
+]
+
+
+@pytest.mark.parametrize(("verb", "args"), BAD, ids=[f"{v}-{n}" for n, (v, _) in enumerate(BAD)])
+def test_arguments(ledger: tillroll.Ledger, verb: str, args: dict[str, Any]):
+    message = check_rejected(ledger, verb, "acme", **args)
+    assert len(message) < 300
+
+
+def test_nothing_malformed_is_remembered(ledger: tillroll.Ledger):
+    check_rejected(ledger, "hold", "acme", units=1, expires_in="25h", request_id="again")
+    assert not ledger.hold("acme", units=1, request_id="again").receipt.replayed
+
+
+def test_marked_up_texts_are_the_texts_they_hold(ledger: tillroll.Ledger):
+    class Mark(str):
+        __slots__ = ()
+
+    class Kind(StrEnum):
+        PAID = "paid"
+
+    class Wallet(str, Enum):  # noqa: UP042 - the older way shows its name, not its text
+        GPU = "gpu"
+
+    receipt = ledger.grant(
+        Mark("marked"),
+        5,
+        wallet=Wallet.GPU,
+        category=Kind.PAID,
+        source=Mark("shop"),
+        request_id=Mark("m"),
+        tags={Mark("a"): Mark("b")},
+    )
+    assert (receipt.wallet, receipt.request_id) == ("gpu", "m")
+    assert ledger.grant(
+        "marked", 5, wallet="gpu", source="shop", request_id="m", tags={"a": "b"}
+    ).replayed
+
+
+@pytest.mark.parametrize(
+    ("item", "status"),
+    [
+        ({"account": "acme", "units": 1.5}, "invalid"),
+        ({"units": 1}, "invalid"),
+        ({"account": "acme", "units": 1, "surprise": 2}, "invalid"),
+        ({"account": "acme", "operation": "unknown"}, "refused"),
+    ],
+)
+def test_batch_items(ledger: tillroll.Ledger, item: dict[str, Any], status: str):
+    assert [outcome.status for outcome in ledger.consume_many([item])] == [status]
