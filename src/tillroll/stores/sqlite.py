@@ -433,7 +433,6 @@ class SqliteStore:
         the end of the log as a whole transaction, to be found after a crash: the write goes to
         that very place, and is synced. See docs/internals/durability.md.
         """
-        self._forget()
         with self._calm:
             self._close_own()
         with self._translating():
@@ -471,7 +470,12 @@ class SqliteStore:
         ]
 
     def _close_own(self) -> None:
-        """Close the writer and the idle readers; opened again when they are needed."""
+        """Close the writer and the idle readers; opened again when they are needed.
+
+        What was remembered goes with the writer: a new connection counts `data_version` anew, so
+        its number may be the same though another process has written in between.
+        """
+        self._forget()
         connections, self._idle = self._idle, []
         if self._writer is not None:
             connections.append(self._writer)
