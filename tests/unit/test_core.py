@@ -12,6 +12,7 @@ import tillroll
 from tillroll.ledger import chain, decide, fold, quotes
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.pricing import Price, Rate
+from tillroll.stores.memory import MemoryReader
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -188,3 +189,26 @@ def test_explanations_follow_the_state(ledger: tillroll.Ledger, clock: Clock):
             ledger.settle("acme", "none", request_id="no")
     told = ledger.explain("no", account="acme")
     assert (told["code"], told["replays"], told["ways_out"]) == ("hold_not_found", 1, [])
+
+
+# ---------------------------------------------------------------- loading
+
+
+def test_accounts_are_locked_before_an_id_is_looked_up(
+    ledger: tillroll.Ledger, monkeypatch: pytest.MonkeyPatch
+):
+    """The other way round, an id answered while we wait for the lock would be answered twice."""
+    asked: list[str] = []
+    for name in ("accounts", "answers", "story"):
+        inner = getattr(MemoryReader, name)
+
+        def spy(self: MemoryReader, *args: Any, name: str = name, inner: Any = inner) -> Any:
+            asked.append(name)
+            return inner(self, *args)
+
+        monkeypatch.setattr(MemoryReader, name, spy)
+    ledger.consume("acme", units=1, request_id="c")
+    ledger.refund("acme", "c")
+    assert asked[:2] == ["accounts", "answers"]
+    assert asked[2:4] == ["accounts", "answers"]
+    assert set(asked[4:]) == {"story"}
