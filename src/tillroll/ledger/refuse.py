@@ -69,6 +69,20 @@ def hold_expired(case: Case, ending: Entry) -> Refusal:
     )
 
 
+def exceeds_hold(case: Case, units: int, held: int) -> Refusal:
+    """Refuse to settle more than is held, or was held before the hold expired."""
+    return refuse(
+        case,
+        "settle_exceeds_hold",
+        "more than is held",
+        needed=units,
+        available=held,
+        held=held,
+        tightest="hold",
+        ways_out=({"kind": "policy", "text": "settle with above='available'"},),
+    )
+
+
 def over_budget(case: Case, tight: budgets.Room, units: int, wallet: str) -> Refusal:
     """Refuse what a budget has no room for: which one, how much is left, when it resets."""
     scale = case.rules.scale
@@ -107,9 +121,13 @@ def insufficient(
     """Refuse what the account cannot pay: what is missing, and the ways out."""
     account = case.account
     scale = case.rules.scale
+    line = account.wallet(wallet)
+    may_owe = 0
     if free is None:
+        may_owe = line.overdraft_limit
         free = spendable(account, wallet, operation, case.at)
-    missing = show_units(units - free, scale)
+    beyond = max(-line.overdraft - may_owe, 0)  # a grant repays this first
+    missing = show_units(units - free + beyond, scale)
     ways = [{"kind": "top_up", "text": f"grant {missing} more", "units": missing}]
     if free > 0:
         less = show_units(free, scale)

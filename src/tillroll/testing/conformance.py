@@ -362,6 +362,34 @@ def a_grant_repays_the_overdraft_first(b: Bench) -> None:
 
 
 @check
+def what_comes_back_to_a_repaid_overdraft_is_free(b: Bench) -> None:
+    """What a grant repaid for a hold that is released then can be settled and corrected."""
+    b.ledger.set_overdraft(b.account, 10)
+    b.ledger.hold(b.account, units=10, request_id="owing")
+    b.grant(10)
+    b.ledger.release(b.account, "owing")
+    b.ledger.set_overdraft(b.account, 0)
+    assert b.buckets() == (10, 0, 0, 0)
+    b.ledger.hold(b.account, units=1, request_id="h")
+    settled: Any = b.ledger.settle(b.account, "h", units=5)
+    assert (settled.units, settled.shortfall) == (5, 0)
+    b.ledger.adjust(b.account, -5, reason="a correction")
+    assert b.buckets() == (0, 0, 5, 0)
+
+
+@check
+def a_refusal_names_a_grant_that_is_enough(b: Bench) -> None:
+    """Where more is owed than may be, the way out counts what a grant repays first."""
+    b.ledger.set_overdraft(b.account, 10)
+    b.ledger.consume(b.account, units=8)
+    b.ledger.set_overdraft(b.account, 0)
+    refusal: Any = b.refused("insufficient_units", "consume", units=1)
+    b.grant(refusal.ways_out[0]["units"])
+    b.ledger.consume(b.account, units=1)
+    assert b.buckets() == (0, 0, 9, 0)
+
+
+@check
 def lowering_the_overdraft_takes_nothing_back(b: Bench) -> None:
     """A limit below what is owed refuses further draws and leaves the rest as it is."""
     b.ledger.set_overdraft(b.account, 10)
@@ -702,6 +730,22 @@ def late_settlement_is_a_setting(b: Bench) -> None:
     settled: Any = b.ledger.settle(b.account, "h", units=7)
     assert (settled.units, settled.shortfall) == (5, 2)
     assert settled.entry.late
+    assert b.buckets() == (0, 0, 10, 0)
+
+
+@check
+def a_late_settlement_can_be_refused(b: Bench) -> None:
+    """To refuse what is above the hold is the policy of a late settle, too: all or nothing."""
+    b.ledger.configure(b.account, late_settlement=True)
+    b.grant(10)
+    b.ledger.hold(b.account, units=8, request_id="h")
+    b.wait(hours=1)
+    late: Any = {"hold_id": "h", "above": "refuse"}
+    b.refused("settle_exceeds_hold", "settle", units=9, **late)
+    b.ledger.consume(b.account, units=5)
+    b.refused("insufficient_units", "settle", units=7, **late)
+    assert b.buckets() == (5, 0, 5, 0)
+    b.ledger.settle(b.account, units=5, **late)
     assert b.buckets() == (0, 0, 10, 0)
 
 
