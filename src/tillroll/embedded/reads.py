@@ -152,17 +152,21 @@ class Reads:
     ) -> list[dict[str, Any]]:
         """Return what was used, grouped; refunds are taken off.
 
+        A charge, its parts and its refunds are counted when its work began: at the
+        `effective_at` of the consume or hold.
+
         Args:
             account: One account, or all.
             by: The groups, in order: account, operation, model, wallet, day, month, tag:NAME.
-            since: Only what was effective at or after this.
-            until: Only what was effective before this.
+            since: Only work that began at or after this.
+            until: Only work that began before this.
             progress: Called with the number of entries read so far.
         """
         return queries.usage(
             self.store,
             self.project,
             account=account,
+            at=self._now(),
             by=by,
             since=None if since is None else calendar.instant(since, "since"),
             until=None if until is None else calendar.instant(until, "until"),

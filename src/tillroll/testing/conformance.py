@@ -1098,6 +1098,32 @@ def the_history_refolds(b: Bench) -> None:
 
 
 @check
+def usage_adds_up(b: Bench) -> None:
+    """Usage sums to what is used, and each charge, part and refund falls on one day."""
+    b.ledger.configure(b.account, late_settlement=True)
+    b.grant(100)
+    yesterday = b.now - timedelta(days=1)
+    b.ledger.consume(b.account, units=8, request_id="c", effective_at=yesterday)
+    b.ledger.refund(b.account, "c", units=3)
+    for name in ("parts", "doubt", "late"):
+        b.ledger.hold(b.account, units=10, request_id=name)
+    b.ledger.settle(b.account, "parts", units=2, final=False)
+    b.ledger.mark_in_doubt(b.account, "doubt", deadline_in="26h", at_deadline="settle")
+    b.ledger.extend(b.account, "parts", expires_in="24h")
+    b.wait(hours=23)
+    b.ledger.settle(b.account, "parts", units=4, request_id="last part")
+    b.ledger.settle(b.account, "late", units=7)
+    b.wait(hours=1)
+    b.ledger.refund(b.account, "last part", units=5)
+    b.wait(hours=2)  # the doubt is charged, though nobody has booked it
+    rows = b.ledger.usage(b.account, by=["day"])
+    assert [row["units"] for row in rows] == ["5", "18"]
+    assert b.balance().used == 23  # noqa: PLR2004 - 5 and 18
+    at_the_end = b.ledger.balance(b.account, as_of=b.now, clock="effective")
+    assert (at_the_end.used, at_the_end.held) == (23, 0)
+
+
+@check
 def a_statement_has_every_entry_once(b: Bench) -> None:
     """A statement, page by page, has every entry once, in order, without gaps."""
     b.grant(100)
