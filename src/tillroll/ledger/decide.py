@@ -352,7 +352,9 @@ def _settle_ended(case: Case, command: c.Settle) -> Entry | Refusal | Answer:
     if ending is None:
         return no_hold(case, command.hold_id)
     if ending.kind == "settle" and _same_settle(ending, command):
-        case.book.replayed.append((case.request.account_id, ending.request_id or "", case.at))
+        case.book.replayed.append(
+            (case.request.account_id, ending.request_id or command.hold_id, case.at)
+        )
         return Answer(ending, replayed=True)
     if ending.kind != "hold_expired":
         return finalized(case, ending)
@@ -442,7 +444,9 @@ def _release(case: Case, command: c.Release) -> Entry | Refusal | Answer:
     if ending is None:
         return no_hold(case, command.hold_id)
     if ending.kind == "release":
-        case.book.replayed.append((case.request.account_id, ending.request_id or "", case.at))
+        case.book.replayed.append(
+            (case.request.account_id, ending.request_id or command.hold_id, case.at)
+        )
         return Answer(ending, replayed=True)
     if ending.kind == "hold_expired":
         return hold_expired(case, ending)

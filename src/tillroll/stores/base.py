@@ -113,8 +113,11 @@ class Writer(Reader, Protocol):
     def erase_metadata(self, account_id: bytes) -> int:
         """Erase the metadata of all entries of an account; return how many had any."""
 
-    def prune_refusals(self, before: int) -> int:
-        """Delete refusals recorded before that time; return how many."""
+    def prune_refusals(self, before: int, limit: int = 1_000) -> int:
+        """Delete the oldest refusals recorded before that time; return how many, at most `limit`.
+
+        The counts of their repeats go with them, but for ids that became entries since.
+        """
 
 
 class Store(Protocol):
