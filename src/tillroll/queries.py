@@ -351,8 +351,8 @@ def usage(
 ) -> list[dict[str, Any]]:
     """Return what was used, grouped; refunds are taken off where their charge was counted.
 
-    A charge is counted when its work began: at the `effective_at` of its consume or hold, as
-    budgets count it. Over all time the rows sum to `used` of the balances.
+    A charge is counted when its work began: at the `effective_at` of its consume or hold.
+    Over all time the rows sum to `used` of the balances.
 
     Args:
         store: Where the ledger is kept.

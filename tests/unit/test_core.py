@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import tillroll
-from tillroll.ledger import chain, decide, fold, quotes
+from tillroll.ledger import calendar, chain, decide, fold, quotes
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.pricing import Price, Rate
 from tillroll.stores.memory import MemoryReader
@@ -189,6 +189,27 @@ def test_explanations_follow_the_state(ledger: tillroll.Ledger, clock: Clock):
             ledger.settle("acme", "none", request_id="no")
     told = ledger.explain("no", account="acme")
     assert (told["code"], told["replays"], told["ways_out"]) == ("hold_not_found", 1, [])
+
+
+def test_a_hold_of_late_work_is_settled_at_the_price_of_its_time(
+    ledger: tillroll.Ledger, clock: Clock
+):
+    now = calendar.instant(NOW, "now")
+    cheap, dear = (
+        Price(
+            operation="image",
+            rates={"images": Rate(units=Decimal(units))},
+            valid_from=since,
+            valid_to=until,
+        )
+        for units, since, until in (("1", None, now), ("2", now, None))
+    )
+    ledger.apply_prices([cheap, dear], author="ann", reason="dearer from now on")
+    begun: dict[str, Any] = {"effective_at": NOW - timedelta(days=1), "meters": {"images": 3}}
+    assert ledger.hold("acme", "image", request_id="h", **begun).units == 3
+    assert ledger.settle("acme", "h", meters={"images": 3}).units == 3
+    assert ledger.explain("h")["charged"] == "3"
+    assert any("3" in line for line in ledger.explain("h")["price"]["arithmetic"])
 
 
 # ---------------------------------------------------------------- loading

@@ -338,7 +338,7 @@ def _settle_amount(case: Case, command: c.Settle, hold: Hold, held: int) -> _Amo
             attributes=command.attributes or hold.attributes,
             version=hold.price_version or None,
             ceiling=None,
-            at=hold.opened_at,
+            at=hold.opened_at if hold.effective_at is None else hold.effective_at,
         )
     if isinstance(amount, Refusal) or hold.ceiling is None:
         return amount

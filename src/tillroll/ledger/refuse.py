@@ -5,6 +5,7 @@ from __future__ import annotations
 from tillroll.ledger import budgets, calendar
 from tillroll.ledger.book import Case
 from tillroll.ledger.burn import spendable
+from tillroll.ledger.commands import Work
 from tillroll.ledger.moves import ending_of
 from tillroll.ledger.types import (
     Entry,
@@ -15,6 +16,7 @@ from tillroll.ledger.units import show_units
 
 def refuse(case: Case, code: str, message: str, **facts: object) -> Refusal:
     """Return a refusal of this request with its code, its message and what else it knows."""
+    command = case.request.command
     return Refusal(
         code=code,
         message=message,
@@ -22,6 +24,9 @@ def refuse(case: Case, code: str, message: str, **facts: object) -> Refusal:
         seq=case.account.seq,
         request_id=case.request.request_id,
         fingerprint=case.request.fingerprint,
+        operation=command.operation if isinstance(command, Work) else None,
+        reason=command.reason,
+        actor=case.request.actor,
         **facts,  # type: ignore[arg-type]  # the callers name Refusal's own fields
     )
 

@@ -1061,10 +1061,12 @@ def every_hold_is_explained(b: Bench) -> None:
 
 @check
 def every_refusal_is_explained(b: Bench) -> None:
-    """A refusal is explained: what was needed, what there was, what would help."""
+    """A refusal is explained: who asked, what was needed, what there was, what would help."""
     b.grant(10)
-    b.refused("insufficient_units", "consume", units=11, request_id="r")
+    asked: Any = {"operation": "image", "actor": "ann", "reason": "a picture"}
+    b.refused("insufficient_units", "consume", units=11, request_id="r", **asked)
     told = b.ledger.explain("r", account=b.account)
+    assert {name: told[name] for name in asked} == asked
     assert (told["outcome"], told["needed"], told["available"]) == ("refused", "11", "10")
     assert told["ways_out"]
 
