@@ -66,7 +66,8 @@ DOUBT_LIFE = 24 * HOUR
 DOUBT_LIFE_MAX = 30 * DAY
 LATE_MAX = 35 * DAY
 EARLY_MAX = 5 * MINUTE
-# One state document holds all of these (decisions/0007): about 100 bytes each, 1 MB at the most.
+# One state document holds all of these (decisions/0007): 350 bytes a plain hold, so about 3.5 MB;
+# a hold with all the tags and attributes it may have is much larger.
 LIVE_MAX = 10_000
 
 
