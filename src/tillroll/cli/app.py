@@ -56,7 +56,7 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as problem:
-        c.err.print(f"[bold red]usage[/]: {problem}", soft_wrap=True)
+        c.say(f"[bold red]usage[/]: {problem}", console=c.err)
         c.err.print("Try: tillroll --help", style="dim")
         return c.USAGE
     except tillroll.TillrollError as problem:
@@ -66,7 +66,7 @@ def run(arguments: list[str] | None = None) -> int:
         c.err.print("interrupted")
         return c.FAILED
     except OSError as problem:
-        c.err.print(f"[bold red]failure[/]: {problem}", soft_wrap=True)
+        c.say(f"[bold red]failure[/]: {problem}", console=c.err)
         return c.FAILED
     return code if isinstance(code, int) else c.OK
 

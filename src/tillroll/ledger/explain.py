@@ -266,7 +266,7 @@ def _absorbed(facts: Facts) -> str:
     times = "once" if facts.replays == 1 else f"{facts.replays} times"
     return (
         f"The request was repeated {times}, last at {show_instant(facts.last_replay_at)}; "
-        f"the repeats changed nothing."
+        f"{'that' if facts.replays == 1 else 'the repeats'} changed nothing."
     )
 
 
