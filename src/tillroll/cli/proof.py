@@ -184,7 +184,10 @@ def _faults(fates: Sequence[Fate], state: Run) -> list[dict[str, Any]]:
         (
             "settled too late, restarted or not",
             counts["came too late"],
-            f"the hold had expired; {counts['recovered by consume']} consumed instead",
+            (
+                f"the hold had expired; {counts['recovered by consume']} consumed instead, "
+                f"{list(state.outcomes.values()).count('uncollected')} uncollected"
+            ),
         ),
     ]
     return [{"fault": fault, "times": times, "effect": effect} for fault, times, effect in rows]
