@@ -66,7 +66,7 @@ def paid_lines(story: Iterable[Entry]) -> dict[str, int]:
         for posting in entry.postings:
             if posting.target == "used":
                 paid[posting.line] = paid.get(posting.line, 0) + posting.units
-            elif posting.source == "used":
+            elif posting.source == "used" and posting.line in paid:  # a refund alone paid nothing
                 paid[posting.line] -= posting.units
     return paid
 
