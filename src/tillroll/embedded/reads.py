@@ -162,6 +162,7 @@ class Reads:
         return queries.usage(
             self.store,
             self.project,
+            at=self._now(),
             account=_sound_or_none(account, "account"),
             by=by,
             since=None if since is None else calendar.instant(since, "since"),
