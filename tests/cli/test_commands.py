@@ -108,6 +108,9 @@ def test_wrong_usage_is_exit_2_and_writes_nothing(shell, arguments):
         (["export", "no/such/folder/file"], 1, "failure"),
         (["consume", "acme", "x", "--units", "1", "--metadata", "[" * 99_999], 2, "invalid_input"),
         (["balance", "\udcff"], 2, "invalid_input"),
+        (["bench", "race", "--consumers", "0"], 2, "invalid_input"),
+        (["bench", "consume", "--seconds", "nan"], 2, "invalid_input"),
+        (["bench", "consume", "--accounts", "0"], 2, "invalid_input"),
     ],
 )
 def test_every_error_is_json_where_asked(shell, arguments, code, name):

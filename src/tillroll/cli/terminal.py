@@ -61,7 +61,8 @@ def exit_code(error: tillroll.TillrollError) -> int:
 def show_error(error: tillroll.TillrollError, *, as_json: bool) -> None:
     """Say what went wrong, whether anything was written, and what would help."""
     if as_json:
-        print_json({"error": error.to_dict()})
+        with suppress(OSError):  # the answer cannot be written; its exit code still says it
+            print_json({"error": error.to_dict()})
         return
     label = error.code.replace("_", " ")
     err.print(f"[bold red]{label}[/]: ", end="")
