@@ -6,6 +6,7 @@ fell due is seen whether or not anyone has booked it), and writes nothing.
 
 from __future__ import annotations
 
+import itertools
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -174,7 +175,8 @@ def balance(
         if clock == "recorded":
             state = _fold_until(account, owner, history, as_of)
             return _balance_of(state, wallet, store.scale, as_of)
-        state = _sum_effective(account, history, wallet, as_of)
+        known = itertools.chain(history, _due(reader, owner, account, at))
+        state = _sum_effective(account, known, wallet, as_of)
     return _balance_of(state, wallet, store.scale, as_of)
 
 
@@ -312,13 +314,15 @@ def statement(
     """
     if type(limit) is not int or not 1 <= limit <= PAGE_MAX:
         raise InvalidInput(f"limit must be a whole number from 1 to {PAGE_MAX}")
+    if before is not None and type(before) is not int:
+        raise InvalidInput("before must be a whole number, as Page.next is")
     kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     for kind in kinds:
         if kind not in KINDS:
             raise InvalidInput(f"there is no kind {kind!r}; use {', '.join(KINDS)}")
     owner = account_id(project, account)
     found: list[Receipt] = []
-    below = before if before is not None else 2**62
+    below = min(before, 2**62) if before is not None else 2**62
     with store.read() as reader:
         while len(found) < limit:
             rows = reader.entries_before(owner, below, PAGE_MAX if kinds else limit)
@@ -341,6 +345,7 @@ def usage(
     store: Store,
     project: str,
     *,
+    at: int,
     account: str | None = None,
     by: Sequence[str] = ("operation",),
     since: int | None = None,
@@ -352,6 +357,7 @@ def usage(
     Args:
         store: Where the ledger is kept.
         project: The isolation boundary.
+        at: Now: what fell due by then counts, whether or not anyone has booked it.
         account: One account, or all.
         by: Any of "account", "operation", "model", "wallet", "day", "month" and "tag:NAME".
             Days are days of `effective_at` in the account's time zone.
@@ -371,13 +377,15 @@ def usage(
         for name in [account] if account is not None else _names(reader, project):
             owner = account_id(project, name)
             zone = reader.accounts([(owner, name)])[owner].settings.time_zone
-            for stored in _history(reader, owner):
+            due = _due(reader, owner, name, at)
+            known: Iterator[Stored | Entry] = itertools.chain(_history(reader, owner), due)
+            for found in known:
                 read += 1
                 if progress is not None and read % PAGE_MAX == 0:
                     progress(read)
-                if stored.kind not in ("consume", "settle", "refund"):
+                if found.kind not in ("consume", "settle", "refund"):
                     continue
-                entry = stored.entry
+                entry = found if isinstance(found, Entry) else found.entry
                 when = entry.effective_at
                 if entry.kind == "refund" and entry.charged_at is not None:
                     when = entry.charged_at
@@ -466,11 +474,16 @@ def hold_state(store: Store, project: str, account: str, hold_id: str, *, at: in
 
 def _due_on(reader: Reader, owner: bytes, account: str, name: str, at: int) -> list[Entry]:
     """Return the entries that fell due on an id by `at` and that nobody has booked yet."""
+    return [entry for entry in _due(reader, owner, account, at) if entry.ref == name]
+
+
+def _due(reader: Reader, owner: bytes, account: str, at: int) -> list[Entry]:
+    """Return the entries that fell due by `at` and that nobody has booked yet."""
     book = Book(accounts=dict(reader.accounts([(owner, account)])))
     if book.accounts[owner].next_due_at > at:
         return []
     advance_in(book, owner, at)
-    return [sealed.entry for sealed in book.appended if sealed.entry.ref == name]
+    return [sealed.entry for sealed in book.appended]
 
 
 def explain_request(

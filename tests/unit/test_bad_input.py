@@ -3,6 +3,7 @@
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum, StrEnum
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -201,6 +202,30 @@ BAD: list[tuple[str, dict[str, Any]]] = [
 def test_arguments(ledger: tillroll.Ledger, verb: str, args: dict[str, Any]):
     message = check_rejected(ledger, verb, "acme", **args)
     assert len(message) < 300
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udcff", 7, b"x"], ids=repr)
+def test_reads(ledger: tillroll.Ledger, text: Any):
+    for read in ("balance", "statement", "usage", "explain", "verify", "entries"):
+        check_rejected(ledger, read, text)
+    check_rejected(ledger, "explain", "c", account=text)
+    check_rejected(ledger, "hold_state", text, "h")
+    check_rejected(ledger, "hold_state", "acme", text)
+    check_rejected(ledger, "erase_metadata", text)
+
+
+def test_pages(ledger: tillroll.Ledger):
+    for before in ("5", 1.5, True):
+        check_rejected(ledger, "statement", "acme", before=before)
+    assert ledger.statement("acme", before=10**30) == ledger.statement("acme")
+
+
+@pytest.mark.parametrize("scale", [True, "6", 6.0, -1, 13], ids=repr)
+@pytest.mark.parametrize("store", ["memory://", "file"])
+def test_scales(tmp_path: Path, store: str, scale: Any):
+    url = store if store == "memory://" else f"sqlite:///{tmp_path}/ledger.db"
+    with pytest.raises(tillroll.InvalidInput, match="scale"):
+        tillroll.open(url, scale=scale)
 
 
 def test_nothing_malformed_is_remembered(ledger: tillroll.Ledger):

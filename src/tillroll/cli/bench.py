@@ -62,9 +62,16 @@ def machine() -> dict[str, str]:
 
 # ---------------------------------------------------------------- race
 
+_CALLERS_MAX = 10_000
+_SECONDS_MAX = 86_400
+
 
 def race(common: c.Common, consumers: int, given: int) -> int:
     """Let many take one credit each from too few, by the ledger and by the naive counter."""
+    if not (1 <= consumers <= _CALLERS_MAX and given >= 1):
+        raise tillroll.InvalidInput(
+            f"--consumers must be 1 to {_CALLERS_MAX:,}, and --credits at least 1"
+        )
     with tempfile.TemporaryDirectory(prefix="tillroll-") as folder:
         ours = _race_ledger(f"sqlite:///{folder}/ledger.db", consumers, given)
         naive = _race_counter(f"{folder}/naive.db", consumers, given)
@@ -147,6 +154,10 @@ def _all_at_once(count: int, act: Callable[[int], bool]) -> int:
 
 def consume(common: c.Common, seconds: float, accounts: int) -> int:
     """Measure consumes a second in one run: the floor, the naive way, and ours."""
+    if not (0.01 <= seconds <= _SECONDS_MAX and accounts >= 1):
+        raise tillroll.InvalidInput(
+            f"--seconds must be 0.01 to {_SECONDS_MAX:,}, and --accounts at least 1"
+        )
     names = [f"account-{number}" for number in range(accounts)]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="tillroll-", dir=".") as folder:

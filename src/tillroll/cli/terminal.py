@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,7 +74,8 @@ def exit_code(error: tillroll.TillrollError) -> int:
 def show_error(error: tillroll.TillrollError, *, as_json: bool) -> None:
     """Say what went wrong, whether anything was written, and what would help."""
     if as_json:
-        print_json({"error": error.to_dict()})
+        with suppress(OSError):  # the answer cannot be written; its exit code still says it
+            print_json({"error": error.to_dict()})
         return
     label = error.code.replace("_", " ")
     say(f"[bold red]{label}[/]: {escape(str(error))}", console=err)
@@ -82,9 +86,33 @@ def show_error(error: tillroll.TillrollError, *, as_json: bool) -> None:
         say(f"  ask again with --request-id {error.request_id}", console=err, markup=False)
 
 
+def show_failure(code: str, problem: Exception, *, written: str, as_json: bool) -> None:
+    """Say what went wrong outside the ledger: at the options, or at a file."""
+    if as_json:
+        error = {"code": code, "message": str(problem), "written": written, "request_id": None}
+        with suppress(OSError):  # it may be the output itself that failed
+            print_json({"error": error})
+            return
+    err.print(f"[bold red]{code}[/]: ", end="")
+    err.print(str(problem), markup=False, soft_wrap=True)
+
+
+def bear_any_encoding() -> None:
+    """Have characters that the terminal's encoding lacks escaped, instead of failing at them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def stop_writing() -> None:
+    """Leave quietly where the reader of a pipe has: nothing more reaches it, no error either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def print_json(value: object) -> None:
-    """Print plain values as JSON."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Print plain values as JSON, which stays JSON where the output's encoding lacks a sign."""
+    plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=plain) + "\n")
 
 
 _DONE = {
@@ -137,7 +165,7 @@ def metadata_of(text: str | None) -> Mapping[str, object] | None:
         return None
     try:
         value = json.loads(text)
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise tillroll.InvalidInput(f"--metadata is not JSON: {problem}") from None
     if not isinstance(value, dict):
         raise tillroll.InvalidInput("--metadata must be a JSON object")

@@ -21,7 +21,7 @@ import msgspec
 from tillroll.ledger import calendar, chain
 from tillroll.ledger import commands as c
 from tillroll.ledger.errors import InvalidInput
-from tillroll.ledger.pricing import check_meters
+from tillroll.ledger.pricing import WALLET_RULE, check_meters, is_wallet
 from tillroll.ledger.types import (
     RESERVED,
     WALLET_DEFAULT,
@@ -47,7 +47,6 @@ PRIORITY_MAX = 1_000
 
 # C0 and C1 controls, surrogates (no valid text has one alone), and the two line separators.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?\Z", re.ASCII)
 
 Meter = int | Decimal | str
 When = datetime | str
@@ -884,10 +883,8 @@ def _target(value: object, name: str) -> str:
 
 
 def _name(value: object, name: str) -> str:
-    if value != WALLET_DEFAULT and not (isinstance(value, str) and _NAME.match(value)):
-        raise InvalidInput(
-            f"{name} must be 1 to 64 of a-z, 0-9, dot, dash and underscore, not {str(value)[:40]!r}"
-        )
+    if value != WALLET_DEFAULT and not (isinstance(value, str) and is_wallet(value)):
+        raise InvalidInput(f"{name} must be {WALLET_RULE}, not {str(value)[:40]!r}")
     assert isinstance(value, str)
     return sys.intern(str.__str__(value))
 

@@ -222,7 +222,7 @@ class SqliteStore:
         """
         if apsw.SQLITE_VERSION_NUMBER < VERSION_MIN:
             raise StoreUnavailable(f"SQLite {apsw.sqlite_lib_version()} can corrupt a WAL file")
-        if scale is not None and not 0 <= scale <= SCALE_MAX:
+        if scale is not None and not (type(scale) is int and 0 <= scale <= SCALE_MAX):
             raise InvalidInput(f"scale must be 0 to {SCALE_MAX}")
         self.path = os.fspath(path)
         self.url = f"sqlite:///{self.path}"
