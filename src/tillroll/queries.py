@@ -6,7 +6,6 @@ fell due is seen whether or not anyone has booked it), and writes nothing.
 
 from __future__ import annotations
 
-import itertools
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -32,15 +31,15 @@ from tillroll.ledger.types import (
     Wallet,
 )
 from tillroll.ledger.units import show_units, to_decimal
-from tillroll.stores.base import load_book
+from tillroll.stores.base import Stored, load_book
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from decimal import Decimal
 
-    from tillroll.ledger.book import Answer
+    from tillroll.ledger.book import Answer, Sealed
     from tillroll.ledger.commands import Request
-    from tillroll.stores.base import Reader, Store, Stored
+    from tillroll.stores.base import Reader, Store
 
 PAGE_MAX = 1_000
 KINDS = get_args(Kind)
@@ -171,12 +170,12 @@ def balance(
             state = look(reader, project, account, at)
             return _balance_of(state, wallet, store.scale, max(at, state.at))
         owner = account_id(project, account)
-        history = (stored.entry for stored in _history(reader, owner))
         if clock == "recorded":
+            history = (stored.entry for stored in _history(reader, owner))
             state = _fold_until(account, owner, history, as_of)
             return _balance_of(state, wallet, store.scale, as_of)
-        known = itertools.chain(history, _due(reader, owner, account, at))
-        state = _sum_effective(account, known, wallet, as_of)
+        history = (stored.entry for stored in _history_until(reader, owner, account, at))
+        state = _sum_effective(account, history, wallet, as_of)
     return _balance_of(state, wallet, store.scale, as_of)
 
 
@@ -345,8 +344,8 @@ def usage(
     store: Store,
     project: str,
     *,
-    at: int,
     account: str | None = None,
+    at: int,
     by: Sequence[str] = ("operation",),
     since: int | None = None,
     until: int | None = None,
@@ -354,15 +353,18 @@ def usage(
 ) -> list[dict[str, Any]]:
     """Return what was used, grouped; refunds are taken off where their charge was counted.
 
+    A charge is counted when its work began: at the `effective_at` of its consume or hold.
+    Over all time the rows sum to `used` of the balances.
+
     Args:
         store: Where the ledger is kept.
         project: The isolation boundary.
-        at: Now: what fell due by then counts, whether or not anyone has booked it.
         account: One account, or all.
+        at: Now; what fell due by then is counted whether or not it was booked.
         by: Any of "account", "operation", "model", "wallet", "day", "month" and "tag:NAME".
-            Days are days of `effective_at` in the account's time zone.
-        since: Only what was effective at or after this.
-        until: Only what was effective before this.
+            Days and months are those of the account's time zone.
+        since: Only work that began at or after this.
+        until: Only work that began before this.
         progress: Called with the number of entries read so far.
 
     Returns:
@@ -377,18 +379,15 @@ def usage(
         for name in [account] if account is not None else _names(reader, project):
             owner = account_id(project, name)
             zone = reader.accounts([(owner, name)])[owner].settings.time_zone
-            due = _due(reader, owner, name, at)
-            known: Iterator[Stored | Entry] = itertools.chain(_history(reader, owner), due)
-            for found in known:
+            begun: dict[str, int] = {}
+            for stored in _history_until(reader, owner, name, at):
                 read += 1
                 if progress is not None and read % PAGE_MAX == 0:
                     progress(read)
-                if found.kind not in ("consume", "settle", "refund"):
+                when = _work_began(reader, owner, stored, begun)
+                if when is None:
                     continue
-                entry = found if isinstance(found, Entry) else found.entry
-                when = entry.effective_at
-                if entry.kind == "refund" and entry.charged_at is not None:
-                    when = entry.charged_at
+                entry = stored.entry
                 if (since is not None and when < since) or (until is not None and when >= until):
                     continue
                 key = tuple(_group(group, name, entry, when, zone) for group in by)
@@ -408,6 +407,31 @@ def usage(
         }
         for key, (used, refunded, count) in sorted(totals.items())
     ]
+
+
+def _work_began(reader: Reader, owner: bytes, stored: Stored, begun: dict[str, int]) -> int | None:
+    """Return when the work of a charge or refund began, None for any other entry.
+
+    `begun` holds the open holds of the account so far; what is asked of an ended one is looked up.
+    """
+    match stored.kind:
+        case "consume":
+            return stored.effective_at
+        case "hold":
+            begun[stored.request_id or ""] = stored.effective_at
+        case "release" | "hold_expired":
+            begun.pop(stored.ref or "", None)
+        case "settle" | "refund":
+            root = stored.ref or ""
+            when = begun.get(root)
+            if when is None:
+                made, _ = reader.story((owner, root))
+                assert made is not None, f"entry {stored.seq} acts on {root}, which is not there"
+                return made.effective_at
+            if stored.kind == "settle" and stored.entry.final:
+                del begun[root]
+            return when
+    return None
 
 
 _GROUPS = ("account", "operation", "model", "wallet", "day", "month", "tag:NAME")
@@ -446,6 +470,31 @@ def _history(reader: Reader, owner: bytes) -> Iterator[Stored]:
         after = rows[-1].seq
 
 
+def _history_until(reader: Reader, owner: bytes, account: str, at: int) -> Iterator[Stored]:
+    """Yield the entries of an account, oldest first, then those that fell due by `at` since."""
+    yield from _history(reader, owner)
+    for _, entry, body, hash_, metadata in _unbooked(reader, owner, account, at):
+        yield Stored(
+            body,
+            hash_,
+            metadata,
+            entry.seq,
+            entry.request_id,
+            entry.ref,
+            entry.kind,
+            entry.at,
+            entry.effective_at,
+        )
+
+
+def _unbooked(reader: Reader, owner: bytes, account: str, at: int) -> list[Sealed]:
+    """Return what fell due on an account by `at` and nobody has booked yet."""
+    book = Book(accounts=dict(reader.accounts([(owner, account)])))
+    if book.accounts[owner].next_due_at <= at:
+        advance_in(book, owner, at)
+    return book.appended
+
+
 def histories(store: Store, project: str, account: str | None = None) -> Iterator[Receipt]:
     """Yield every entry of one account or of all, account by account, oldest first."""
     with store.read() as reader:
@@ -474,16 +523,8 @@ def hold_state(store: Store, project: str, account: str, hold_id: str, *, at: in
 
 def _due_on(reader: Reader, owner: bytes, account: str, name: str, at: int) -> list[Entry]:
     """Return the entries that fell due on an id by `at` and that nobody has booked yet."""
-    return [entry for entry in _due(reader, owner, account, at) if entry.ref == name]
-
-
-def _due(reader: Reader, owner: bytes, account: str, at: int) -> list[Entry]:
-    """Return the entries that fell due by `at` and that nobody has booked yet."""
-    book = Book(accounts=dict(reader.accounts([(owner, account)])))
-    if book.accounts[owner].next_due_at > at:
-        return []
-    advance_in(book, owner, at)
-    return [sealed.entry for sealed in book.appended]
+    due = _unbooked(reader, owner, account, at)
+    return [sealed.entry for sealed in due if sealed.entry.ref == name]
 
 
 def explain_request(

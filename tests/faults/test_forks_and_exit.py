@@ -169,6 +169,16 @@ def test_a_child_forked_while_its_own_thread_reads_is_refused(path: Path):
 
 
 @needs_fork
+def test_a_parent_sees_what_its_child_wrote(path: Path):
+    """Refused from a state remembered since before the fork, it would be refused for ever."""
+    with tillroll.open(path) as ledger:
+        ledger.grant("beta", 10, request_id="g")
+        assert forked(lambda: ledger.grant("beta", 90, request_id="from the child")) == 0
+        assert ledger.consume("beta", units=50, request_id="c").available == 50
+        assert ledger.verify().ok
+
+
+@needs_fork
 def test_multiprocessing_with_fork(path: Path):
     context = multiprocessing.get_context("fork")
     with tillroll.open(path) as ledger, warnings.catch_warnings():

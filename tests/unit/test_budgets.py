@@ -1,10 +1,12 @@
 """Budgets: which they match, what they count, when they forget."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 import tillroll
+from tillroll.ledger import budgets
 from tillroll.ledger.budgets import Spend, node
 from tillroll.ledger.types import BudgetTerms
 
@@ -121,6 +123,29 @@ def test_windows_long_past_are_forgotten(ledger: tillroll.Ledger, clock: Clock):
     assert left(ledger) == {"member=3:zoe": "19"}
     ledger.release("acme", "ann")
     assert left(ledger) == {"member=3:zoe": "19"}
+    assert ledger.verify().ok
+
+
+def test_windows_long_past_are_looked_for_once_a_window(
+    ledger: tillroll.Ledger, clock: Clock, monkeypatch: pytest.MonkeyPatch
+):
+    """At the first count of a new day, not at each member's: that would be members squared."""
+    members, days = 40, 4
+    looked = 0
+    inner = budgets._is_past
+
+    def count(*args: Any) -> bool:
+        nonlocal looked
+        looked += 1
+        return inner(*args)
+
+    monkeypatch.setattr(budgets, "_is_past", count)
+    ledger.set_budget("acme", "b", 10, period="day", match={"member": "*"})
+    for _ in range(days):
+        for member in range(members):
+            ledger.consume("acme", units=1, tags={"member": f"m{member}"})
+        clock.now += timedelta(days=1)
+    assert 0 < looked <= 3 * members * days  # a member has three windows at the most
     assert ledger.verify().ok
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 import tillroll
-from tillroll.ledger import chain, decide, fold, quotes
+from tillroll.ledger import calendar, chain, decide, fold, quotes
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.pricing import Price, Rate
+from tillroll.stores.memory import MemoryReader
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -188,3 +189,47 @@ def test_explanations_follow_the_state(ledger: tillroll.Ledger, clock: Clock):
             ledger.settle("acme", "none", request_id="no")
     told = ledger.explain("no", account="acme")
     assert (told["code"], told["replays"], told["ways_out"]) == ("hold_not_found", 1, [])
+
+
+def test_a_hold_of_late_work_is_settled_at_the_price_of_its_time(
+    ledger: tillroll.Ledger, clock: Clock
+):
+    now = calendar.instant(NOW, "now")
+    cheap, dear = (
+        Price(
+            operation="image",
+            rates={"images": Rate(units=Decimal(units))},
+            valid_from=since,
+            valid_to=until,
+        )
+        for units, since, until in (("1", None, now), ("2", now, None))
+    )
+    ledger.apply_prices([cheap, dear], author="ann", reason="dearer from now on")
+    begun: dict[str, Any] = {"effective_at": NOW - timedelta(days=1), "meters": {"images": 3}}
+    assert ledger.hold("acme", "image", request_id="h", **begun).units == 3
+    assert ledger.settle("acme", "h", meters={"images": 3}).units == 3
+    assert ledger.explain("h")["charged"] == "3"
+    assert any("3" in line for line in ledger.explain("h")["price"]["arithmetic"])
+
+
+# ---------------------------------------------------------------- loading
+
+
+def test_accounts_are_locked_before_an_id_is_looked_up(
+    ledger: tillroll.Ledger, monkeypatch: pytest.MonkeyPatch
+):
+    """The other way round, an id answered while we wait for the lock would be answered twice."""
+    asked: list[str] = []
+    for name in ("accounts", "answers", "story"):
+        inner = getattr(MemoryReader, name)
+
+        def spy(self: MemoryReader, *args: Any, name: str = name, inner: Any = inner) -> Any:
+            asked.append(name)
+            return inner(self, *args)
+
+        monkeypatch.setattr(MemoryReader, name, spy)
+    ledger.consume("acme", units=1, request_id="c")
+    ledger.refund("acme", "c")
+    assert asked[:2] == ["accounts", "answers"]
+    assert asked[2:4] == ["accounts", "answers"]
+    assert set(asked[4:]) == {"story"}

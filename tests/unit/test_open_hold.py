@@ -242,3 +242,43 @@ def test_a_repeat_of_a_hold_in_doubt_may_settle_the_doubt(ledger: tillroll.Ledge
     with hold(ledger) as again:
         assert again.state == "in_doubt"
     assert (again.state, left(ledger)) == ("settled", (60, 0, 40))
+
+
+# ---------------------------------------------------------------- what a failed settle means
+
+
+def fail_after(act: Callable[[], object]) -> None:
+    act()
+    raise ValueError("no image")
+
+
+def test_work_whose_settle_failed_is_in_doubt_and_not_given_away(ledger: tillroll.Ledger):
+    with pytest.raises(tillroll.SettleExceedsHold), hold(ledger) as held:
+        held.settle(units=50, above="refuse")
+    assert (held.state, left(ledger)) == ("in_doubt", (60, 40, 0))
+    ledger.resolve("acme", "job-1", "done")
+    assert left(ledger) == (60, 0, 40)
+
+
+def test_work_whose_settle_failed_on_a_loop_is_in_doubt():
+    async def work() -> str:
+        async with tillroll.open_async("memory://") as ledger:
+            await ledger.grant("acme", 100, request_id="order-1")
+            with pytest.raises(tillroll.SettleExceedsHold):
+                async with ledger.hold("acme", units=40, request_id="job-1") as held:
+                    await held.settle(units=50, above="refuse")
+            return await held.state()
+
+    assert asyncio.run(work()) == "in_doubt"
+
+
+def test_what_fails_after_a_part_was_settled_releases_the_rest(ledger: tillroll.Ledger):
+    with pytest.raises(ValueError, match="no image"), hold(ledger) as held:
+        fail_after(lambda: held.settle(units=5, final=False))
+    assert (held.state, left(ledger)) == ("released", (95, 0, 5))
+
+
+def test_the_works_own_exception_goes_on_where_the_hold_cannot_be_ended(ledger: tillroll.Ledger):
+    with pytest.raises(ValueError, match="no image") as caught, hold(ledger):
+        fail_after(ledger.close)
+    assert "could not be ended: the ledger is closed" in caught.value.__notes__[-1]

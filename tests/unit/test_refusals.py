@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -265,3 +266,39 @@ def test_a_refused_id_is_no_hold(bench: Bench):
     with pytest.raises(tillroll.InsufficientUnits):
         bench.hold("no", units=99)
     assert bench.code("settle", "no") == "hold_not_found"
+
+
+@pytest.mark.parametrize("url", ["memory://", "sqlite:///{folder}/credits.db"])
+def test_booking_what_is_due_lets_old_refusals_go(url: str, tmp_path: Path):
+    now = NOW
+    with tillroll.open(url.format(folder=tmp_path), clock=lambda: now) as ledger:
+        for _ in range(2):
+            for name in ("gone", "charged later"):
+                with pytest.raises(tillroll.InsufficientUnits):
+                    ledger.consume("acme", units=1, request_id=name)
+        ledger.grant("acme", 5)
+        assert not ledger.consume(
+            "acme", units=1, request_id="charged later", retry_refused=True
+        ).replayed
+        ledger.book_due()
+        assert ledger.explain("gone")["replays"] == 1
+        now += timedelta(days=91)
+        ledger.book_due(limit=1)
+        ledger.book_due(limit=1)
+        assert ledger.prune_refusals() == 0
+        with pytest.raises(tillroll.NotFound):
+            ledger.explain("gone")
+        assert ledger.explain("charged later")["replays"] == 1
+        assert not ledger.consume("acme", units=1, request_id="gone").replayed
+        assert ledger.explain("gone")["replays"] == 0
+
+
+def test_a_repeat_of_what_the_clock_settled_is_counted(tmp_path: Path):
+    now = NOW
+    with tillroll.open(tmp_path / "credits.db", clock=lambda: now) as ledger:
+        ledger.grant("acme", 5)
+        ledger.hold("acme", units=5, request_id="h")
+        ledger.mark_in_doubt("acme", "h", deadline_in="1h", at_deadline="settle")
+        now += timedelta(hours=1)
+        assert ledger.settle("acme", "h").replayed
+        assert ledger.explain("h")["replays"] == 1

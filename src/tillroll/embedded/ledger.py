@@ -355,6 +355,7 @@ class _HoldBase:
         self.receipt = receipt
         self.ended: Receipt | None = None
         self._doubted = False
+        self._claimed = False  # a settle was tried and is not known to have succeeded
 
     @property
     def id(self) -> str:
@@ -398,6 +399,20 @@ class _HoldBase:
             )
         return self.receipt.replayed
 
+    def _is_doubtful(self, error: BaseException) -> bool:
+        """Return whether the work may have been done: who tried to settle says that it was."""
+        return self._claimed or is_timeout(error)
+
+    def _note(self, error: BaseException, problem: TillrollError) -> None:
+        """Tell, with the exception that goes on, why the hold could not be ended."""
+        if isinstance(problem, HoldExpired | HoldFinalized):
+            error.add_note(f"the hold {self.id!r} had ended before: {problem}")
+        else:
+            error.add_note(
+                f"the hold {self.id!r} could not be ended: {problem}; it ends by its deadline at "
+                f"the latest"
+            )
+
     def __getattr__(self, name: str) -> object:
         """Answer like the receipt of the hold for everything else."""
         return getattr(self.receipt, name)
@@ -425,7 +440,8 @@ class OpenHold(_HoldBase):
     """A hold that was opened. As a context manager it always ends the hold.
 
     On leaving: settled in the block, nothing more; left well, all that is held is charged; left
-    by an exception, released; left by a time-out or cancelled, marked as in doubt.
+    by an exception, released; left by a time-out, cancelled, or after a settle that failed,
+    marked as in doubt. Where that cannot be written, the exception goes on with a note of it.
     """
 
     def __init__(self, ledger: Ledger, receipt: Receipt) -> None:
@@ -445,6 +461,7 @@ class OpenHold(_HoldBase):
         **how: Unpack[How],
     ) -> Receipt:
         """Take what was really used and give the rest back; see `Ledger.settle`."""
+        self._claimed = True
         receipt = self._ledger.settle(
             self.account,
             self.id,
@@ -456,6 +473,7 @@ class OpenHold(_HoldBase):
             request_id=request_id,
             **how,
         )
+        self._claimed = False
         if final:
             self.ended = receipt
         return receipt
@@ -506,12 +524,12 @@ class OpenHold(_HoldBase):
         if self._is_left_alone(error):
             return
         try:
-            if is_timeout(error):
+            if self._is_doubtful(error):
                 self.mark_in_doubt(reason=f"{type(error).__name__} in the guarded code")
             else:
                 self.release(reason=f"{type(error).__name__} in the guarded code")
-        except (HoldExpired, HoldFinalized) as ended:
-            error.add_note(f"the hold {self.id!r} had ended before: {ended}")
+        except TillrollError as problem:
+            self._note(error, problem)
 
 
 class AsyncOpenHold(_HoldBase):
@@ -534,6 +552,7 @@ class AsyncOpenHold(_HoldBase):
         **how: Unpack[How],
     ) -> Receipt:
         """Take what was really used and give the rest back; see `Ledger.settle`."""
+        self._claimed = True
         receipt = await self._ledger.settle(
             self.account,
             self.id,
@@ -545,6 +564,7 @@ class AsyncOpenHold(_HoldBase):
             request_id=request_id,
             **how,
         )
+        self._claimed = False
         if final:
             self.ended = receipt
         return receipt
@@ -602,12 +622,12 @@ class AsyncOpenHold(_HoldBase):
         if self._is_left_alone(error):
             return
         try:
-            if is_timeout(error):
+            if self._is_doubtful(error):
                 await self.mark_in_doubt(reason=f"{type(error).__name__} in the guarded code")
             else:
                 await self.release(reason=f"{type(error).__name__} in the guarded code")
-        except (HoldExpired, HoldFinalized) as ended:
-            error.add_note(f"the hold {self.id!r} had ended before: {ended}")
+        except TillrollError as problem:
+            self._note(error, problem)
 
 
 class PendingHold:

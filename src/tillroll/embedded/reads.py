@@ -152,11 +152,14 @@ class Reads:
     ) -> list[dict[str, Any]]:
         """Return what was used, grouped; refunds are taken off.
 
+        A charge, its parts and its refunds are counted when its work began: at the
+        `effective_at` of the consume or hold.
+
         Args:
             account: One account, or all.
             by: The groups, in order: account, operation, model, wallet, day, month, tag:NAME.
-            since: Only what was effective at or after this.
-            until: Only what was effective before this.
+            since: Only work that began at or after this.
+            until: Only work that began before this.
             progress: Called with the number of entries read so far.
         """
         return queries.usage(
@@ -352,7 +355,9 @@ class Reads:
     def book_due(self, limit: int = 1_000) -> int:
         """Book what fell due on accounts that nobody touched; return how many accounts.
 
-        Correctness never needs it: every decision and every read sees what is due by itself.
+        Correctness never needs it: every decision and every read sees what is due by itself. As
+        the ledger's one regular job it also deletes refusals that are too old to be remembered,
+        at most `limit` a call.
         """
         at = self._now()
 
@@ -363,6 +368,7 @@ class Reads:
             for owner, _ in owners:
                 advance_in(book, owner, max(at, book.accounts[owner].at))
             tx.append(self.project, book)
+            tx.prune_refusals(at - REFUSAL_LIFE, limit)
             return len(names)
 
         return self._engine.perform(act)
@@ -373,9 +379,15 @@ class Reads:
         return self._engine.perform(lambda tx: tx.erase_metadata(owner))
 
     def prune_refusals(self) -> int:
-        """Delete refusals that are too old to be remembered; return how many."""
+        """Delete all refusals that are too old to be remembered; return how many.
+
+        `book_due` does it bit by bit.
+        """
         before = self._now() - REFUSAL_LIFE
-        return self._engine.perform(lambda tx: tx.prune_refusals(before))
+        total = 0
+        while gone := self._engine.perform(lambda tx: tx.prune_refusals(before)):
+            total += gone
+        return total
 
 
 def _sound(value: str, name: str) -> str:

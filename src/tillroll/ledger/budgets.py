@@ -101,8 +101,9 @@ def count(account: Account, spend: Spend, at: int, units: int, seq: int) -> None
     """Count units (negative: take them off) in every matching budget's window at `at`.
 
     `at` and `seq` are those of the entry that reserved the units. What happened before a budget was
-    set was never counted by it, so its return is not either. A new window drops those that reset
-    more than a day ago; what comes back to a dropped window no longer matters.
+    set was never counted by it, so its return is not either. The first count in a
+    new window drops those that reset more than a day ago, at all nodes at once; what comes back to
+    a dropped window no longer matters.
     """
     if not units:
         return
@@ -115,7 +116,9 @@ def count(account: Account, spend: Spend, at: int, units: int, seq: int) -> None
         if start in windows:
             windows[start] = max(windows[start] + units, 0)
         elif units > 0:
-            _forget(account, budget, at)
+            if start > budget.swept:
+                _forget(account, budget, at)
+                budget.swept = start
             budget.counted.setdefault(where, {})[start] = units
 
 

@@ -62,6 +62,9 @@ def draw(
 ) -> tuple[list[tuple[str, int]], int]:
     """Choose the lines that pay `units`, in burn order; change nothing.
 
+    Without `overdraft` nothing is owed anew, but what came back to the overdraft's line after a
+    grant had repaid it is free like any other units.
+
     Returns:
         The (line, units) pairs, and what could not be found: 0 where the account can pay.
     """
@@ -78,8 +81,9 @@ def draw(
         taken = min(missing, grant.remaining)
         chosen.append((terms.id, taken))
         missing -= taken
-    if missing and overdraft:
-        taken = min(missing, headroom(account, wallet))
+    if missing:
+        most = headroom(account, wallet) if overdraft else surplus(account, wallet)
+        taken = min(missing, most)
         if taken > 0:
             chosen.append((OVERDRAFT, taken))
             missing -= taken
@@ -90,6 +94,14 @@ def headroom(account: Account, wallet: str) -> int:
     """Return how much further the wallet's own line may be drawn; never negative."""
     line = account.wallet(wallet)
     return max(line.overdraft + line.overdraft_limit, 0)
+
+
+def surplus(account: Account, wallet: str) -> int:
+    """Return what lies on the wallet's own line without being owed; never negative.
+
+    A grant repays what open holds and charges drew; what these give back afterwards stays here.
+    """
+    return max(account.wallet(wallet).overdraft, 0)
 
 
 def spendable(account: Account, wallet: str, operation: str | None, at: int) -> int:

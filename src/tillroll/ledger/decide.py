@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from tillroll.ledger import budgets, calendar
 from tillroll.ledger import commands as c
 from tillroll.ledger.budgets import Spend
-from tillroll.ledger.burn import draw, is_over
+from tillroll.ledger.burn import draw, is_over, surplus
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.pricing import Priced, Unpriced, price_hold, price_request
 from tillroll.ledger.types import (
@@ -50,6 +50,7 @@ from tillroll.ledger.moves import (
     unwind,
 )
 from tillroll.ledger.refuse import (
+    exceeds_hold,
     finalized,
     hold_expired,
     insufficient,
@@ -288,16 +289,7 @@ def _settle(case: Case, command: c.Settle) -> Entry | Refusal | Answer:
     units, _, price = amount
     extra = units - held
     if extra > 0 and command.above == "refuse":
-        return refuse(
-            case,
-            "settle_exceeds_hold",
-            "more than is held",
-            needed=units,
-            available=held,
-            held=held,
-            tightest="hold",
-            ways_out=({"kind": "policy", "text": "settle with above='available'"},),
-        )
+        return exceeds_hold(case, units, held)
     postings, rest = take(hold.lines, min(units, held))
     if command.final:
         postings += returns(case.account, rest, case.at)
@@ -346,7 +338,7 @@ def _settle_amount(case: Case, command: c.Settle, hold: Hold, held: int) -> _Amo
             attributes=command.attributes or hold.attributes,
             version=hold.price_version or None,
             ceiling=None,
-            at=hold.opened_at,
+            at=hold.opened_at if hold.effective_at is None else hold.effective_at,
         )
     if isinstance(amount, Refusal) or hold.ceiling is None:
         return amount
@@ -360,16 +352,32 @@ def _settle_ended(case: Case, command: c.Settle) -> Entry | Refusal | Answer:
     if ending is None:
         return no_hold(case, command.hold_id)
     if ending.kind == "settle" and _same_settle(ending, command):
-        case.book.replayed.append((case.request.account_id, ending.request_id or "", case.at))
+        case.book.replayed.append(
+            (case.request.account_id, ending.request_id or command.hold_id, case.at)
+        )
         return Answer(ending, replayed=True)
     if ending.kind != "hold_expired":
         return finalized(case, ending)
     if not case.account.settings.late_settlement:
         return hold_expired(case, ending)
+    return _settle_late(case, command, story)
+
+
+def _settle_late(case: Case, command: c.Settle, story: list[Entry]) -> Entry | Refusal:
+    """Settle a hold that expired, from what is free now, as if its parts were just settled.
+
+    The policy for what is above the hold is the same; to "refuse", what cannot be paid in full is
+    not charged in part either.
+    """
     opening = story[0]
-    amount = _late_amount(case, command, story)
+    hold = hold_of(opening)
+    hold.settled = sum(entry.units for entry in story[1:] if entry.kind == "settle")
+    once_held = max(hold.units - hold.settled, 0)
+    amount = _settle_amount(case, command, hold, once_held)
     if isinstance(amount, Refusal):
         return amount
+    if amount.units > once_held and command.above == "refuse":
+        return exceeds_hold(case, amount.units, once_held)
     lines, shortfall = draw(
         case.account,
         opening.wallet,
@@ -378,6 +386,9 @@ def _settle_ended(case: Case, command: c.Settle) -> Entry | Refusal | Answer:
         case.at,
         overdraft=command.above == "overdraft",
     )
+    if shortfall and command.above == "refuse":
+        free = amount.units - shortfall
+        return insufficient(case, amount.units, opening.wallet, opening.operation, free=free)
     return entry_of(
         case,
         "settle",
@@ -398,13 +409,6 @@ def _settle_ended(case: Case, command: c.Settle) -> Entry | Refusal | Answer:
         charged_at=opening.at,
         charged_seq=opening.seq,
     )
-
-
-def _late_amount(case: Case, command: c.Settle, story: list[Entry]) -> _Amount | Refusal:
-    """Return what to settle late, as if the hold were still open with its parts settled."""
-    hold = hold_of(story[0])
-    hold.settled = sum(entry.units for entry in story[1:] if entry.kind == "settle")
-    return _settle_amount(case, command, hold, max(hold.units - hold.settled, 0))
 
 
 def _same_settle(ending: Entry, command: c.Settle) -> bool:
@@ -440,7 +444,9 @@ def _release(case: Case, command: c.Release) -> Entry | Refusal | Answer:
     if ending is None:
         return no_hold(case, command.hold_id)
     if ending.kind == "release":
-        case.book.replayed.append((case.request.account_id, ending.request_id or "", case.at))
+        case.book.replayed.append(
+            (case.request.account_id, ending.request_id or command.hold_id, case.at)
+        )
         return Answer(ending, replayed=True)
     if ending.kind == "hold_expired":
         return hold_expired(case, ending)
@@ -653,6 +659,10 @@ def _adjust(case: Case, command: c.Adjust) -> Entry | Refusal:
             taken = min(grant.remaining, missing)
             chosen.append((grant.terms.id, taken))
             missing -= taken
+    unowed = min(surplus(case.account, command.wallet), missing)
+    if unowed:
+        chosen.append((OVERDRAFT, unowed))
+        missing -= unowed
     if missing:
         return insufficient(case, units, command.wallet, None, free=units - missing)
     postings = tuple(Posting("available", "issued", line, n) for line, n in chosen)

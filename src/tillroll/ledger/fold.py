@@ -155,6 +155,7 @@ def hold_of(entry: Entry) -> Hold:
         deadline=entry.deadline,
         opened_at=entry.at,
         units=entry.units,
+        effective_at=None if entry.effective_at == entry.at else entry.effective_at,
         operation=entry.operation,
         model=entry.model,
         attributes=entry.attributes,

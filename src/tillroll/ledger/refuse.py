@@ -5,6 +5,7 @@ from __future__ import annotations
 from tillroll.ledger import budgets, calendar
 from tillroll.ledger.book import Case
 from tillroll.ledger.burn import spendable
+from tillroll.ledger.commands import Work
 from tillroll.ledger.moves import ending_of
 from tillroll.ledger.types import (
     Entry,
@@ -15,6 +16,7 @@ from tillroll.ledger.units import show_units
 
 def refuse(case: Case, code: str, message: str, **facts: object) -> Refusal:
     """Return a refusal of this request with its code, its message and what else it knows."""
+    command = case.request.command
     return Refusal(
         code=code,
         message=message,
@@ -22,6 +24,9 @@ def refuse(case: Case, code: str, message: str, **facts: object) -> Refusal:
         seq=case.account.seq,
         request_id=case.request.request_id,
         fingerprint=case.request.fingerprint,
+        operation=command.operation if isinstance(command, Work) else None,
+        reason=command.reason,
+        actor=case.request.actor,
         **facts,  # type: ignore[arg-type]  # the callers name Refusal's own fields
     )
 
@@ -69,6 +74,20 @@ def hold_expired(case: Case, ending: Entry) -> Refusal:
     )
 
 
+def exceeds_hold(case: Case, units: int, held: int) -> Refusal:
+    """Refuse to settle more than is held, or was held before the hold expired."""
+    return refuse(
+        case,
+        "settle_exceeds_hold",
+        "more than is held",
+        needed=units,
+        available=held,
+        held=held,
+        tightest="hold",
+        ways_out=({"kind": "policy", "text": "settle with above='available'"},),
+    )
+
+
 def over_budget(case: Case, tight: budgets.Room, units: int, wallet: str) -> Refusal:
     """Refuse what a budget has no room for: which one, how much is left, when it resets."""
     scale = case.rules.scale
@@ -107,9 +126,13 @@ def insufficient(
     """Refuse what the account cannot pay: what is missing, and the ways out."""
     account = case.account
     scale = case.rules.scale
+    line = account.wallet(wallet)
+    may_owe = 0
     if free is None:
+        may_owe = line.overdraft_limit
         free = spendable(account, wallet, operation, case.at)
-    missing = show_units(units - free, scale)
+    beyond = max(-line.overdraft - may_owe, 0)  # a grant repays this first
+    missing = show_units(units - free + beyond, scale)
     ways = [{"kind": "top_up", "text": f"grant {missing} more", "units": missing}]
     if free > 0:
         less = show_units(free, scale)

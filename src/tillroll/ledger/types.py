@@ -204,7 +204,7 @@ class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
 
 
 class Refusal(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """An expected no: a code of the closed list and what the caller should know."""
+    """An expected no: a code of the closed list, who asked for what, and what is to be known."""
 
     code: str
     message: str
@@ -212,6 +212,9 @@ class Refusal(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     seq: int = 0
     request_id: str = ""
     fingerprint: bytes = b""
+    operation: str | None = None
+    reason: str | None = None
+    actor: str | None = None
     needed: int | None = None
     available: int | None = None
     held: int | None = None
@@ -243,7 +246,10 @@ class Grant(Struct, omit_defaults=True, gc=False):
 
 
 class Hold(Struct, omit_defaults=True, gc=False):
-    """An open reservation and the lines it took its units from, in burn order."""
+    """An open reservation and the lines it took its units from, in burn order.
+
+    `effective_at` is when the work began, where that is not `opened_at`: its prices are of then.
+    """
 
     id: str
     seq: int
@@ -252,6 +258,7 @@ class Hold(Struct, omit_defaults=True, gc=False):
     deadline: int
     opened_at: int
     units: int
+    effective_at: int | None = None
     operation: str | None = None
     model: str | None = None
     attributes: dict[str, str] | None = None
@@ -267,11 +274,13 @@ class Budget(Struct, omit_defaults=True, gc=False):
     """A cap and what has been counted against it: node -> window start -> units.
 
     `since` is the seq from which it counts: one batch may set a budget and spend at one instant.
+    `swept` is the window in which those long past were last dropped.
     """
 
     terms: BudgetTerms
     since: int
     counted: dict[str, dict[int, int]] = field(default_factory=dict)
+    swept: int = 0
 
 
 class Recurring(Struct, omit_defaults=True, gc=False):

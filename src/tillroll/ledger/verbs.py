@@ -413,13 +413,15 @@ class Verbs:
             final: False takes a part and leaves the hold open.
             above: What to do where more was used than is held: "available" takes what is free
                 and records the rest as shortfall, "refuse" refuses, "overdraft" may also draw on
-                the overdraft.
+                the overdraft. A late settle, where the account accepts it, follows the same
+                policy; "refuse" then also refuses what cannot be paid in full.
             request_id: Repeat it to retry. A settle of a settled hold with the same figures is
                 answered like a repeat even under another id.
             **how: See `How`.
 
         Raises:
-            Unpriced, HoldNotFound, HoldFinalized, HoldExpired, SettleExceedsHold: Refused.
+            Unpriced, HoldNotFound, HoldFinalized, HoldExpired, SettleExceedsHold,
+            InsufficientUnits (a late settle only): Refused; nothing moved.
             InvalidInput, IdempotencyConflict, StoreUnavailable: Nothing written.
             OutcomeUnknown: Ask again with the same request_id.
         """

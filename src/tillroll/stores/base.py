@@ -113,8 +113,11 @@ class Writer(Reader, Protocol):
     def erase_metadata(self, account_id: bytes) -> int:
         """Erase the metadata of all entries of an account; return how many had any."""
 
-    def prune_refusals(self, before: int) -> int:
-        """Delete refusals recorded before that time; return how many."""
+    def prune_refusals(self, before: int, limit: int = 1_000) -> int:
+        """Delete the oldest refusals recorded before that time; return how many, at most `limit`.
+
+        The counts of their repeats go with them, but for ids that became entries since.
+        """
 
 
 class Store(Protocol):
@@ -158,8 +161,13 @@ class Store(Protocol):
 
 
 def load_book(reader: Reader, requests: Sequence[Request], at: int) -> Book:
-    """Return all state that deciding these requests may touch: load, then follow the stories."""
+    """Return all state that deciding these requests may touch: lock, load, follow the stories.
+
+    The accounts come first: where a driver locks rows, an id that another process is answering
+    must not be looked up before that process is done, or a remembered refusal would be missed.
+    """
     wanted = {request.account_id: request.account for request in requests}
+    accounts = reader.accounts(wanted.items())
     keys = [(request.account_id, request.request_id) for request in requests]
     answers = reader.answers(keys)
     live = {
@@ -167,7 +175,7 @@ def load_book(reader: Reader, requests: Sequence[Request], at: int) -> Book:
         for key, found in answers.items()
         if isinstance(found, Entry) or found.at > at - REFUSAL_LIFE
     }
-    book = Book(accounts=reader.accounts(wanted.items()), answers=live)
+    book = Book(accounts=accounts, answers=live)
     while missing := missing_stories(book, requests, at):
         for key in missing:
             root, acts = reader.story(key)

@@ -241,14 +241,14 @@ class MemoryWriter(MemoryReader):
         self.acts.append(lambda: self._store.histories.__setitem__(account_id, erased))
         return sum(1 for row in rows if row[2] is not None)
 
-    def prune_refusals(self, before: int) -> int:
-        """Delete refusals recorded before that time."""
-        old = [
-            key
-            for key, (_, body) in self._store.refusals.items()
-            if decode_refusal(body).at < before
-        ]
-        self.acts.extend(partial(self._store.refusals.pop, key, None) for key in old)
+    def prune_refusals(self, before: int, limit: int = 1_000) -> int:
+        """Delete the oldest refusals recorded before that time."""
+        store = self._store
+        ages = {key: decode_refusal(body).at for key, (_, body) in store.refusals.items()}
+        old = sorted((key for key, at in ages.items() if at < before), key=ages.__getitem__)[:limit]
+        self.acts.extend(partial(store.refusals.pop, key) for key in old)
+        unknown = [key for key in old if key not in store.by_request]
+        self.acts.extend(partial(store.repeats.pop, key, None) for key in unknown)
         return len(old)
 
 

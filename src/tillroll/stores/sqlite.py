@@ -116,6 +116,16 @@ INSERT INTO tillroll_replays (request_id, account_id, times, last_at) VALUES {}
 ON CONFLICT (request_id, account_id) DO UPDATE SET
     times = times + 1, last_at = max(last_at, excluded.last_at)
 """
+_DROP_REFUSALS = """
+DELETE FROM tillroll_refusals WHERE (request_id, account_id) IN (
+    SELECT request_id, account_id FROM tillroll_refusals
+    WHERE recorded_at < ? ORDER BY recorded_at LIMIT ?
+) RETURNING request_id, account_id
+"""
+_DROP_REPLAYS = """
+DELETE FROM tillroll_replays WHERE request_id = ?1 AND account_id = ?2
+AND NOT EXISTS (SELECT 1 FROM tillroll_entries WHERE request_id = ?1 AND account_id = ?2)
+"""
 _ORPHANS = """
 SELECT DISTINCT hex(account_id) FROM tillroll_entries
 WHERE account_id NOT IN (SELECT account_id FROM tillroll_accounts)
@@ -435,7 +445,6 @@ class SqliteStore:
         the end of the log as a whole transaction, to be found after a crash: the write goes to
         that very place, and is synced. See docs/internals/durability.md.
         """
-        self._forget()
         with self._calm:
             self._close_own()
         with self._translating():
@@ -473,7 +482,12 @@ class SqliteStore:
         ]
 
     def _close_own(self) -> None:
-        """Close the writer and the idle readers; opened again when they are needed."""
+        """Close the writer and the idle readers; opened again when they are needed.
+
+        What was remembered goes with the writer: a new connection counts `data_version` anew, so
+        its number may be the same though another process has written in between.
+        """
+        self._forget()
         connections, self._idle = self._idle, []
         if self._writer is not None:
             connections.append(self._writer)
@@ -710,10 +724,11 @@ class SqliteWriter(SqliteReader):
         )
         return self.connection.changes()
 
-    def prune_refusals(self, before: int) -> int:
-        """Delete refusals recorded before that time."""
-        self.connection.execute("DELETE FROM tillroll_refusals WHERE recorded_at < ?", (before,))
-        return self.connection.changes()
+    def prune_refusals(self, before: int, limit: int = 1_000) -> int:
+        """Delete the oldest refusals recorded before that time."""
+        old = self.connection.execute(_DROP_REFUSALS, (before, limit)).fetchall()
+        self.connection.executemany(_DROP_REPLAYS, old)
+        return len(old)
 
 
 def _contradictions(connection: apsw.Connection) -> Iterator[str]:

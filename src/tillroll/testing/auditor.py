@@ -223,6 +223,10 @@ class Auditor:
             if taken > 0:
                 moves.append(Move(wallet, lot.id, "available", "issued", taken))
                 missing -= taken
+        taken = min(account.left(OVERDRAFT, wallet), missing)
+        if taken > 0:
+            moves.append(Move(wallet, OVERDRAFT, "available", "issued", taken))
+            missing -= taken
         if missing:
             held = account.buckets(wallet)["held"]
             raise _No("insufficient_units", -units, -units - missing, held)
@@ -437,9 +441,16 @@ class Auditor:
             (w.units for w in account.written if w.kind == "settle" and w.ref == hold.id),
             Fraction(0),
         )
-        units = self._to_settle(hold, args, max(hold.units - settled, Fraction(0)))
-        owe = args.get("above") == "overdraft"
+        once_held = max(hold.units - settled, Fraction(0))
+        units = self._to_settle(hold, args, once_held)
+        above = args.get("above", "available")
+        if units > once_held and above == "refuse":
+            raise _No("settle_exceeds_hold", units, once_held, once_held)
+        owe = above == "overdraft"
         drawn, missing = account.draw(hold.wallet, hold.operation, units, at, owe=owe)
+        if missing and above == "refuse":
+            held = account.buckets(hold.wallet)["held"]
+            raise _No("insufficient_units", units, units - missing, held)
         moves = [Move(hold.wallet, line, "available", "used", n, hold.id) for line, n in drawn]
         hold.asked = (units, _measures(args))
         hold.ending = account.write(

@@ -362,6 +362,34 @@ def a_grant_repays_the_overdraft_first(b: Bench) -> None:
 
 
 @check
+def what_comes_back_to_a_repaid_overdraft_is_free(b: Bench) -> None:
+    """What a grant repaid for a hold that is released then can be settled and corrected."""
+    b.ledger.set_overdraft(b.account, 10)
+    b.ledger.hold(b.account, units=10, request_id="owing")
+    b.grant(10)
+    b.ledger.release(b.account, "owing")
+    b.ledger.set_overdraft(b.account, 0)
+    assert b.buckets() == (10, 0, 0, 0)
+    b.ledger.hold(b.account, units=1, request_id="h")
+    settled: Any = b.ledger.settle(b.account, "h", units=5)
+    assert (settled.units, settled.shortfall) == (5, 0)
+    b.ledger.adjust(b.account, -5, reason="a correction")
+    assert b.buckets() == (0, 0, 5, 0)
+
+
+@check
+def a_refusal_names_a_grant_that_is_enough(b: Bench) -> None:
+    """Where more is owed than may be, the way out counts what a grant repays first."""
+    b.ledger.set_overdraft(b.account, 10)
+    b.ledger.consume(b.account, units=8)
+    b.ledger.set_overdraft(b.account, 0)
+    refusal: Any = b.refused("insufficient_units", "consume", units=1)
+    b.grant(refusal.ways_out[0]["units"])
+    b.ledger.consume(b.account, units=1)
+    assert b.buckets() == (0, 0, 9, 0)
+
+
+@check
 def lowering_the_overdraft_takes_nothing_back(b: Bench) -> None:
     """A limit below what is owed refuses further draws and leaves the rest as it is."""
     b.ledger.set_overdraft(b.account, 10)
@@ -706,6 +734,22 @@ def late_settlement_is_a_setting(b: Bench) -> None:
 
 
 @check
+def a_late_settlement_can_be_refused(b: Bench) -> None:
+    """To refuse what is above the hold is the policy of a late settle, too: all or nothing."""
+    b.ledger.configure(b.account, late_settlement=True)
+    b.grant(10)
+    b.ledger.hold(b.account, units=8, request_id="h")
+    b.wait(hours=1)
+    late: Any = {"hold_id": "h", "above": "refuse"}
+    b.refused("settle_exceeds_hold", "settle", units=9, **late)
+    b.ledger.consume(b.account, units=5)
+    b.refused("insufficient_units", "settle", units=7, **late)
+    assert b.buckets() == (5, 0, 5, 0)
+    b.ledger.settle(b.account, units=5, **late)
+    assert b.buckets() == (0, 0, 10, 0)
+
+
+@check
 def a_late_settlement_does_not_charge_twice(b: Bench) -> None:
     """What was settled in parts before the deadline is not charged again afterwards."""
     b.ledger.configure(b.account, late_settlement=True)
@@ -1017,10 +1061,12 @@ def every_hold_is_explained(b: Bench) -> None:
 
 @check
 def every_refusal_is_explained(b: Bench) -> None:
-    """A refusal is explained: what was needed, what there was, what would help."""
+    """A refusal is explained: who asked, what was needed, what there was, what would help."""
     b.grant(10)
-    b.refused("insufficient_units", "consume", units=11, request_id="r")
+    asked: Any = {"operation": "image", "actor": "ann", "reason": "a picture"}
+    b.refused("insufficient_units", "consume", units=11, request_id="r", **asked)
     told = b.ledger.explain("r", account=b.account)
+    assert {name: told[name] for name in asked} == asked
     assert (told["outcome"], told["needed"], told["available"]) == ("refused", "11", "10")
     assert told["ways_out"]
 
@@ -1051,6 +1097,31 @@ def the_history_refolds(b: Bench) -> None:
     found = b.ledger.verify(b.account)
     assert found.ok, found.problems
     assert found.entries == b.ledger.statement(b.account).receipts[0].seq
+
+
+@check
+def usage_adds_up(b: Bench) -> None:
+    """Usage sums to what is used, and each charge, part and refund falls on one day."""
+    b.ledger.configure(b.account, late_settlement=True)
+    b.grant(100)
+    yesterday = b.now - timedelta(days=1)
+    b.ledger.consume(b.account, units=8, request_id="c", effective_at=yesterday)
+    b.ledger.refund(b.account, "c", units=3)
+    for name in ("parts", "doubt", "late"):
+        b.ledger.hold(b.account, units=10, request_id=name)
+    b.ledger.settle(b.account, "parts", units=2, final=False)
+    b.ledger.mark_in_doubt(b.account, "doubt", deadline_in="26h", at_deadline="settle")
+    b.ledger.extend(b.account, "parts", expires_in="24h")
+    b.wait(hours=23)
+    b.ledger.settle(b.account, "parts", units=4, request_id="last part")
+    b.ledger.settle(b.account, "late", units=7)
+    b.wait(hours=1)
+    b.ledger.refund(b.account, "last part", units=5)
+    b.wait(hours=2)  # the doubt is charged, though nobody has booked it
+    rows = b.ledger.usage(b.account, by=["day"])
+    assert [row["units"] for row in rows] == ["5", "18"]
+    assert b.balance().used == 23  # noqa: PLR2004 - 5 and 18
+    assert b.ledger.balance(b.account, as_of=b.now, clock="effective").used == 23  # noqa: PLR2004
 
 
 @check

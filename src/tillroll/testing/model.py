@@ -218,8 +218,8 @@ class Account:
             for lot in sorted(self.lots.values(), key=Lot.rank)
             if lot.wallet == wallet and lot.begun and not lot.over(at) and lot.pays_for(operation)
         ]
-        if owe:
-            payers.append((OVERDRAFT, self.headroom(wallet)))
+        most = self.headroom(wallet) if owe else self.left(OVERDRAFT, wallet)
+        payers.append((OVERDRAFT, most))
         drawn = []
         for line, most in payers:
             taken = min(most, units)
