@@ -313,13 +313,15 @@ def statement(
     """
     if type(limit) is not int or not 1 <= limit <= PAGE_MAX:
         raise InvalidInput(f"limit must be a whole number from 1 to {PAGE_MAX}")
+    if before is not None and type(before) is not int:
+        raise InvalidInput("before must be a whole number, as Page.next is")
     kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     for kind in kinds:
         if kind not in KINDS:
             raise InvalidInput(f"there is no kind {kind!r}; use {', '.join(KINDS)}")
     owner = account_id(project, account)
     found: list[Receipt] = []
-    below = before if before is not None else 2**62
+    below = min(before, 2**62) if before is not None else 2**62
     with store.read() as reader:
         while len(found) < limit:
             rows = reader.entries_before(owner, below, PAGE_MAX if kinds else limit)

@@ -99,6 +99,47 @@ def test_wrong_usage_is_exit_2_and_writes_nothing(shell, arguments):
     assert shell.json("statement", "acme") == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "name"),
+    [
+        (["consume"], 2, "usage"),
+        (["nonsense"], 2, "usage"),
+        (["statement", "acme", "--limit", "many"], 2, "usage"),
+        (["export", "no/such/folder/file"], 1, "failure"),
+        (["consume", "acme", "x", "--units", "1", "--metadata", "[" * 99_999], 2, "invalid_input"),
+        (["balance", "\udcff"], 2, "invalid_input"),
+        (["bench", "race", "--consumers", "0"], 2, "invalid_input"),
+        (["bench", "consume", "--seconds", "nan"], 2, "invalid_input"),
+        (["bench", "consume", "--accounts", "0"], 2, "invalid_input"),
+    ],
+)
+def test_every_error_is_json_where_asked(shell, arguments, code, name):
+    assert shell.json(*arguments, code=code)["error"]["code"] == name
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_output_that_lacks_a_sign_still_carries_it(shell, monkeypatch, encoding):
+    shell.run("grant", "日本語 😀", "1")
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    assert "日本語 😀" in shell.json("accounts")
+    assert "\\u65e5" in shell.run("accounts")
+    assert "\\u65e5" in shell.run("balance", "日本語 😀")
+
+
+def test_a_reader_that_leaves_early_is_no_traceback(shell):
+    shell.run("grant", "acme", "1", "--reason", "x" * 900)
+    script = "from tillroll.cli import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "export"],
+        cwd=shell.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as left:
+        left.stdout.close()
+        assert left.stderr.read() == b""
+    assert left.returncode == 1
+
+
 def test_a_missing_folder_is_exit_1(shell):
     lost = shell.json("balance", "acme", "--db", "sqlite:///no/such/folder/a.db", code=1)
     assert lost["error"]["written"] == "nothing"

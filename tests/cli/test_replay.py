@@ -82,12 +82,26 @@ def test_json_lines_with_other_columns(tmp_path):
         ("TIMESTAMP,ContextTokens\nyesterday,5\n", "not a time"),
         ("TIMESTAMP,ContextTokens\n2026-01-01 00:00:00,many\n", "row 1"),
         ("", "no rows"),
+        ("ContextTokens,GeneratedTokens\n5\n", "row 1: fewer values"),
+        ('ContextTokens,GeneratedTokens\n"5,7\n6,8\n', "row 1: fewer values"),
+        ("ContextTokens,GeneratedTokens\n1,5,7\n", "row 1: more values"),
+        ("a,b\n1,2,3\n", "more values"),
+        ("ContextTokens\nNaN\n", "row 1: ContextTokens is 'NaN'"),
+        ("ContextTokens\n1E+999999999\n", "row 1"),
+        ("ContextTokens\n" + "1" * 200_000 + "\n", "field larger"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_named(tmp_path, text, says):
     trace = tmp_path / "bad.csv"
     trace.write_text(text)
     with pytest.raises(tillroll.InvalidInput, match=says):
+        traces.read(trace, traces.Columns(), accounts=2, limit=None)
+
+
+def test_bytes_that_are_no_text_are_said_to_be_none(tmp_path):
+    trace = tmp_path / "bad.csv"
+    trace.write_bytes(b"ContextTokens\n\xff\n")
+    with pytest.raises(tillroll.InvalidInput, match="not UTF-8"):
         traces.read(trace, traces.Columns(), accounts=2, limit=None)
 
 

@@ -3,6 +3,7 @@
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum, StrEnum
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,11 +124,18 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("consume", {"units": 1, "metadata": {"x": "y" * 10_000_000}}),
     ("consume", {"units": 1, "metadata": {"x": object()}}),
     ("consume", {"units": 1, "metadata": {"x": "\ud800"}}),
+    ("consume", {"units": 1, "metadata": {"x": [{"y": float("nan")}]}}),
+    ("consume", {"units": 1, "metadata": {"x": float("-inf")}}),
     ("consume", {"units": 1, "metadata": [1]}),
     ("consume", {"units": 1, "reason": "x" * 1001}),
     ("consume", {"units": 1, "retry_refused": 1}),
     ("consume", {"units": 1, "surprise": 1}),
     ("consume", {"units": 1, "tags": {str(n): "x" for n in range(33)}}),
+    ("consume", {"units": 1, "tags": ["member"]}),
+    ("consume", {"units": 1, "tags": "member=ann"}),
+    ("consume", {"units": 1, "tags": {1: "ann", "b": "x"}}),
+    ("consume", {"operation": "x", "meters": ["images"]}),
+    ("consume", {"operation": "x", "meters": {1: 1, "b": 1}}),
     ("consume", {"units": 1, "effective_at": NOW - timedelta(days=36)}),
     ("consume", {"units": 1, "effective_at": NOW + timedelta(minutes=6)}),
     ("consume", {"units": 1, "effective_at": datetime(2026, 1, 1)}),  # noqa: DTZ001
@@ -163,6 +171,12 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("grant", {"units": 1, "expires_at": "2026-13-01"}),
     ("grant", {"units": 1, "expires_at": "2026-07-31", "expires_in": "1d"}),
     ("grant", {"units": 1, "expires_at": date.max}),
+    ("grant", {"units": 1, "expires_at": "9999-12-31T23:59:59-14:00"}),
+    ("grant", {"units": 1, "effective_at": "9999-12-31T23:59:59-14:00"}),
+    ("grant", {"units": 1, "effective_at": "0001-01-01T00:00:00+14:00"}),
+    ("grant", {"units": 1, "effective_at": "9999-12-01T00:00:00Z", "expires_in": "52w"}),
+    ("balance", {"as_of": "9999-12-31T23:59:59-14:00"}),
+    ("balance", {"as_of": "0001-01-01T00:00:00+14:00", "clock": "effective"}),
     ("grant", {"units": 1, "applies_to": [""]}),
     ("grant", {"units": 1, "cost_basis": 0.1}),
     ("grant", {"units": "9007199254"}),
@@ -188,6 +202,30 @@ BAD: list[tuple[str, dict[str, Any]]] = [
 def test_arguments(ledger: tillroll.Ledger, verb: str, args: dict[str, Any]):
     message = check_rejected(ledger, verb, "acme", **args)
     assert len(message) < 300
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udcff", 7, b"x"], ids=repr)
+def test_reads(ledger: tillroll.Ledger, text: Any):
+    for read in ("balance", "statement", "usage", "explain", "verify", "entries"):
+        check_rejected(ledger, read, text)
+    check_rejected(ledger, "explain", "c", account=text)
+    check_rejected(ledger, "hold_state", text, "h")
+    check_rejected(ledger, "hold_state", "acme", text)
+    check_rejected(ledger, "erase_metadata", text)
+
+
+def test_pages(ledger: tillroll.Ledger):
+    for before in ("5", 1.5, True):
+        check_rejected(ledger, "statement", "acme", before=before)
+    assert ledger.statement("acme", before=10**30) == ledger.statement("acme")
+
+
+@pytest.mark.parametrize("scale", [True, "6", 6.0, -1, 13], ids=repr)
+@pytest.mark.parametrize("store", ["memory://", "file"])
+def test_scales(tmp_path: Path, store: str, scale: Any):
+    url = store if store == "memory://" else f"sqlite:///{tmp_path}/ledger.db"
+    with pytest.raises(tillroll.InvalidInput, match="scale"):
+        tillroll.open(url, scale=scale)
 
 
 def test_nothing_malformed_is_remembered(ledger: tillroll.Ledger):

@@ -140,6 +140,21 @@ class TestReading:
                 "the table has the unknown field `weight`; known fields: operation, model,",
             ),
             (
+                "[[price]]\noperation = 'x'\nwallet = 'No Grant'",
+                "tillroll.toml:1: [[price]] 1 (x)",
+                "wallet: No Grant is not 1 to 64 of a-z",
+            ),
+            (
+                "[[price]]\noperation = 'x'\nvalid_to = 9999-12-31T23:59:59-14:00",
+                "tillroll.toml:1: [[price]] 1 (x)",
+                "valid_to is not within the years 1 to 9999",
+            ),
+            (
+                "[[price]]\noperation = 'x'\nvalid_from = 0001-01-01T00:00:00+14:00",
+                "tillroll.toml:1: [[price]] 1 (x)",
+                "valid_from is not within the years 1 to 9999",
+            ),
+            (
                 "[[price]]\noperation = 'x'\nper_request = 0.5",
                 "tillroll.toml:1: [[price]] 1 (x)",
                 'per_request = 0.5: floats are not exact, write the decimal in quotes: "0.5"',
@@ -258,7 +273,7 @@ prices = st.builds(
     Price,
     operation=names,
     model=st.none() | names,
-    wallet=names,
+    wallet=st.sampled_from(["credits", "gpu", "a.b-c_9"]),
     per_request=amounts,
     rates=st.dictionaries(names, rates, max_size=3),
     minimum=st.none() | amounts,

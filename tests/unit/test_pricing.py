@@ -272,7 +272,7 @@ class TestUnpriced:
             (PriceBook(), "x", {}, {}, "the price book is empty", ()),
             (book(IMAGE), "x", {}, {"version": 7}, "price version 7 is not known", ()),
             (
-                book(IMAGE), "image.genrate", {}, {},
+                book(IMAGE), "image.generated", {}, {},
                 "did you mean image.generate?", ("image.generate",),
             ),
             (book(CHAT), "llm.chat", {}, {}, "is priced by model", ("gpt-5*",)),
@@ -499,7 +499,7 @@ class TestProblems:
             (Price("a" * 256), "operation: a name has"),
             (Price("*a*b*c*d*"), "at most 4 stars"),
             (Price("x", model=""), "model: a name has"),
-            (Price("x", wallet="w*"), "must be an exact name"),
+            (Price("x", wallet="w*"), "wallet: w* is not"),
             (Price("x", rates={"m*": flat(1)}), "must be an exact name"),
             (Price("x", per_request=D(-1)), "-1 is negative"),
             (Price("x", per_request=D("NaN")), "NaN is not a number"),

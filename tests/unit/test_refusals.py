@@ -254,6 +254,14 @@ def test_a_finished_hold_names_what_ended_it(bench: Bench):
     assert caught.value.details == {"state": "settled", "by_seq": "3", "by": "s"}
 
 
+def test_a_refund_is_no_charge(bench: Bench):
+    bench.ledger.consume("acme", units=4, request_id="c")
+    bench.ledger.refund("acme", "c", units=3, request_id="r")
+    assert bench.code("refund", "r") == "charge_not_found"
+    with pytest.raises(tillroll.ChargeNotFound):
+        bench.ledger.preview.refund("acme", "r")
+
+
 def test_a_refused_id_is_no_hold(bench: Bench):
     with pytest.raises(tillroll.InsufficientUnits):
         bench.hold("no", units=99)

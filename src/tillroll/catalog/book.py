@@ -188,7 +188,7 @@ def load(path: str | Path) -> PriceFile:
     if len(data) > BYTES_MAX:
         raise InvalidPriceBook(str(path), f"larger than {BYTES_MAX:,} bytes")
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidPriceBook(str(path), f"not UTF-8 at byte {error.start}") from error
     return parse(text, name=str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import getpass
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -53,11 +54,13 @@ def run(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     tokens = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in tokens
+    c.bear_any_encoding()
     try:
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as problem:
-        c.err.print(f"[bold red]usage[/]: {problem}", soft_wrap=True)
-        c.err.print("Try: tillroll --help", style="dim")
+        c.show_failure("usage", problem, written="nothing", as_json=as_json)
+        if not as_json:
+            c.err.print("Try: tillroll --help", style="dim")
         return c.USAGE
     except tillroll.TillrollError as problem:
         c.show_error(problem, as_json=as_json)
@@ -65,8 +68,11 @@ def run(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         c.err.print("interrupted")
         return c.FAILED
+    except BrokenPipeError:
+        c.stop_writing()
+        return c.FAILED
     except OSError as problem:
-        c.err.print(f"[bold red]failure[/]: {problem}", soft_wrap=True)
+        c.show_failure("failure", problem, written="unknown", as_json=as_json)
         return c.FAILED
     return code if isinstance(code, int) else c.OK
 
@@ -705,6 +711,8 @@ def export(
     common = common or Common()
     with common.open() as ledger, c.progress(quiet=path is None) as bar:
         task = bar.add_task("writing entries", total=None)
+        if path is None and isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # data, not text for whoever looks
         target = sys.stdout if path is None else path.open("w", encoding="utf-8", newline="")
         try:
             rows = views.export_rows(ledger.entries(account))

@@ -62,9 +62,17 @@ def machine() -> dict[str, str]:
 
 # ---------------------------------------------------------------- race
 
+_CALLERS_MAX = 10_000
+_SECONDS_MIN = 0.01
+_SECONDS_MAX = 86_400
+
 
 def race(common: c.Common, consumers: int, given: int) -> int:
     """Let many take one credit each from too few, by the ledger and by the naive counter."""
+    if not (1 <= consumers <= _CALLERS_MAX and given >= 1):
+        raise tillroll.InvalidInput(
+            f"--consumers must be 1 to {_CALLERS_MAX:,}, and --credits at least 1"
+        )
     with tempfile.TemporaryDirectory(prefix="tillroll-") as folder:
         ours = _race_ledger(f"sqlite:///{folder}/ledger.db", consumers, given)
         naive = _race_counter(f"{folder}/naive.db", consumers, given)
@@ -147,6 +155,10 @@ def _all_at_once(count: int, act: Callable[[int], bool]) -> int:
 
 def consume(common: c.Common, seconds: float, accounts: int) -> int:
     """Measure consumes a second in one run: the floor, the naive way, and ours."""
+    if not (_SECONDS_MIN <= seconds <= _SECONDS_MAX and accounts >= 1):
+        raise tillroll.InvalidInput(
+            f"--seconds must be {_SECONDS_MIN} to {_SECONDS_MAX:,}, and --accounts at least 1"
+        )
     names = [f"account-{number}" for number in range(accounts)]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="tillroll-", dir=".") as folder:

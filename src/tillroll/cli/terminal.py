@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import tillroll
@@ -46,6 +50,18 @@ class Common:
         return tillroll.open(self.db, project=self.project)
 
 
+def say(text: str, *, console: Console = out, style: str = "", markup: bool = True) -> None:
+    """Print prose: broken between words on a terminal, left on one line for files and pipes."""
+    console.print(text, style=style, markup=markup, soft_wrap=not console.is_terminal)
+
+
+def counted(number: int, name: str) -> str:
+    """Return a number with its noun: 1 account, 2 accounts; 1 entry, 2 entries."""
+    if number != 1:
+        name = f"{name[:-1]}ies" if name.endswith("y") else f"{name}s"
+    return f"{number:,} {name}"
+
+
 def exit_code(error: tillroll.TillrollError) -> int:
     """Return the exit code that an error is answered with."""
     if isinstance(error, tillroll.Refused):
@@ -58,21 +74,45 @@ def exit_code(error: tillroll.TillrollError) -> int:
 def show_error(error: tillroll.TillrollError, *, as_json: bool) -> None:
     """Say what went wrong, whether anything was written, and what would help."""
     if as_json:
-        print_json({"error": error.to_dict()})
+        with suppress(OSError):  # the answer cannot be written; its exit code still says it
+            print_json({"error": error.to_dict()})
         return
     label = error.code.replace("_", " ")
-    err.print(f"[bold red]{label}[/]: ", end="")
-    err.print(str(error), markup=False, soft_wrap=True)
+    say(f"[bold red]{label}[/]: {escape(str(error))}", console=err)
     if isinstance(error, tillroll.Refused):
         for way in error.ways_out:
-            err.print(f"  - {way['text']}", markup=False, soft_wrap=True)
+            say(f"  - {way['text']}", console=err, markup=False)
     if error.written == "unknown" and error.request_id:
-        err.print(f"  ask again with --request-id {error.request_id}", markup=False)
+        say(f"  ask again with --request-id {error.request_id}", console=err, markup=False)
+
+
+def show_failure(code: str, problem: Exception, *, written: str, as_json: bool) -> None:
+    """Say what went wrong outside the ledger: at the options, or at a file."""
+    if as_json:
+        error = {"code": code, "message": str(problem), "written": written, "request_id": None}
+        with suppress(OSError):  # it may be the output itself that failed
+            print_json({"error": error})
+            return
+    err.print(f"[bold red]{code}[/]: ", end="")
+    err.print(str(problem), markup=False, soft_wrap=True)
+
+
+def bear_any_encoding() -> None:
+    """Have characters that the terminal's encoding lacks escaped, instead of failing at them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def stop_writing() -> None:
+    """Leave quietly where the reader of a pipe has: nothing more reaches it, no error either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_json(value: object) -> None:
-    """Print plain values as JSON."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Print plain values as JSON, which stays JSON where the output's encoding lacks a sign."""
+    plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=plain) + "\n")
 
 
 _DONE = {
@@ -125,7 +165,7 @@ def metadata_of(text: str | None) -> Mapping[str, object] | None:
         return None
     try:
         value = json.loads(text)
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise tillroll.InvalidInput(f"--metadata is not JSON: {problem}") from None
     if not isinstance(value, dict):
         raise tillroll.InvalidInput("--metadata must be a JSON object")

@@ -14,7 +14,7 @@ from msgspec import Struct
 from tillroll.ledger.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 # Columns that known public traces use, tried where no option names the columns.
@@ -24,6 +24,7 @@ _METERS = {
     "output_tokens": ("GeneratedTokens", "output_tokens", "completion_tokens"),
 }
 _ROWS_MAX = 10_000_000
+_DIGITS_MAX = 30  # far beyond any meter, and far below what takes long to write out
 # Some traces carry more digits than a microsecond has.
 _FRACTION = re.compile(r"\.\d{7,}")
 
@@ -80,19 +81,38 @@ def read(path: Path, columns: Columns, *, accounts: int, limit: int | None) -> l
 
 def _raw(path: Path) -> Iterator[dict[str, object]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        if path.suffix in (".jsonl", ".ndjson", ".json"):
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    value = json.loads(line, parse_float=str)
-                except ValueError as problem:
-                    raise InvalidInput(f"{path.name} line {number}: {problem}") from None
-                if not isinstance(value, dict):
-                    raise InvalidInput(f"{path.name} line {number}: not a JSON object")
-                yield value
-        else:
-            yield from csv.DictReader(file)
+        read = _json_rows if path.suffix in (".jsonl", ".ndjson", ".json") else _csv_rows
+        try:
+            yield from read(path, file)
+        except UnicodeDecodeError as problem:
+            raise InvalidInput(f"{path.name} is not UTF-8 text: {problem.reason}") from None
+
+
+def _json_rows(path: Path, file: Iterable[str]) -> Iterator[dict[str, object]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line, parse_float=str)
+        except (ValueError, RecursionError) as problem:
+            raise InvalidInput(f"{path.name} line {number}: {problem}") from None
+        if not isinstance(value, dict):
+            raise InvalidInput(f"{path.name} line {number}: not a JSON object")
+        yield value
+
+
+def _csv_rows(path: Path, file: Iterable[str]) -> Iterator[dict[str, object]]:
+    """Yield the rows; one that is cut short would be charged too little, so it is an error."""
+    rows = csv.DictReader(file)
+    try:
+        for number, raw in enumerate(rows, 1):
+            more = any(raw.pop(None, ()))  # a comma too many at the end is none
+            if more or None in raw.values():
+                than = "more" if more else "fewer"
+                raise InvalidInput(f"{path.name} row {number}: {than} values than columns")
+            yield raw
+    except csv.Error as problem:
+        raise InvalidInput(f"{path.name} line {rows.line_num}: {problem}") from None
 
 
 def _complete(columns: Columns, raw: Mapping[str, object], path: Path) -> Columns:
@@ -130,7 +150,9 @@ def _row(
         try:
             exact = Decimal(value)
         except InvalidOperation:
-            raise InvalidInput(f"{path.name} row {number}: {name} is {value!r}") from None
+            exact = Decimal("NaN")
+        if not exact.is_finite() or exact.adjusted() >= _DIGITS_MAX:
+            raise InvalidInput(f"{path.name} row {number}: {name} is {value[:40]!r}")
         meters[meter] = int(exact) if exact == exact.to_integral_value() else exact
     return Row(
         number=number,

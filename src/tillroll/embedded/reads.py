@@ -103,7 +103,7 @@ class Reads:
         return queries.balance(
             self.store,
             self.project,
-            account,
+            _sound(account, "account"),
             at=self._now(),
             wallet=wallet,
             as_of=None if as_of is None else calendar.instant(as_of, "as_of"),
@@ -133,7 +133,7 @@ class Reads:
         return queries.statement(
             self.store,
             self.project,
-            account,
+            _sound(account, "account"),
             limit=limit,
             before=before,
             kinds=kinds,
@@ -165,8 +165,8 @@ class Reads:
         return queries.usage(
             self.store,
             self.project,
-            account=account,
             at=self._now(),
+            account=_sound_or_none(account, "account"),
             by=by,
             since=None if since is None else calendar.instant(since, "since"),
             until=None if until is None else calendar.instant(until, "until"),
@@ -185,7 +185,11 @@ class Reads:
             InvalidInput: Several accounts know it.
         """
         return queries.explain_request(
-            self.store, self.project, request_id, account=account, at=self._now()
+            self.store,
+            self.project,
+            _sound(request_id, "request_id"),
+            account=_sound_or_none(account, "account"),
+            at=self._now(),
         )
 
     def hold_state(self, account: str, hold_id: str) -> str:
@@ -194,6 +198,7 @@ class Reads:
         Raises:
             NotFound: The account has no hold of that id.
         """
+        account, hold_id = _sound(account, "account"), _sound(hold_id, "hold_id")
         return queries.hold_state(self.store, self.project, account, hold_id, at=self._now())
 
     def verify(
@@ -205,11 +210,12 @@ class Reads:
             account: One account, or all.
             progress: Called with the number of entries checked so far.
         """
+        account = _sound_or_none(account, "account")
         return queries.verify(self.store, self.project, account=account, progress=progress)
 
     def entries(self, account: str | None = None) -> Iterator[Receipt]:
         """Yield every entry, account by account, oldest first; for exports."""
-        return queries.histories(self.store, self.project, account)
+        return queries.histories(self.store, self.project, _sound_or_none(account, "account"))
 
     def accounts(self) -> Iterator[str]:
         """Yield the names of all accounts that have a history."""
@@ -369,7 +375,7 @@ class Reads:
 
     def erase_metadata(self, account: str) -> int:
         """Erase the metadata of every entry of an account; the chain still verifies."""
-        owner = account_id(self.project, account)
+        owner = account_id(self.project, _sound(account, "account"))
         return self._engine.perform(lambda tx: tx.erase_metadata(owner))
 
     def prune_refusals(self) -> int:
@@ -382,3 +388,16 @@ class Reads:
         while gone := self._engine.perform(lambda tx: tx.prune_refusals(before)):
             total += gone
         return total
+
+
+def _sound(value: str, name: str) -> str:
+    """Return a name that is looked for, which must at least be a text that could be stored."""
+    try:
+        value.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise InvalidInput(f"{name} must be a text, whole and well encoded") from None
+    return value
+
+
+def _sound_or_none(value: str | None, name: str) -> str | None:
+    return None if value is None else _sound(value, name)

@@ -28,6 +28,8 @@ _SPAN = re.compile(r"(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?\Z",
 # A thousand years: far enough for any expiry, near enough that no calendar arithmetic overflows.
 SPAN_MAX = 365_000 * DAY
 INSTANT_MAX = 253_402_300_799 * SECOND  # the last second of the year 9999
+INSTANT_END = INSTANT_MAX + SECOND  # the first instant that no date can show
+INSTANT_MIN = -62_135_596_800 * SECOND  # the first of the year 1
 # Daily since the year 1 would be fewer.
 _OCCURRENCES_MAX = 2**22
 # A rolling window is counted in this many slices; see `window`.
@@ -38,7 +40,8 @@ def instant(value: object, name: str) -> int:
     """Return an aware datetime, or an ISO 8601 text with an offset, as microseconds in UTC.
 
     Raises:
-        InvalidInput: A naive time (whose clock?), or not a time at all.
+        InvalidInput: A naive time (whose clock?), one that its offset moves out of the calendar,
+            or not a time at all.
     """
     if isinstance(value, str):
         try:
@@ -49,7 +52,10 @@ def instant(value: object, name: str) -> int:
         raise InvalidInput(f"{name} must be a datetime or an ISO 8601 text")
     if value.tzinfo is None:
         raise InvalidInput(f"{name} must carry its time zone, such as 2026-01-31T12:00:00Z")
-    return (value - _EPOCH) // _TICK
+    at = (value - _EPOCH) // _TICK
+    if not INSTANT_MIN <= at < INSTANT_END:
+        raise InvalidInput(f"{name} must be within the years 1 to 9999 in UTC")
+    return at
 
 
 def span(value: object, name: str) -> int:

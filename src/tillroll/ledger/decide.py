@@ -501,6 +501,8 @@ def _grant(case: Case, command: c.Grant) -> Entry:
         expires_at = effective_at + command.expires_in
     if expires_at is not None and expires_at <= max(case.at, effective_at):
         raise InvalidInput("the grant would be over before it begins")
+    if expires_at is not None and expires_at >= calendar.INSTANT_END:
+        raise InvalidInput("the grant would last beyond the year 9999; leave its end out")
     terms = Terms(
         id=case.request.request_id,
         units=command.units,

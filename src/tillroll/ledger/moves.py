@@ -66,7 +66,7 @@ def paid_lines(story: Iterable[Entry]) -> dict[str, int]:
         for posting in entry.postings:
             if posting.target == "used":
                 paid[posting.line] = paid.get(posting.line, 0) + posting.units
-            elif posting.source == "used":
+            elif posting.source == "used" and posting.line in paid:  # a refund alone paid nothing
                 paid[posting.line] -= posting.units
     return paid
 
@@ -115,6 +115,17 @@ def buckets_after(wallet: Wallet, postings: tuple[Posting, ...]) -> tuple[int, i
         wallet.used + moved["used"],
         wallet.expired + moved["expired"],
     )
+
+
+def available_before(entry: Entry) -> int:
+    """Return the wallet's free units before an entry."""
+    moved = 0
+    for posting in entry.postings:
+        if posting.target == "available":
+            moved += posting.units
+        if posting.source == "available":
+            moved -= posting.units
+    return entry.available - moved
 
 
 def entry_of(

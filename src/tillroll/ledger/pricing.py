@@ -27,6 +27,7 @@ from typing import Literal, TypeAlias, assert_never
 
 import msgspec
 
+from tillroll.ledger.calendar import INSTANT_END, INSTANT_MIN
 from tillroll.ledger.errors import InvalidInput
 
 __all__ = [
@@ -76,6 +77,7 @@ PER_MAX = 10**12
 METERS_MAX = 64
 NAME_LENGTH_MAX = 255
 NAME_RULE = "1 to 255 characters without control characters"
+WALLET_RULE = "1 to 64 of a-z, 0-9, dot, dash and underscore"
 STARS_MAX = 4  # in one glob: matching stays cheap whatever the name
 KNOWN_MAX = 50  # names listed in a refusal
 LOOKUPS_MAX = 4096  # remembered (operation, model) pairs per version; then forgotten, not grown
@@ -87,6 +89,7 @@ REASONING_METERS = ("reasoning_tokens",)
 _ZERO = Decimal(0)
 # Control characters, and halves of surrogate pairs, which no encoding can store. Not
 # str.isprintable(): what is printable depends on the Python version.
+_WALLET = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?\Z", re.ASCII)
 _UNNAMEABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 # Contexts carry flags, which are only ever set, never read here: sharing them is harmless.
 _ROUNDED = Context(prec=PRECISION, traps=[InvalidOperation, DivisionByZero])
@@ -267,8 +270,13 @@ class Unpriced(msgspec.Struct, frozen=True):
 
 
 def is_name(name: str) -> bool:
-    """Say whether a text can name an operation, a model, a meter, a wallet or an account."""
+    """Say whether a text can name an operation, a model, a meter or an account."""
     return 0 < len(name) <= NAME_LENGTH_MAX and _UNNAMEABLE.search(name) is None
+
+
+def is_wallet(name: str) -> bool:
+    """Say whether a text can name a wallet: what no grant could fill, no price may ask for."""
+    return _WALLET.match(name) is not None
 
 
 def is_glob(name: str) -> bool:
@@ -1146,6 +1154,9 @@ def problems_of(price: Price) -> list[str]:
     start, end = price.valid_from, price.valid_to
     if start is not None and end is not None and start >= end:
         problems.append("valid_from is not before valid_to")
+    for field, at in (("valid_from", start), ("valid_to", end)):
+        if at is not None and not INSTANT_MIN <= at < INSTANT_END:
+            problems.append(f"{field} is not within the years 1 to 9999 in UTC")
     if price.rounding not in ROUNDINGS:
         problems.append(f"rounding {price.rounding!r} is none of {', '.join(ROUNDINGS)}")
     if len(price.rates) > METERS_MAX:
@@ -1164,14 +1175,16 @@ def problems_of(price: Price) -> list[str]:
 
 
 def _name_problems(price: Price) -> Iterator[str]:
-    names = [("operation", price.operation), ("wallet", price.wallet)]
+    names = [("operation", price.operation)]
     names += [("rates", meter) for meter in price.rates]
     if price.model is not None:
         names.append(("model", price.model))
+    if not is_wallet(price.wallet):
+        yield f"wallet: {price.wallet} is not {WALLET_RULE}"
     for field, name in names:
         if not is_name(name):
             yield f"{field}: a name has {NAME_RULE}"
-        if field in {"wallet", "rates"} and is_glob(name):
+        if field == "rates" and is_glob(name):
             yield f"{field}: {name} must be an exact name"
         if name.count("*") > STARS_MAX:
             yield f"{field}: at most {STARS_MAX} stars in a pattern"

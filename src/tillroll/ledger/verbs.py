@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from hashlib import sha256
+from math import isfinite
 from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, Unpack
 
 import msgspec
@@ -19,7 +21,7 @@ import msgspec
 from tillroll.ledger import calendar, chain
 from tillroll.ledger import commands as c
 from tillroll.ledger.errors import InvalidInput
-from tillroll.ledger.pricing import check_meters
+from tillroll.ledger.pricing import WALLET_RULE, check_meters, is_wallet
 from tillroll.ledger.types import (
     RESERVED,
     WALLET_DEFAULT,
@@ -33,7 +35,7 @@ from tillroll.ledger.types import (
 from tillroll.ledger.units import Units, parse_decimal, parse_limit, parse_signed, parse_units
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
 T = TypeVar("T")
 
@@ -45,7 +47,6 @@ PRIORITY_MAX = 1_000
 
 # C0 and C1 controls, surrogates (no valid text has one alone), and the two line separators.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?\Z", re.ASCII)
 
 Meter = int | Decimal | str
 When = datetime | str
@@ -884,10 +885,8 @@ def _target(value: object, name: str) -> str:
 
 
 def _name(value: object, name: str) -> str:
-    if value != WALLET_DEFAULT and not (isinstance(value, str) and _NAME.match(value)):
-        raise InvalidInput(
-            f"{name} must be 1 to 64 of a-z, 0-9, dot, dash and underscore, not {str(value)[:40]!r}"
-        )
+    if value != WALLET_DEFAULT and not (isinstance(value, str) and is_wallet(value)):
+        raise InvalidInput(f"{name} must be {WALLET_RULE}, not {str(value)[:40]!r}")
     assert isinstance(value, str)
     return sys.intern(str.__str__(value))
 
@@ -895,18 +894,23 @@ def _name(value: object, name: str) -> str:
 def _labels(values: Mapping[str, str] | None, name: str) -> dict[str, str] | None:
     if not values:
         return None
+    if not isinstance(values, Mapping):
+        raise InvalidInput(f"{name} must be a mapping of names to texts")
     if len(values) > TAGS_MAX:
         raise InvalidInput(f"{name} may have {TAGS_MAX} items at the most")
-    return {_text(key, name): _text(values[key], f"{name}.{key}") for key in sorted(values)}
+    names = sorted(_text(key, name) for key in values)
+    return {key: _text(values[key], f"{name}.{key}") for key in names}
 
 
 def _meters(meters: Mapping[str, Meter] | None) -> Meters | None:
     if meters is None:
         return None
+    if not isinstance(meters, Mapping):
+        raise InvalidInput("meters must be a mapping of names to quantities")
     exact: Meters = {}
-    for name in sorted(meters):
+    for name in sorted(_text(key, "meters") for key in meters):
         value = meters[name]
-        exact[_text(name, "meters")] = (
+        exact[name] = (
             value if type(value) is int else _whole(parse_decimal(value, f"meters.{name}"))
         )
     check_meters(exact)
@@ -923,6 +927,8 @@ def _metadata(metadata: Mapping[str, object]) -> bytes:
         raise InvalidInput("metadata must be a dict of JSON values")
     try:
         encoded = chain.encode(metadata)
+        if b"null" in encoded:  # what JSON cannot write may have become one
+            _check_finite(metadata)
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as problem:
         raise InvalidInput(f"metadata must be JSON values: {problem}") from None
     if len(encoded) > METADATA_MAX:
@@ -930,6 +936,16 @@ def _metadata(metadata: Mapping[str, object]) -> bytes:
             f"metadata must be at most {METADATA_MAX} bytes of JSON, not {len(encoded)}"
         )
     return encoded
+
+
+def _check_finite(value: object) -> None:
+    if isinstance(value, float) and not isfinite(value):
+        raise ValueError(f"{value} is none")
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        for part in value:
+            _check_finite(part)
 
 
 def _flag(value: object, name: str) -> bool:

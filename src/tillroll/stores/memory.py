@@ -41,7 +41,7 @@ class MemoryStore:
         """Start empty, with units of `scale` decimals."""
         self.url = "memory://"
         self.scale = SCALE_DEFAULT if scale is None else scale
-        if not 0 <= self.scale <= SCALE_MAX:
+        if type(self.scale) is not int or not 0 <= self.scale <= SCALE_MAX:
             raise InvalidInput(f"scale must be 0 to {SCALE_MAX}")
         self.secret = secrets.token_bytes(32)
         self._lock = threading.RLock()

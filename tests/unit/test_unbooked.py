@@ -1,0 +1,28 @@
+"""What fell due and nobody has booked: every answer is the same as after it was booked."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import tillroll
+
+
+def test_usage_and_effective_balances_need_no_booking():
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    ledger = tillroll.open("memory://", clock=lambda: now)
+    ledger.grant("acme", 100, request_id="g", expires_in="10d")
+    ledger.hold("acme", "chat", units=30, request_id="h")
+    ledger.mark_in_doubt("acme", "h", at_deadline="settle")
+    now += timedelta(days=30)
+
+    def answers() -> tuple[object, ...]:
+        balances = [
+            ledger.balance("acme", as_of=moment, clock="effective")
+            for moment in (now, now - timedelta(days=25))
+        ]
+        buckets = [(b.available, b.held, b.used, b.expired) for b in balances]
+        return ledger.usage("acme"), ledger.usage(by=["day"]), buckets
+
+    before = answers()
+    assert Decimal(ledger.usage("acme")[0]["units"]) == ledger.balance("acme").used == 30
+    assert ledger.book_due() == 1
+    assert answers() == before
