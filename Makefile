@@ -61,8 +61,9 @@ docs: $(DEV) ## build the documentation site into site/
 reference: $(DEV) ## write the generated pages of docs/reference anew
 	$(BIN)/python scripts/reference.py
 
-coverage: $(DEV) ## the tests once more, with branch coverage
+coverage: $(DEV) ## the tests with branch coverage; all of ledger/ must be covered
 	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m coverage report --include='src/tillroll/ledger/*' --fail-under=100
 
 bench: $(DEV) ## measure speed; reports, never fails on a number
 	$(BIN)/python benchmarks/run.py $(ARGS)

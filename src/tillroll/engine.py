@@ -44,6 +44,7 @@ T = TypeVar("T")
 
 BATCH_MAX = 1_000  # more waiting than this gains nothing and makes everyone wait longer
 BULK_MAX = 10_000  # items of one call
+ROUND_SECONDS = 0.001  # how long the writer waits for a loop to come round; a commit takes less
 WAITING_MAX = 20_000  # about 1 kB each: 20 MB
 
 
@@ -134,6 +135,7 @@ class Engine:
         self._holder: Ticket | None = None  # whose caller has the baton
         self._leader = 0  # the thread that writes for the holder; 0 before it began
         self._batch: list[Ticket] = []  # what it took from the queue and has not answered yet
+        self._rounds: list[threading.Lock] = []  # see _let_loops_come_round
         self._pause: Act | None = None
         self._worker: ThreadPoolExecutor | None = None
 
@@ -251,7 +253,17 @@ class Engine:
                 return
             if threading.current_thread().name != _WORKER and self._hand_to_worker(heir):
                 return
+            self._let_loops_come_round()
             ticket = heir
+
+    def _let_loops_come_round(self) -> None:
+        """Let the loops just answered ask again before the next batch is taken.
+
+        Otherwise this thread and the loop take Python's lock from each other at every statement,
+        and each batch holds but half of the callers. A loop that is busy is not waited for long.
+        """
+        for come_round in self._rounds:
+            come_round.acquire(timeout=ROUND_SECONDS)
 
     def _take(self, ticket: Ticket) -> bool:
         """Take what is waiting, up to a batch; False if another leads for this ticket."""
@@ -274,7 +286,7 @@ class Engine:
 
     def _finish(self, ticket: Ticket) -> LoopTicket | None:
         """Answer the batch and pass the baton; return the next in line if the worker leads it."""
-        _wake(self._batch)
+        self._rounds = _wake(self._batch)
         self._batch.clear()
         with self._mutex:
             if self._holder is not ticket:
@@ -456,8 +468,14 @@ def _settled(request: Request, found: Entry | Refusal | None, problem: CommitUnc
     return Answer(lost)
 
 
-def _wake(batch: list[Ticket]) -> None:
-    """Answer everyone; an event loop is woken once for all its callers."""
+def _wake(batch: list[Ticket]) -> list[threading.Lock]:
+    """Answer everyone; an event loop is woken once for all its callers.
+
+    Returns:
+        A lock for each loop, released when the loop has come round: its callers have seen their
+        answers, and those that ask again have done so.
+    """
+    rounds = []
     loops: dict[asyncio.AbstractEventLoop, list[LoopTicket]] = {}
     for ticket in batch:
         if not ticket.answers:
@@ -465,21 +483,27 @@ def _wake(batch: list[Ticket]) -> None:
         if isinstance(ticket, LoopTicket):
             loops.setdefault(ticket.loop, []).append(ticket)
     for loop, tickets in loops.items():
+        come_round = threading.Lock()
+        come_round.acquire()
         try:
-            loop.call_soon_threadsafe(_resolve, tickets)
+            loop.call_soon_threadsafe(_resolve, tickets, come_round)
         except RuntimeError:
             continue  # the loop was closed: nobody is left to be told
+        rounds.append(come_round)
     for ticket in batch:
         if not ticket.done:
             ticket.done = True
             if ticket.woken is not None:
                 ticket.woken.release()
+    return rounds
 
 
-def _resolve(tickets: list[LoopTicket]) -> None:
+def _resolve(tickets: list[LoopTicket], come_round: threading.Lock) -> None:
+    loop = tickets[0].loop
     for ticket in tickets:
         if not ticket.future.done():
             ticket.future.set_result(ticket.answers)
+    loop.call_soon(come_round.release)  # after the callers, which are called soon as well
 
 
 _WORKER = "tillroll-writer"

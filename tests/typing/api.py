@@ -3,6 +3,66 @@
 Each public verb gets a line here whose inferred type is written out with `assert_type`.
 """
 
+from datetime import timedelta
+from decimal import Decimal
+from typing import assert_type
+
 import tillroll
 
 public_names: list[str] = tillroll.__all__
+
+
+def for_threads(ledger: tillroll.Ledger) -> None:
+    assert_type(tillroll.open("sqlite:///credits.db"), tillroll.Ledger)
+    receipt = ledger.grant("acme", 1000, category="promo", expires_in="90d", tags={"a": "b"})
+    assert_type(receipt, tillroll.Receipt)
+    assert_type(receipt.units, Decimal)
+    assert_type(receipt.replayed, bool)
+    assert_type(ledger.consume("acme", "image.generate", request_id="r1"), tillroll.Receipt)
+    assert_type(ledger.consume("acme", units=Decimal("1.5"), metadata={}), tillroll.Receipt)
+    assert_type(ledger.void("acme", "g1"), tillroll.Receipt)
+    assert_type(ledger.adjust("acme", "-3", reason="why"), tillroll.Receipt)
+    assert_type(ledger.refund("acme", "r1", expired="goodwill"), tillroll.Receipt)
+    assert_type(ledger.freeze("acme"), tillroll.Receipt)
+    assert_type(ledger.set_budget("acme", "daily", 5, period="day"), tillroll.Receipt)
+    assert_type(ledger.balance("acme"), tillroll.Balance)
+    assert_type(ledger.statement("acme").receipts, tuple[tillroll.Receipt, ...])
+    assert_type(ledger.explain("r1"), dict[str, object])
+    assert_type(ledger.verify().ok, bool)
+    assert_type(ledger.quote("acme", "image.generate").token, str | None)
+    assert_type(ledger.preview.refund("acme", "r1"), tillroll.Receipt)
+    for outcome in ledger.consume_many([{"account": "acme", "units": 1}]):
+        assert_type(outcome, tillroll.Outcome)
+    with ledger.hold("acme", units=5, expires_in=timedelta(minutes=5)) as hold:
+        assert_type(hold, tillroll.OpenHold)
+        assert_type(hold.settle("2.5"), tillroll.Receipt)
+
+
+async def for_event_loops(ledger: tillroll.AsyncLedger) -> None:
+    assert_type(tillroll.open_async("sqlite:///credits.db"), tillroll.AsyncLedger)
+    assert_type(await ledger.grant("acme", 1000), tillroll.Receipt)
+    assert_type(await ledger.consume("acme", units=1), tillroll.Receipt)
+    assert_type(await ledger.settle("acme", "h1", units=1, above="refuse"), tillroll.Receipt)
+    assert_type(await ledger.balance("acme"), tillroll.Balance)
+    assert_type(await ledger.explain("r1"), dict[str, object])
+    assert_type(await ledger.hold("acme", units=5), tillroll.AsyncOpenHold)
+    async with ledger.hold("acme", units=5) as hold:
+        assert_type(hold, tillroll.AsyncOpenHold)
+        assert_type(await hold.settle(2), tillroll.Receipt)
+
+
+def refused(ledger: tillroll.Ledger) -> Decimal | None:
+    try:
+        ledger.consume("acme", units=5000)
+    except tillroll.InsufficientUnits as refusal:
+        assert_type(refusal.ways_out, tuple[dict[str, str], ...])
+        return refusal.needed
+    return None
+
+
+# What is wrong must stay wrong: each ignore below is an error if there is nothing to ignore.
+def wrong(ledger: tillroll.Ledger) -> None:
+    ledger.consume("acme", units=0.1)  # pyright: ignore[reportArgumentType]
+    ledger.consume("acme", unit=1)  # pyright: ignore[reportCallIssue]
+    ledger.grant("acme", 1, category="free")  # pyright: ignore[reportArgumentType]
+    ledger.settle("acme")  # pyright: ignore[reportCallIssue]

@@ -272,7 +272,7 @@ class TestUnpriced:
             (PriceBook(), "x", {}, {}, "the price book is empty", ()),
             (book(IMAGE), "x", {}, {"version": 7}, "price version 7 is not known", ()),
             (
-                book(IMAGE), "image.genrate", {}, {},
+                book(IMAGE), "image.generated", {}, {},
                 "did you mean image.generate?", ("image.generate",),
             ),
             (book(CHAT), "llm.chat", {}, {}, "is priced by model", ("gpt-5*",)),

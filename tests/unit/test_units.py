@@ -69,7 +69,7 @@ def test_a_limit_may_be_zero_and_not_less():
 
 def test_a_figure_of_any_size_is_no_decimal():
     with pytest.raises(InvalidInput, match="far beyond"):
-        parse_decimal(10**31)
+        parse_decimal(10**400)
 
 
 def test_zero_has_no_size():

@@ -63,7 +63,7 @@ def machine() -> dict[str, str]:
 # ---------------------------------------------------------------- race
 
 _CALLERS_MAX = 10_000
-_SECONDS_MAX = 86_400
+_SECONDS_MIN, _SECONDS_MAX = 0.01, 86_400
 
 
 def race(common: c.Common, consumers: int, given: int) -> int:
@@ -154,9 +154,9 @@ def _all_at_once(count: int, act: Callable[[int], bool]) -> int:
 
 def consume(common: c.Common, seconds: float, accounts: int) -> int:
     """Measure consumes a second in one run: the floor, the naive way, and ours."""
-    if not (0.01 <= seconds <= _SECONDS_MAX and accounts >= 1):
+    if not (_SECONDS_MIN <= seconds <= _SECONDS_MAX and accounts >= 1):
         raise tillroll.InvalidInput(
-            f"--seconds must be 0.01 to {_SECONDS_MAX:,}, and --accounts at least 1"
+            f"--seconds must be {_SECONDS_MIN} to {_SECONDS_MAX:,}, and --accounts at least 1"
         )
     names = [f"account-{number}" for number in range(accounts)]
     rows: list[dict[str, Any]] = []

@@ -31,13 +31,12 @@ def run(common: c.Common) -> int:
     """Replay the sample trace into a temporary ledger and explain one charge."""
     path = trace_file()
     if not common.json:
-        c.out.print(
+        c.say(
             "8,819 real requests to a production LLM service, charged by the token: held for "
             "their worst case, settled with the real figures, with retries, duplicates, "
-            "time-outs and crashes on the way.",
-            soft_wrap=True,
+            "time-outs and crashes on the way."
         )
-        c.out.print(CREDIT + "\n", style="dim", soft_wrap=True)
+        c.say(CREDIT + "\n", style="dim")
     with tempfile.TemporaryDirectory(prefix="tillroll-") as folder:
         url = f"sqlite:///{folder}/demo.db"
         report = replay.replay(

@@ -26,7 +26,9 @@ def run(common: c.Common, *, conformance: bool) -> int:
         checks.append(
             {
                 "check": "histories",
-                "found": f"{found.accounts:,} accounts, {found.entries:,} entries"
+                "found": ", ".join(
+                    (c.counted(found.accounts, "account"), c.counted(found.entries, "entry"))
+                )
                 if found.ok
                 else str(found.problems[0]["problem"]),
                 "ok": found.ok,

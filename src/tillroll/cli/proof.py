@@ -131,11 +131,18 @@ def compare(
         check = _check("these prices are beyond the independent computation", ok=False)
         return [check], ["use plain rates to prove the sum"]
     check = _check(
-        f"the sum of charges, {total:,f}, equals the sum computed from the file, {wanted:,f}, "
+        f"the sum of charges, {_shown(total)}, equals the sum computed from the file, "
+        f"{_shown(wanted)}, "
         f"row by row",
         ok=not wrong and total == wanted,
     )
     return [check], wrong
+
+
+def _shown(units: Decimal) -> str:
+    """Return units with thousands set apart and no zeros at the end, so that equal looks equal."""
+    text = f"{units:,f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _check(text: str, ok: bool) -> dict[str, Any]:  # noqa: FBT001 - a check and how it went
@@ -144,7 +151,7 @@ def _check(text: str, ok: bool) -> dict[str, Any]:  # noqa: FBT001 - a check and
 
 def _outcomes(state: Run, charges: dict[int, Decimal]) -> list[dict[str, Any]]:
     count = Counter(state.outcomes.values())
-    total = format(sum(charges.values(), Decimal(0)), ",f")
+    total = _shown(sum(charges.values(), Decimal(0)))
     order = (
         "charged",
         "refused",
@@ -177,7 +184,10 @@ def _faults(fates: Sequence[Fate], state: Run) -> list[dict[str, Any]]:
         (
             "settled too late, restarted or not",
             counts["came too late"],
-            f"the hold had expired; {counts['recovered by consume']} consumed instead",
+            (
+                f"the hold had expired; {counts['recovered by consume']} consumed instead, "
+                f"{list(state.outcomes.values()).count('uncollected')} uncollected"
+            ),
         ),
     ]
     return [{"fault": fault, "times": times, "effect": effect} for fault, times, effect in rows]

@@ -387,11 +387,10 @@ class _Guard:
 
 def show(report: dict[str, Any]) -> None:
     """Print what happened and what was proven."""
-    c.out.print(
+    c.say(
         f"[bold]{report['file']}[/]: {report['requests']:,} requests of {report['accounts']} "
         f"accounts by {report['callers']} callers in {report['seconds']:.1f} s, "
-        f"{report['requests_per_second']:,} requests/s",
-        soft_wrap=True,
+        f"{report['requests_per_second']:,} requests/s"
     )
     lines = table("outcome", "requests", "credits", right=("requests", "credits"))
     for row in report["outcomes"]:
@@ -404,6 +403,6 @@ def show(report: dict[str, Any]) -> None:
     found = report["proof"]
     for check in found["checks"]:
         mark = "[bold green]ok[/]" if check["ok"] else "[bold red]WRONG[/]"
-        c.out.print(f"{mark} {check['check']}", soft_wrap=True)
+        c.say(f"{mark} {check['check']}")
     for line in found["wrong"][:10]:
-        c.out.print(f"   {line}", style="red", markup=False, soft_wrap=True)
+        c.say(f"   {line}", style="red", markup=False)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import tillroll
@@ -49,6 +50,18 @@ class Common:
         return tillroll.open(self.db, project=self.project)
 
 
+def say(text: str, *, console: Console = out, style: str = "", markup: bool = True) -> None:
+    """Print prose: broken between words on a terminal, left on one line for files and pipes."""
+    console.print(text, style=style, markup=markup, soft_wrap=not console.is_terminal)
+
+
+def counted(number: int, name: str) -> str:
+    """Return a number with its noun: 1 account, 2 accounts; 1 entry, 2 entries."""
+    if number != 1:
+        name = f"{name[:-1]}ies" if name.endswith("y") else f"{name}s"
+    return f"{number:,} {name}"
+
+
 def exit_code(error: tillroll.TillrollError) -> int:
     """Return the exit code that an error is answered with."""
     if isinstance(error, tillroll.Refused):
@@ -65,13 +78,12 @@ def show_error(error: tillroll.TillrollError, *, as_json: bool) -> None:
             print_json({"error": error.to_dict()})
         return
     label = error.code.replace("_", " ")
-    err.print(f"[bold red]{label}[/]: ", end="")
-    err.print(str(error), markup=False, soft_wrap=True)
+    say(f"[bold red]{label}[/]: {escape(str(error))}", console=err)
     if isinstance(error, tillroll.Refused):
         for way in error.ways_out:
-            err.print(f"  - {way['text']}", markup=False, soft_wrap=True)
+            say(f"  - {way['text']}", console=err, markup=False)
     if error.written == "unknown" and error.request_id:
-        err.print(f"  ask again with --request-id {error.request_id}", markup=False)
+        say(f"  ask again with --request-id {error.request_id}", console=err, markup=False)
 
 
 def show_failure(code: str, problem: Exception, *, written: str, as_json: bool) -> None:
@@ -81,8 +93,7 @@ def show_failure(code: str, problem: Exception, *, written: str, as_json: bool) 
         with suppress(OSError):  # it may be the output itself that failed
             print_json({"error": error})
             return
-    err.print(f"[bold red]{code}[/]: ", end="")
-    err.print(str(problem), markup=False, soft_wrap=True)
+    say(f"[bold red]{code}[/]: {escape(str(problem))}", console=err)
 
 
 def bear_any_encoding() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from tillroll.cli.terminal import out
+from tillroll.cli.terminal import counted, out, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -18,20 +19,36 @@ if TYPE_CHECKING:
     from tillroll.queries import Balance, Page, Verification
 
 
-def table(*columns: str, title: str | None = None, right: Sequence[str] = ()) -> Table:
-    """Return an empty table; columns named in `right` hold numbers."""
+# Columns that are never broken; ids are, where they are too long.
+_WHOLE = {"time (UTC)", "kind", "state", "category", "expires", "ends", "resets"}
+_SHORT = 16  # an operation up to this length is not broken either
+_FRACTION = re.compile(r"(?<=:\d\d)\.\d+(?=Z)")
+
+
+def table(
+    *columns: str,
+    title: str | None = None,
+    right: Sequence[str] = (),
+    whole: Sequence[str] = (),
+) -> Table:
+    """Return an empty table; columns in `right` hold numbers, those in `whole` are not broken."""
     made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for column in columns:
         if column in right:
             made.add_column(column, justify="right", no_wrap=True)
         else:
-            made.add_column(column, overflow="fold", no_wrap=column == "time (UTC)")
+            made.add_column(column, overflow="fold", no_wrap=column in _WHOLE or column in whole)
     return made
 
 
 def when(text: str | None) -> str:
     """Return an instant cut to seconds, as people read it."""
     return "" if text is None else text[:19].replace("T", " ")
+
+
+def until(text: str | None) -> str:
+    """Return an instant cut to minutes: enough to know when a grant ends."""
+    return when(text)[:16]
 
 
 def grouped(units: str) -> str:
@@ -74,7 +91,7 @@ def show_balance(balance: Balance) -> None:
                 grouped(grant["remaining"]),
                 grouped(grant["on_hold"]),
                 grouped(grant["units"]),
-                when(grant["expires_at"]) or "never",
+                until(grant["expires_at"]) or "never",
                 ", ".join(grant["applies_to"]) or "everything",
             )
         out.print(grants)
@@ -119,6 +136,7 @@ def show_statement(account: str, page: Page) -> None:
     if not page.receipts:
         out.print(f"{account} has no entries here", markup=False)
         return
+    longest = max(len(receipt.operation or "") for receipt in page.receipts)
     lines = table(
         "seq",
         "time (UTC)",
@@ -128,6 +146,7 @@ def show_statement(account: str, page: Page) -> None:
         "operation",
         "id",
         right=("seq", "units", "available"),
+        whole=("operation",) if longest <= _SHORT else (),
     )
     for receipt in page.receipts:
         sign = _SIGNS.get(receipt.kind, "")
@@ -140,7 +159,7 @@ def show_statement(account: str, page: Page) -> None:
             f"[{color}]{units}[/]" if color else units,
             f"{receipt.available:,f}",
             escape(receipt.operation or ""),
-            escape(receipt.request_id or receipt.ref or ""),
+            escape(receipt.ref or receipt.request_id or ""),  # what `explain` tells the story of
         )
     out.print(lines)
     if page.next is not None:
@@ -168,7 +187,7 @@ def show_story(story: dict[str, Any]) -> None:
     refused = story["outcome"] == "refused"
     color = "red" if refused else "green"
     head = f"[bold]{escape(story['request_id'])}[/] of [bold]{escape(story['account'])}[/]"
-    words = "\n".join(escape(sentence) for sentence in story["sentences"])
+    words = "\n".join(escape(_FRACTION.sub("", sentence)) for sentence in story["sentences"])
     out.print(Panel(words, title=f"{head}: [{color}]{story['outcome']}[/]", title_align="left"))
     if refused:
         return
@@ -185,7 +204,7 @@ def show_story(story: dict[str, Any]) -> None:
                 escape(row["grant"]),
                 grouped(row["units"]),
                 row.get("category") or "",
-                when(row.get("expires_at")) or "never",
+                until(row.get("expires_at")) or "never",
                 escape(row.get("source") or ""),
             )
         out.print(grants)
@@ -218,10 +237,9 @@ def show_story(story: dict[str, Any]) -> None:
 def show_verification(found: Verification) -> None:
     """Show what a check of histories found."""
     if found.ok:
-        out.print(
-            f"[bold green]ok[/] {found.accounts:,} accounts, {found.entries:,} entries: every hash "
-            f"matches, every account refolds",
-            soft_wrap=True,
+        say(
+            f"[bold green]ok[/] {counted(found.accounts, 'account')}, "
+            f"{counted(found.entries, 'entry')}: every hash matches, every account refolds"
         )
         return
     lines = table("account", "seq", "problem", title="[bold red]problems[/]", right=("seq",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from tillroll.ledger.errors import REFUSALS, Refused, TillrollError
@@ -19,9 +20,21 @@ if TYPE_CHECKING:
 def new_id() -> str:
     """Return a UUIDv7: unique, and ordered by time so that the index of ids grows at its end."""
     millis = time.time_ns() // 1_000_000
-    tail = os.urandom(10).hex()
+    try:
+        tail = _TAILS.popleft()
+    except IndexError:
+        _TAILS.extend(os.urandom(_TAIL_BYTES).hex() for _ in range(_TAILS_MADE))
+        tail = os.urandom(_TAIL_BYTES).hex()
     variant = "89ab"[int(tail[3], 16) & 3]
     return f"{millis >> 16:08x}-{millis & 0xFFFF:04x}-7{tail[:3]}-{variant}{tail[4:7]}-{tail[7:19]}"
+
+
+# Random parts made ahead: each call to the system lets go of Python's lock, and taking it back from
+# a busy thread costs more than the id. A forked child must not use its parent's.
+_TAIL_BYTES = 10
+_TAILS_MADE = 256
+_TAILS: deque[str] = deque()
+os.register_at_fork(after_in_child=_TAILS.clear)
 
 
 def receipt_of(answer: Answer, request: Request, scale: int) -> Receipt:

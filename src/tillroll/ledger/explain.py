@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from tillroll.ledger.calendar import show_instant
+from tillroll.ledger.moves import available_before, paid_lines
 from tillroll.ledger.pricing import explain_price
 from tillroll.ledger.types import OVERDRAFT, Entry, Refusal, Terms
 from tillroll.ledger.units import show_units
@@ -57,7 +58,7 @@ def explain(facts: Facts) -> dict[str, object]:
         "effective_at": show_instant(root.effective_at),
         "price": _price(facts, story),
         "paid_by": _paid_by(facts, story),
-        "available_before": show_units(_before(root), facts.scale),
+        "available_before": show_units(available_before(root), facts.scale),
         "available_after": show_units(story[-1].available, facts.scale),
         "timeline": [_line(entry, facts.scale) for entry in story],
         "replays": facts.replays,
@@ -129,16 +130,6 @@ def outcome_of(root: Entry, acts: Sequence[Entry]) -> str:
     return state
 
 
-def _before(entry: Entry) -> int:
-    moved = 0
-    for posting in entry.postings:
-        if posting.target == "available":
-            moved += posting.units
-        elif posting.source == "available":
-            moved -= posting.units
-    return entry.available - moved
-
-
 def _price(facts: Facts, story: Sequence[Entry]) -> dict[str, object] | None:
     """Return the version, rule and arithmetic behind the amount that was charged."""
     charges = [e for e in story if e.price is not None and e.kind in ("consume", "settle")]
@@ -176,15 +167,8 @@ def _price(facts: Facts, story: Sequence[Entry]) -> dict[str, object] | None:
 
 def _paid_by(facts: Facts, story: Sequence[Entry]) -> list[dict[str, object]]:
     """Return what each grant paid, in burn order, with what the grant is."""
-    paid: dict[str, int] = {}
-    for entry in story:
-        for posting in entry.postings:
-            if posting.target == "used":
-                paid[posting.line] = paid.get(posting.line, 0) + posting.units
-            elif posting.source == "used":
-                paid[posting.line] = paid.get(posting.line, 0) - posting.units
     rows: list[dict[str, object]] = []
-    for line, units in paid.items():
+    for line, units in paid_lines(story).items():
         terms = facts.terms.get(line)
         row: dict[str, object] = {"grant": line, "units": show_units(units, facts.scale)}
         if terms is not None:
@@ -193,7 +177,8 @@ def _paid_by(facts: Facts, story: Sequence[Entry]) -> list[dict[str, object]]:
                 "source": terms.source,
                 "expires_at": None if terms.expires_at is None else show_instant(terms.expires_at),
             }
-        elif line == OVERDRAFT:
+        else:
+            assert line == OVERDRAFT, f"no entry granted {line}"
             row["category"] = "overdraft"
         rows.append(row)
     return rows
@@ -266,7 +251,7 @@ def _absorbed(facts: Facts) -> str:
     times = "once" if facts.replays == 1 else f"{facts.replays} times"
     return (
         f"The request was repeated {times}, last at {show_instant(facts.last_replay_at)}; "
-        f"the repeats changed nothing."
+        f"{'that' if facts.replays == 1 else 'the repeats'} changed nothing."
     )
 
 

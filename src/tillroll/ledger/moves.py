@@ -117,6 +117,17 @@ def buckets_after(wallet: Wallet, postings: tuple[Posting, ...]) -> tuple[int, i
     )
 
 
+def available_before(entry: Entry) -> int:
+    """Return the wallet's free units before an entry."""
+    moved = 0
+    for posting in entry.postings:
+        if posting.target == "available":
+            moved += posting.units
+        if posting.source == "available":
+            moved -= posting.units
+    return entry.available - moved
+
+
 def entry_of(
     case: Case,
     kind: Kind,

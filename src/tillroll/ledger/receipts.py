@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tillroll.ledger.calendar import show_instant, to_datetime
+from tillroll.ledger.moves import available_before
 from tillroll.ledger.units import show_units, to_decimal
 
 if TYPE_CHECKING:
@@ -98,12 +99,7 @@ class Receipt:
     @property
     def available_before(self) -> Decimal:
         """Free units of the wallet before it."""
-        moved = sum(
-            (p.units if p.target == "available" else 0)
-            - (p.units if p.source == "available" else 0)
-            for p in self.entry.postings
-        )
-        return self._units(self.entry.available - moved)
+        return self._units(available_before(self.entry))
 
     @property
     def shortfall(self) -> Decimal:

@@ -89,18 +89,20 @@ UNION ALL
 SELECT e.account_id, e.request_id, e.body, NULL FROM wanted AS w
 CROSS JOIN tillroll_entries AS e ON (e.request_id, e.account_id) = (w.request_id, w.account_id)
 """
-_ADD_ENTRIES = """
+_ADD_ENTRY = """
 INSERT INTO tillroll_entries (
     account_id, seq, request_id, ref, kind, recorded_at, effective_at, body, hash, metadata
-) VALUES {}
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
-_SET_ACCOUNTS = """
+_ADD_ACCOUNT = """
 INSERT INTO tillroll_accounts (
     account_id, project, account, seq, head, at, next_due_at, least, state
-) VALUES {}
-ON CONFLICT (account_id) DO UPDATE SET
-    seq = excluded.seq, head = excluded.head, at = excluded.at,
-    next_due_at = excluded.next_due_at, least = excluded.least, state = excluded.state
+) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+"""
+_SET_ACCOUNT = """
+UPDATE tillroll_accounts SET
+    seq = ?4, head = ?5, at = ?6, next_due_at = ?7, least = ?8, state = ?9
+WHERE account_id = ?1 AND project = ?2 AND account = ?3
 """
 _SET_REFUSALS = """
 INSERT INTO tillroll_refusals (
@@ -652,12 +654,16 @@ class SqliteWriter(SqliteReader):
     def append(self, project: str, book: Book) -> None:
         """Write what the book gathered."""
         if book.appended:
-            self._write(_ADD_ENTRIES, [_entry_row(*sealed) for sealed in book.appended])
-            owners = dict.fromkeys([sealed.account_id for sealed in book.appended])
-            accounts = book.accounts
-            self._write(
-                _SET_ACCOUNTS, [_account_row(owner, project, accounts[owner]) for owner in owners]
-            )
+            many = self.connection.executemany
+            many(_ADD_ENTRY, [_entry_row(*sealed) for sealed in book.appended])
+            first = {sealed.account_id: sealed.entry.seq for sealed in reversed(book.appended)}
+            states = {owner: _account_row(owner, project, book.accounts[owner]) for owner in first}
+            many(_ADD_ACCOUNT, [states[owner] for owner, seq in first.items() if seq == 1])
+            known = [states[owner] for owner, seq in first.items() if seq > 1]
+            before = self.connection.total_changes()
+            many(_SET_ACCOUNT, known)
+            if self.connection.total_changes() - before != len(known):
+                raise StoreCorrupt("an account has entries but no row; nothing was written")
         if book.refused:
             # A request refused twice in one batch (retry_refused) keeps the last refusal.
             rows = {

@@ -1,0 +1,190 @@
+"""What no other table covers: limits of an account, carried residuals, quotes, folding."""
+
+import pickle
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from hashlib import sha256
+from typing import Any
+
+import pytest
+
+import tillroll
+from tillroll.ledger import chain, decide, fold, quotes
+from tillroll.ledger.commands import account_id
+from tillroll.ledger.pricing import Price, Rate
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Clock:
+    """The time, to be moved."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(clock: Clock) -> tillroll.Ledger:
+    ledger = tillroll.open("memory://", clock=clock)
+    ledger.grant("acme", 1000, request_id="g")
+    return ledger
+
+
+def price(ledger: tillroll.Ledger, units: str, **terms: Any) -> None:
+    item = Price(operation="image", rates={"images": Rate(units=Decimal(units))}, **terms)
+    ledger.apply_prices([item], author="ann", reason="a test")
+
+
+@pytest.mark.parametrize(
+    ("verb", "args"),
+    [
+        ("grant", {"units": 1}),
+        ("adjust", {"units": 1, "reason": "x"}),
+        ("hold", {"units": 1}),
+        ("set_budget", {"name": "b", "cap": 1}),
+        ("set_recurring", {"name": "p", "units": 1, "anchor": "2026-01-01"}),
+    ],
+)
+def test_an_account_holds_so_much_and_no_more(
+    ledger: tillroll.Ledger, monkeypatch: pytest.MonkeyPatch, verb: str, args: dict[str, Any]
+):
+    monkeypatch.setattr(decide, "LIVE_MAX", 2)
+    calls = [{**args, "name": f"n{nth}"} if "name" in args else args for nth in range(4)]
+    made = 0
+    for call in calls:
+        try:
+            getattr(ledger, verb)("acme", **call)
+        except tillroll.InvalidInput:
+            break
+        made += 1
+    assert made == (1 if verb in {"grant", "adjust"} else 2)
+    assert ledger.verify().ok
+
+
+def test_residuals_are_carried(ledger: tillroll.Ledger):
+    price(ledger, "0.0000004", rounding="carry")
+    taken = [ledger.consume("acme", "image", meters={"images": 1}).units for _ in range(5)]
+    assert taken == [0, 0, Decimal("0.000001"), 0, Decimal("0.000001")]
+    ledger.hold("acme", "image", meters={"images": 1}, request_id="h")
+    ledger.settle("acme", "h", meters={"images": 1})
+    assert ledger.verify().ok
+
+
+def test_a_quote_caps_every_part(ledger: tillroll.Ledger):
+    price(ledger, "2")
+    token = ledger.quote("acme", "image", meters={"images": 5}, lock_for="1h").token
+    ledger.hold("acme", "image", meters={"images": 5}, quote=token, request_id="h")
+    assert ledger.settle("acme", "h", meters={"images": 4}, final=False).units == 8
+    assert ledger.settle("acme", "h", meters={"images": 4}).units == 2
+
+
+def test_a_quote_is_for_one_account_operation_and_model(ledger: tillroll.Ledger):
+    price(ledger, "2")
+    token = ledger.quote("acme", "image", meters={"images": 5}, lock_for="1h").token
+    for args in (("zoe", "image", None), ("acme", "text", None), ("acme", "image", "large")):
+        with pytest.raises(tillroll.InvalidInput, match="another"):
+            ledger.consume(*args[:2], model=args[2], meters={"images": 1}, quote=token)
+
+
+def test_a_sealed_text_that_is_no_quote():
+    secret = b"x" * 32
+    body = "e30"  # {}, which promises nothing
+    with pytest.raises(tillroll.InvalidInput, match="cannot be read"):
+        quotes.read(secret, f"trq1.{body}.{quotes._seal(secret, body)}")
+
+
+def test_a_late_settlement_can_be_unpriced(ledger: tillroll.Ledger, clock: Clock):
+    ledger.configure("acme", late_settlement=True)
+    ledger.hold("acme", "image", units=5, request_id="h")
+    clock.now += timedelta(hours=1)
+    with pytest.raises(tillroll.Unpriced):
+        ledger.settle("acme", "h", meters={"images": 1})
+    assert ledger.settle("acme", "h").units == 5
+
+
+def test_a_scheduled_grant_begins_with_and_without_an_end(ledger: tillroll.Ledger, clock: Clock):
+    for name, life in (("a", None), ("b", "1d")):
+        ledger.grant(
+            "zoe", 5, request_id=name, effective_at=NOW + timedelta(hours=1), expires_in=life
+        )
+    clock.now += timedelta(hours=2)
+    assert ledger.consume("zoe", units=7).grants == [("b", 5), ("a", 2)]
+
+
+def test_a_recurring_grant_that_has_ended_grants_nothing(ledger: tillroll.Ledger):
+    ledger.set_recurring("zoe", "p", 5, anchor="2025-01-01", ends_at="2025-06-01T00:00:00Z")
+    assert ledger.balance("zoe").available == 0
+    ledger.grant("zoe", 1)
+    assert ledger.verify().ok
+
+
+def test_the_state_is_the_fold_of_the_entries(ledger: tillroll.Ledger):
+    ledger.hold("acme", units=5, request_id="h", tags={"member": "ann"})
+    ledger.set_budget("acme", "b", 5, period="day")
+    folded = fold.fold("acme", [receipt.entry for receipt in ledger.entries("acme")])
+    with ledger.store.read() as reader:
+        stored = reader.stored_state(account_id("default", "acme"))
+    assert stored is not None
+    folded.head = stored[1]
+    assert chain.encode_state(folded).decode() == stored[2]
+
+
+def test_meters_written_differently_are_one_request(ledger: tillroll.Ledger):
+    price(ledger, "2")
+    for images in ("1.50", Decimal("1.5")):
+        ledger.consume("acme", "image", meters={"images": images}, request_id="r")
+    assert ledger.balance("acme").used == 3
+
+
+def test_texts_of_any_language(ledger: tillroll.Ledger):
+    receipt = ledger.consume("acme", units=1, request_id="訂單-1", reason="für\nAnn")
+    assert ledger.explain("訂單-1")["reason"] == receipt.entry.reason == "für\nAnn"
+
+
+def test_a_refusal_crosses_processes(ledger: tillroll.Ledger):
+    with pytest.raises(tillroll.InsufficientUnits) as caught:
+        ledger.consume("acme", units=2000, request_id="r")
+    copy = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - just pickled here
+    assert (type(copy), copy.to_dict()) == (type(caught.value), caught.value.to_dict())
+
+
+def test_a_digest_is_of_the_canonical_bytes():
+    assert chain.digest({"b": 1, "a": 2}) == sha256(b'{"a":2,"b":1}').digest()
+
+
+def test_a_refused_id_with_another_body_is_a_conflict_also_anew(ledger: tillroll.Ledger):
+    with pytest.raises(tillroll.InsufficientUnits):
+        ledger.consume("acme", units=2000, request_id="r")
+    with pytest.raises(tillroll.IdempotencyConflict):
+        ledger.consume("acme", units=1, request_id="r", retry_refused=True)
+    assert ledger.balance("acme").used == 0
+
+
+def test_explanations_follow_the_state(ledger: tillroll.Ledger, clock: Clock):
+    price(ledger, "2")
+    ledger.consume("acme", "image", meters={"images": 3}, request_id="c")
+    told: Any = ledger.explain("c", account="acme")
+    assert told["price"]["version"] == 1
+    assert told["charged"] == "6"
+    ledger.hold("acme", units=5, request_id="h1")
+    ledger.mark_in_doubt("acme", "h1")
+    ledger.hold("acme", units=5, request_id="h2")
+    assert ledger.explain("h1", account="acme")["outcome"] == "in_doubt"
+    clock.now += timedelta(hours=1)
+    ledger.consume("acme", units=1)
+    assert ledger.explain("h2", account="acme")["outcome"] == "expired"
+    ledger.refund("acme", "c")
+    assert ledger.explain("c", account="acme")["refunded"] == "6"
+    for _ in range(2):
+        with pytest.raises(tillroll.HoldNotFound):
+            ledger.settle("acme", "none", request_id="no")
+    told = ledger.explain("no", account="acme")
+    assert (told["code"], told["replays"], told["ways_out"]) == ("hold_not_found", 1, [])
