@@ -799,7 +799,9 @@ class Verbs:
             "meters": _meters(meters),
             "model": _optional(model, "model"),
             "attributes": _labels(attributes, "attributes"),
-            "wallet": None if units is None else _name(wallet or WALLET_DEFAULT, "wallet"),
+            "wallet": None
+            if units is None
+            else _name(WALLET_DEFAULT if wallet is None else wallet, "wallet"),
             "quote": claims,
             "effective_at": _instant(effective_at, "effective_at"),
         }
