@@ -282,3 +282,35 @@ def test_the_works_own_exception_goes_on_where_the_hold_cannot_be_ended(ledger: 
     with pytest.raises(ValueError, match="no image") as caught, hold(ledger):
         fail_after(ledger.close)
     assert "could not be ended: the ledger is closed" in caught.value.__notes__[-1]
+
+
+def test_a_task_cancelled_before_its_work_leaves_no_hold(tmp_path):
+    async def main() -> list[str]:
+        async with tillroll.open_async(tmp_path / "credits.db") as ledger:
+            await ledger.grant("acme", 100)
+
+            async def work(number: int) -> None:
+                async with ledger.hold("acme", units=1, request_id=f"h{number}"):
+                    raise AssertionError("the work began")
+
+            tasks = [asyncio.ensure_future(work(number)) for number in range(5)]
+            await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for _ in range(500):
+                released = (await ledger.statement("acme", kinds="release")).receipts
+                if len(released) == len(tasks):
+                    break
+                await asyncio.sleep(0.01)
+            return sorted(receipt.ref or "" for receipt in released)
+
+    assert asyncio.run(main()) == ["h0", "h1", "h2", "h3", "h4"]
+
+
+def test_the_same_request_written_differently_is_a_repeat():
+    with tillroll.open("memory://") as ledger:
+        ledger.grant("acme", 100)
+        first = ledger.consume("acme", units=1, request_id="r")
+        assert ledger.consume("acme", units="1.0", wallet="credits", request_id="r") == first
+        assert ledger.consume("acme", units=1, metadata={}, tags={}, request_id="r") == first

@@ -63,8 +63,7 @@ def machine() -> dict[str, str]:
 # ---------------------------------------------------------------- race
 
 _CALLERS_MAX = 10_000
-_SECONDS_MIN = 0.01
-_SECONDS_MAX = 86_400
+_SECONDS_MIN, _SECONDS_MAX = 0.01, 86_400
 
 
 def race(common: c.Common, consumers: int, given: int) -> int:

@@ -93,8 +93,7 @@ def show_failure(code: str, problem: Exception, *, written: str, as_json: bool) 
         with suppress(OSError):  # it may be the output itself that failed
             print_json({"error": error})
             return
-    err.print(f"[bold red]{code}[/]: ", end="")
-    err.print(str(problem), markup=False, soft_wrap=True)
+    say(f"[bold red]{code}[/]: {escape(str(problem))}", console=err)
 
 
 def bear_any_encoding() -> None:

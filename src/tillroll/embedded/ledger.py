@@ -649,8 +649,19 @@ class PendingHold:
         return self._open
 
     async def __aenter__(self) -> AsyncOpenHold:
-        """Open the hold and guard the work."""
-        return await (await self._begin()).__aenter__()
+        """Open the hold and guard the work.
+
+        A task that is cancelled here does no work: its hold is released as soon as it is known.
+        """
+        import asyncio  # noqa: PLC0415 - see _running_loop
+
+        opening = asyncio.ensure_future(self._begin())
+        try:
+            hold = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_release_unused)
+            raise
+        return await hold.__aenter__()
 
     async def __aexit__(
         self,
@@ -661,3 +672,17 @@ class PendingHold:
         """End the hold as the work deserves; the exception goes on."""
         assert self._open is not None
         await self._open.__aexit__(kind, error, trace)
+
+
+_RELEASES: set[asyncio.Future[Receipt]] = set()  # a loop keeps no task alive by itself
+
+
+def _release_unused(opening: asyncio.Future[AsyncOpenHold]) -> None:
+    """Release a hold that was opened for a task that is gone; one of another attempt is left."""
+    import asyncio  # noqa: PLC0415 - see _running_loop
+
+    if opening.cancelled() or opening.exception() is not None or opening.result().receipt.replayed:
+        return
+    release = asyncio.ensure_future(opening.result().release(reason="cancelled before the work"))
+    _RELEASES.add(release)
+    release.add_done_callback(_RELEASES.discard)

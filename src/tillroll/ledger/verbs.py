@@ -799,7 +799,9 @@ class Verbs:
             "meters": _meters(meters),
             "model": _optional(model, "model"),
             "attributes": _labels(attributes, "attributes"),
-            "wallet": None if wallet is None else _name(wallet, "wallet"),
+            "wallet": None
+            if units is None
+            else _name(WALLET_DEFAULT if wallet is None else wallet, "wallet"),
             "quote": claims,
             "effective_at": _instant(effective_at, "effective_at"),
         }
@@ -818,7 +820,7 @@ class Verbs:
         if reason is not None:
             common["reason"] = _text(reason, "reason", REASON_MAX, lines=True)
         metadata = how.get("metadata")
-        if metadata is not None:
+        if metadata is not None and metadata != {}:
             common["metadata_digest"] = sha256(_metadata(metadata)).digest()
         return common
 
@@ -831,7 +833,7 @@ class Verbs:
         retry_refused = False
         if how:
             given = how.get("metadata")
-            metadata = None if given is None else _metadata(given).decode()
+            metadata = None if given is None or given == {} else _metadata(given).decode()
             actor = _optional(how.get("actor"), "actor")
             retry_refused = _flag(how.get("retry_refused", False), "retry_refused")
         return c.Request(
