@@ -29,7 +29,7 @@ from tillroll.ledger.errors import (
     StoreError,
     StoreUnavailable,
 )
-from tillroll.ledger.types import Entry, Refusal
+from tillroll.ledger.types import ANSWERED_BEFORE, Entry, Refusal
 from tillroll.stores.base import CommitUncertain, Key, load_book
 
 if TYPE_CHECKING:
@@ -462,6 +462,8 @@ def _settled(request: Request, found: Entry | Refusal | None, problem: CommitUnc
     # Deciding anew, a refusal may be the old one or the new one: asking again tells.
     if isinstance(found, Refusal) and request.retry_refused:
         found = None
+    if isinstance(found, Refusal) and found.code == ANSWERED_BEFORE:
+        found = None  # what it points to is found by asking again
     if found is not None and found.fingerprint == request.fingerprint:
         return Answer(found)
     lost = StoreUnavailable(f"{problem}; nothing was written. Ask again with the same request_id")

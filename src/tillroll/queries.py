@@ -21,6 +21,7 @@ from tillroll.ledger.explain import Facts, explain, outcome_of
 from tillroll.ledger.fold import apply
 from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.types import (
+    ANSWERED_BEFORE,
     OVERDRAFT,
     WALLET_DEFAULT,
     Account,
@@ -557,6 +558,8 @@ def explain_request(
             account = owners[0]
         owner = account_id(project, account)
         root, acts, refusal = _story(reader, owner, request_id)
+        if refusal is not None and refusal.code == ANSWERED_BEFORE:
+            root, acts, refusal = _story(reader, owner, refusal.details["ref"])
         if root is not None and root.ref is not None and not acts:
             origin, others, _ = _story(reader, owner, root.ref)
             if origin is not None:

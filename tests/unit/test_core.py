@@ -233,3 +233,20 @@ def test_accounts_are_locked_before_an_id_is_looked_up(
     assert asked[:2] == ["accounts", "answers"]
     assert asked[2:4] == ["accounts", "answers"]
     assert set(asked[4:]) == {"story"}
+
+
+@pytest.mark.parametrize("url", ["memory://", "sqlite:///credits.db"])
+def test_an_id_answered_with_an_earlier_entry_means_nothing_else(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with tillroll.open(url) as ledger:
+        ledger.grant("acme", 100)
+        ledger.hold("acme", units=10, request_id="h")
+        first = ledger.settle("acme", "h", units=10, request_id="s1")
+        again = ledger.settle("acme", "h", units=10, request_id="s2")
+        assert (again, again.replayed) == (first, True)
+        with pytest.raises(tillroll.IdempotencyConflict):
+            ledger.consume("acme", units=10, request_id="s2")
+        assert ledger.settle("acme", "h", units=10, request_id="s2").replayed
+        assert ledger.balance("acme").available == 90
+        assert ledger.explain("s2")["request_id"] == "h"
+        assert ledger.verify().ok

@@ -13,6 +13,7 @@ from tillroll.ledger import chain
 from tillroll.ledger import commands as c
 from tillroll.ledger.errors import IdempotencyConflict, InvalidInput
 from tillroll.ledger.types import (
+    ANSWERED_BEFORE,
     DAY,
     NEVER,
     OVERDRAFT,
@@ -96,7 +97,7 @@ def _answer(book: Book, request: c.Request, at: int, rules: Rules) -> Answer:
     account = book.accounts[request.account_id]
     at = max(at, account.at)  # an account's time never runs backwards
     earlier = book.answers.get(key)
-    if earlier is not None and not _decides_anew(request, earlier):
+    if earlier is not None and not _decides_again(request, earlier):
         return _repeat(book, request, earlier, at)
     if account.next_due_at <= at:
         advance_in(book, request.account_id, at)
@@ -106,7 +107,7 @@ def _answer(book: Book, request: c.Request, at: int, rules: Rules) -> Answer:
         problem.request_id = request.request_id
         return Answer(problem)
     if isinstance(outcome, Answer):
-        return outcome
+        return _point(book, request, outcome, at)
     book.answers[key] = outcome
     if isinstance(outcome, Refusal):
         book.refused.append((request.account_id, outcome))
@@ -117,13 +118,37 @@ def _answer(book: Book, request: c.Request, at: int, rules: Rules) -> Answer:
     return Answer(outcome)
 
 
-def _decides_anew(request: c.Request, earlier: Entry | Refusal) -> bool:
-    """Return whether a known id is to be decided again; another body stays a conflict."""
+def _decides_again(request: c.Request, earlier: Entry | Refusal) -> bool:
+    """Return whether a known id is to be decided again; another body stays a conflict.
+
+    A refusal is, where the caller asks for it. What was answered with an earlier entry is, since
+    deciding it finds that entry again.
+    """
     return (
-        request.retry_refused
-        and isinstance(earlier, Refusal)
+        isinstance(earlier, Refusal)
         and earlier.fingerprint == request.fingerprint
+        and (request.retry_refused or earlier.code == ANSWERED_BEFORE)
     )
+
+
+def _point(book: Book, request: c.Request, answer: Answer, at: int) -> Answer:
+    """Remember that this id was answered with an earlier entry, so that it means nothing else."""
+    entry = answer.outcome
+    assert isinstance(entry, Entry)
+    key = (request.account_id, request.request_id)
+    if key not in book.answers:
+        pointer = Refusal(
+            code=ANSWERED_BEFORE,
+            message="answered with an earlier entry",
+            at=at,
+            seq=entry.seq,
+            request_id=request.request_id,
+            fingerprint=request.fingerprint,
+            details={"ref": entry.ref or ""},
+        )
+        book.answers[key] = pointer
+        book.refused.append((request.account_id, pointer))
+    return answer
 
 
 def _repeat(book: Book, request: c.Request, earlier: Entry | Refusal, at: int) -> Answer:

@@ -49,6 +49,9 @@ RESERVED = "~"
 OVERDRAFT = "~overdraft"
 WALLET_DEFAULT = "credits"
 NEVER = 2**62
+# Kept among the refusals, though it is none: the id of a request that was answered with what an
+# earlier one did, such as a settle of a hold that was settled so before.
+ANSWERED_BEFORE = "answered_before"
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND

@@ -127,7 +127,8 @@ class Auditor:
         at = max(moment, account.time)
         asked = _asked(call)
         known = self.known.get((call.account, request_id))
-        if known is not None and known.answer.code and moment - known.at >= REFUSAL_LIFE:
+        forgettable = known is not None and (known.answer.code or known.answer.replayed)
+        if known is not None and forgettable and moment - known.at >= REFUSAL_LIFE:
             known = None
         if known is not None:
             if known.asked != asked:
@@ -145,7 +146,7 @@ class Auditor:
                 held=no.held,
                 seq=len(account.written),
             )
-        if answer.code != "invalid_input" and not answer.replayed:
+        if answer.code != "invalid_input":
             self.known[call.account, request_id] = _Known(asked, answer, at)
         account.advance(at)
         return answer
