@@ -112,6 +112,7 @@ $(VENV)/.stamp-venv:
 $(RUNTIME): $(VENV)/.stamp-venv $(LOCKS) pyproject.toml
 	$(PIP) install --require-hashes -r requirements/build.lock -r requirements/runtime.lock
 	$(PIP) install --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m compileall -q src # an editable install leaves that to the first start
 	@touch $@
 
 $(DEV): $(RUNTIME) requirements/dev.lock
