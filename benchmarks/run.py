@@ -91,9 +91,16 @@ def page(report: dict[str, Any]) -> str:
     lines += [
         f"| `import tillroll`, median of nine new processes | {found['median']} ms |",
         "",
-        f"{report['accounts']:,} accounts, chosen at random for each consume. "
-        + ", ".join(f"{name} {value}" for name, value in report["machine"].items())
-        + ".",
+        f"{report['accounts']:,} accounts, one chosen at random for each consume. Measured on:",
+        "",
+        "| machine | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in report["machine"].items()),
+        "",
+        "Where the time goes: a commit is one sync of the log, shared by the batch. With many",
+        "accounts each consume also writes a page of the accounts and one of the history's index,",
+        "which is why one hot account is faster than a thousand. The rest is Python: a third of it",
+        "on the event loop, two thirds in the writer, half of that to decide and to encode.",
         "",
     ]
     return "\n".join(lines)
