@@ -24,13 +24,14 @@ from tillroll.ledger.core import decide_batch
 from tillroll.ledger.errors import (
     OutcomeUnknown,
     Overloaded,
+    StoreBusy,
     StoreClosed,
     StoreCorrupt,
     StoreError,
     StoreUnavailable,
 )
 from tillroll.ledger.types import ANSWERED_BEFORE, Entry, Refusal
-from tillroll.stores.base import CommitUncertain, Key, load_book
+from tillroll.stores.base import CommitUncertain, Key, Retry, load_book
 
 if TYPE_CHECKING:
     import asyncio
@@ -45,6 +46,7 @@ T = TypeVar("T")
 BATCH_MAX = 1_000  # more waiting than this gains nothing and makes everyone wait longer
 BULK_MAX = 10_000  # items of one call
 ROUND_SECONDS = 0.001  # how long the writer waits for a loop to come round; a commit takes less
+TRIES = 5  # of one batch, where another process was faster each time
 WAITING_MAX = 20_000  # about 1 kB each: 20 MB
 
 
@@ -333,14 +335,17 @@ class Engine:
 
     def _perform(self, ticket: Act) -> None:
         try:
-            self._recover()
-            with self.store.write() as tx:
-                ticket.result = ticket.act(tx)
+            ticket.result = self._persist(lambda: self._perform_once(ticket))
         except CommitUncertain as problem:
             self._broken = True
             ticket.error = OutcomeUnknown(f"{problem}: look whether it is there")
         except Exception as problem:  # noqa: BLE001 - raised again in the caller's own thread
             ticket.error = problem
+
+    def _perform_once(self, ticket: Act) -> object:
+        self._recover()
+        with self.store.write() as tx:
+            return ticket.act(tx)
 
     def _recover(self) -> None:
         if self._broken:
@@ -368,11 +373,28 @@ class Engine:
 
     def _write(self, requests: Sequence[Request]) -> list[Answer]:
         """Decide and write these requests in one database transaction."""
+        return self._persist(lambda: self._write_once(requests))
+
+    def _persist(self, write: Callable[[], T]) -> T:
+        """Write, and again where the store says that nothing was written and that it may help."""
+        for _ in range(TRIES - 1):
+            try:
+                return write()
+            except Retry:
+                continue
+        try:
+            return write()
+        except Retry as problem:
+            raise StoreBusy(
+                f"{problem}, {TRIES} times; nothing was written. Ask again with the same request_id"
+            ) from problem
+
+    def _write_once(self, requests: Sequence[Request]) -> list[Answer]:
         self._recover()
         with self.store.write() as tx:
             at = self.clock()
+            book = load_book(tx, self.project, requests, at)
             rules = Rules(tx.prices(self.project), self.store.scale)
-            book = load_book(tx, requests, at)
             answers = decide_batch(book, requests, at, rules)
             tx.append(self.project, book)
         return answers
@@ -399,9 +421,8 @@ class Engine:
         self._doubtful |= {(r.account_id, r.request_id) for r in requests}
         try:
             self._recover()
-            with self.store.read() as tx:
-                found = tx.answers([(r.account_id, r.request_id) for r in requests])
-        except StoreError as again:
+            found = self._persist(lambda: self._look_up(requests))
+        except (StoreError, CommitUncertain) as again:
             unknown = OutcomeUnknown(
                 f"{problem}, and it could not be looked up ({again}). It is written whole or not "
                 f"at all: ask again with the same request_id"
@@ -411,6 +432,13 @@ class Engine:
             _settled(request, found.get((request.account_id, request.request_id)), problem)
             for request in requests
         ]
+
+    def _look_up(self, requests: Sequence[Request]) -> dict[Key, Entry | Refusal]:
+        """Return what these requests were answered, waiting for whoever may still be writing it."""
+        wanted = {request.account_id: request.account for request in requests}
+        with self.store.write() as tx:
+            keys = [(request.account_id, request.request_id) for request in requests]
+            return tx.load(self.project, wanted, keys)[1]
 
     def _failed(self, request: Request, problem: StoreError) -> Answer:
         """Return why it was not written; unknown still, where an earlier try is in doubt."""

@@ -32,7 +32,7 @@ from tillroll.ledger.types import (
     Wallet,
 )
 from tillroll.ledger.units import show_units, to_decimal
-from tillroll.stores.base import Stored, load_book
+from tillroll.stores.base import Stored, Story, load_book
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -136,7 +136,7 @@ def look(reader: Reader, project: str, account: str, at: int) -> Account:
 def preview(store: Store, project: str, request: Request, at: int) -> Answer:
     """Decide a request as it would be decided now; nothing is written."""
     with store.read() as reader:
-        book = load_book(reader, [request], at)
+        book = load_book(reader, project, [request], at)
         rules = Rules(reader.prices(project), store.scale)
         return decide_batch(book, [request], at, rules)[0]
 
@@ -426,7 +426,7 @@ def _work_began(reader: Reader, owner: bytes, stored: Stored, begun: dict[str, i
             root = stored.ref or ""
             when = begun.get(root)
             if when is None:
-                made, _ = reader.story((owner, root))
+                made, _ = _around(reader, owner, root)
                 assert made is not None, f"entry {stored.seq} acts on {root}, which is not there"
                 return made.effective_at
             if stored.kind == "settle" and stored.entry.final:
@@ -588,7 +588,7 @@ def explain_request(
 def _story(
     reader: Reader, owner: bytes, request_id: str
 ) -> tuple[Entry | None, list[Entry], Refusal | None]:
-    root, acts = reader.story((owner, request_id))
+    root, acts = _around(reader, owner, request_id)
     refusal = None
     if root is None:
         found = reader.answers([(owner, request_id)]).get((owner, request_id))
@@ -608,6 +608,11 @@ def _repeats(reader: Reader, owner: bytes, story: Sequence[Entry | Refusal]) -> 
     return times, last_at
 
 
+def _around(reader: Reader, owner: bytes, name: str) -> Story:
+    """Return the entry made by one id, and the entries that refer to it."""
+    return reader.stories([(owner, name)])[owner, name]
+
+
 def _terms(reader: Reader, owner: bytes, story: Sequence[Entry | Refusal]) -> dict[str, Terms]:
     """Return the terms of every grant that these entries moved units of."""
     lines = {
@@ -619,8 +624,8 @@ def _terms(reader: Reader, owner: bytes, story: Sequence[Entry | Refusal]) -> di
     }
     terms: dict[str, Terms] = {}
     for line in lines:
-        _, acts = reader.story((owner, line))
-        root, _ = reader.story((owner, maker(line)))
+        _, acts = _around(reader, owner, line)
+        root, _ = _around(reader, owner, maker(line))
         for entry in ([] if root is None else [root]) + acts:
             terms |= {opened.id: opened for opened in entry.opens if opened.id == line}
     return terms
@@ -668,26 +673,34 @@ def _verify_account(
     owner = account_id(project, name)
     state = Account(name)
     found.accounts += 1
+    row = reader.stored_state(owner)
+    problem = None
     for stored in _history(reader, owner):
         problem = _verify_entry(state, owner, stored)
+        if problem is None and row is not None and state.seq == row[0]:
+            problem = _verify_state(state, row)
         if problem is not None:
             found.problems.append({"account": name, "seq": stored.seq, "problem": problem})
             return
         found.entries += 1
         if progress is not None and found.entries % PAGE_MAX == 0:
             progress(found.entries)
-    row = reader.stored_state(owner)
-    state.next_due_at = next_due(state)
     if row is None:
         problem = None if state.seq == 0 else "the account has entries but no row"
-    elif row[:2] != (state.seq, state.head):
+    elif state.seq < row[0] or (state.seq > row[0] and not reader.states_trail):
         problem = f"the account's row ends at {row[0]}, its entries at {state.seq}"
-    elif row[2].encode() != chain.encode_state(state):
-        problem = "the stored state is not what the entries fold to"
-    else:
-        problem = None
     if problem is not None:
         found.problems.append({"account": name, "seq": state.seq, "problem": problem})
+
+
+def _verify_state(state: Account, row: tuple[int, bytes, str]) -> str | None:
+    """Compare a refolded account with its row; return what is wrong with the row, if anything."""
+    state.next_due_at = next_due(state)
+    if row[1] != state.head:
+        return "the account's row has another chain head than its entries"
+    if row[2].encode() != chain.encode_state(state):
+        return "the stored state is not what the entries fold to"
+    return None
 
 
 def _verify_entry(state: Account, owner: bytes, stored: Stored) -> str | None:

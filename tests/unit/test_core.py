@@ -220,7 +220,7 @@ def test_accounts_are_locked_before_an_id_is_looked_up(
 ):
     """The other way round, an id answered while we wait for the lock would be answered twice."""
     asked: list[str] = []
-    for name in ("accounts", "answers", "story"):
+    for name in ("accounts", "answers", "stories"):
         inner = getattr(MemoryReader, name)
 
         def spy(self: MemoryReader, *args: Any, name: str = name, inner: Any = inner) -> Any:
@@ -232,7 +232,7 @@ def test_accounts_are_locked_before_an_id_is_looked_up(
     ledger.refund("acme", "c")
     assert asked[:2] == ["accounts", "answers"]
     assert asked[2:4] == ["accounts", "answers"]
-    assert set(asked[4:]) == {"story"}
+    assert set(asked[4:]) == {"stories"}
 
 
 @pytest.mark.parametrize("url", ["memory://", "sqlite:///credits.db"])

@@ -363,9 +363,9 @@ class Reads:
 
         def act(tx: Writer) -> int:
             names = tx.due(self.project, at, limit)
-            owners = [(account_id(self.project, name), name) for name in names]
-            book = Book(accounts=dict(tx.accounts(owners)))
-            for owner, _ in owners:
+            owners = {account_id(self.project, name): name for name in names}
+            book = Book(accounts=dict(tx.load(self.project, owners, ())[0]))
+            for owner in owners:
                 advance_in(book, owner, max(at, book.accounts[owner].at))
             tx.append(self.project, book)
             tx.prune_refusals(at - REFUSAL_LIFE, limit)

@@ -17,17 +17,26 @@ from tillroll.ledger.errors import SchemaMismatch
 from tillroll.ledger.types import Account, Entry, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from tillroll.ledger.commands import Request
     from tillroll.ledger.pricing import PriceBook, PriceVersion
 
 Key = tuple[bytes, str]
+# The entry made by a request id, and the entries that refer to it, oldest first.
+Story = tuple["Entry | None", "list[Entry]"]
 
 BUSY_SECONDS = 10
 FORK_SECONDS = 10  # how long a fork waits for readers of the ledger in other threads
 CACHED_ACCOUNTS_MAX = 20_000  # about 1 kB each: 20 MB
+
+
+class Retry(Exception):
+    """Nothing was written, and the same batch may succeed at once.
+
+    Another process was faster or the connection was gone; the cause says what happened.
+    """
 
 
 class CommitUncertain(Exception):
@@ -65,7 +74,14 @@ class Stored(NamedTuple):
 
 
 class Reader(Protocol):
-    """One consistent view of the store."""
+    """One consistent view of the store.
+
+    Attributes:
+        states_trail: Whether an account's row may stand behind its entries, which are then folded
+            on top of it. Where it may not, a row that does is a problem.
+    """
+
+    states_trail: bool
 
     def accounts(self, wanted: Iterable[tuple[bytes, str]]) -> dict[bytes, Account]:
         """Return each account named by (account_id, name); an empty one where it is new."""
@@ -73,8 +89,18 @@ class Reader(Protocol):
     def answers(self, keys: Sequence[Key]) -> dict[Key, Entry | Refusal]:
         """Return what was answered to these (account_id, request_id); an entry wins."""
 
-    def story(self, key: Key) -> tuple[Entry | None, list[Entry]]:
-        """Return the entry made by this request id, and the entries that refer to it."""
+    def load(
+        self, project: str, wanted: Mapping[bytes, str], keys: Sequence[Key]
+    ) -> tuple[dict[bytes, Account], dict[Key, Entry | Refusal]]:
+        """Return these accounts, and what was answered to these keys.
+
+        The accounts come first: where a driver locks rows, an id that another process is answering
+        must not be looked up before that process is done, or its answer would be missed. A writer
+        so waits for whoever may still be writing the answer to one of the keys.
+        """
+
+    def stories(self, keys: Collection[Key]) -> dict[Key, Story]:
+        """Return, for each (account_id, id), what made it and what acted on it."""
 
     def entries(self, account_id: bytes, after: int = 0, limit: int = 1_000) -> list[Stored]:
         """Return the entries with a seq above `after`, oldest first."""
@@ -131,6 +157,7 @@ class Store(Protocol):
         """Open a database transaction; committed on leaving, rolled back on an exception.
 
         Raises:
+            Retry: Nothing was written; the same again may succeed.
             StoreUnavailable: Nothing was written.
             CommitUncertain: The commit erred; call `recover`, then look up the ids.
         """
@@ -160,16 +187,11 @@ class Store(Protocol):
         """Close every connection."""
 
 
-def load_book(reader: Reader, requests: Sequence[Request], at: int) -> Book:
-    """Return all state that deciding these requests may touch: lock, load, follow the stories.
-
-    The accounts come first: where a driver locks rows, an id that another process is answering
-    must not be looked up before that process is done, or a remembered refusal would be missed.
-    """
+def load_book(reader: Reader, project: str, requests: Sequence[Request], at: int) -> Book:
+    """Return all state that deciding these requests may touch: load, then follow the stories."""
     wanted = {request.account_id: request.account for request in requests}
-    accounts = reader.accounts(wanted.items())
     keys = [(request.account_id, request.request_id) for request in requests]
-    answers = reader.answers(keys)
+    accounts, answers = reader.load(project, wanted, keys)
     live = {
         key: found
         for key, found in answers.items()
@@ -177,8 +199,7 @@ def load_book(reader: Reader, requests: Sequence[Request], at: int) -> Book:
     }
     book = Book(accounts=accounts, answers=live)
     while missing := missing_stories(book, requests, at):
-        for key in missing:
-            root, acts = reader.story(key)
+        for key, (root, acts) in reader.stories(missing).items():
             book.stories[key] = acts
             if root is not None:
                 book.answers.setdefault(key, root)

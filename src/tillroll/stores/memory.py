@@ -25,10 +25,10 @@ from tillroll.ledger.errors import InvalidInput, StoreClosed
 from tillroll.ledger.pricing import PriceBook
 from tillroll.ledger.types import Account, Entry, Refusal
 from tillroll.ledger.units import SCALE_DEFAULT, SCALE_MAX
-from tillroll.stores.base import Key, Stored
+from tillroll.stores.base import Key, Stored, Story
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from tillroll.ledger.book import Book
     from tillroll.ledger.pricing import PriceVersion
@@ -104,6 +104,8 @@ class MemoryStore:
 class MemoryReader:
     """What may be read."""
 
+    states_trail = False
+
     def __init__(self, store: MemoryStore) -> None:
         """Read this store."""
         self._store = store
@@ -139,8 +141,17 @@ class MemoryReader:
     def _entry(self, owner: bytes, seq: int) -> Entry:
         return decode_entry(self._store.histories[owner][seq - 1][0])
 
-    def story(self, key: Key) -> tuple[Entry | None, list[Entry]]:
-        """Return the entry made by this request id, and the entries that refer to it."""
+    def load(
+        self, _project: str, wanted: Mapping[bytes, str], keys: Sequence[Key]
+    ) -> tuple[dict[bytes, Account], dict[Key, Entry | Refusal]]:
+        """Return these accounts, and what was answered to these keys."""
+        return self.accounts(wanted.items()), self.answers(keys)
+
+    def stories(self, keys: Collection[Key]) -> dict[Key, Story]:
+        """Return, for each id, the entry that made it and those that refer to it."""
+        return {key: self._story(key) for key in keys}
+
+    def _story(self, key: Key) -> Story:
         seq = self._store.by_request.get(key)
         acts = [self._entry(key[0], found) for found in self._store.by_ref.get(key, [])]
         return (None if seq is None else self._entry(key[0], seq)), acts

@@ -54,13 +54,14 @@ from tillroll.stores.base import (
     CommitUncertain,
     Key,
     Stored,
+    Story,
     least,
     migrations,
     pending,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from tillroll.ledger.book import Book
 
@@ -537,6 +538,8 @@ class SqliteStore:
 class SqliteReader:
     """What may be read within one database transaction."""
 
+    states_trail = False
+
     def __init__(self, connection: apsw.Connection) -> None:
         """Read through this connection."""
         self.connection = connection
@@ -567,8 +570,17 @@ class SqliteReader:
                 found.setdefault((owner, request_id), decode_refusal(refusal))
         return found
 
-    def story(self, key: Key) -> tuple[Entry | None, list[Entry]]:
-        """Return the entry made by this request id, and the entries that refer to it."""
+    def load(
+        self, _project: str, wanted: Mapping[bytes, str], keys: Sequence[Key]
+    ) -> tuple[dict[bytes, Account], dict[Key, Entry | Refusal]]:
+        """Return these accounts, and what was answered to these keys."""
+        return self.accounts(wanted.items()), self.answers(keys)
+
+    def stories(self, keys: Collection[Key]) -> dict[Key, Story]:
+        """Return, for each id, the entry that made it and those that refer to it."""
+        return {key: self._story(key) for key in keys}
+
+    def _story(self, key: Key) -> Story:
         owner, name = key
         root = self.connection.execute(
             "SELECT body FROM tillroll_entries WHERE request_id = ? AND account_id = ?",
