@@ -34,15 +34,31 @@ def open_store(url: str | os.PathLike[str], *, scale: int | None = None) -> Stor
         return MemoryStore(scale=scale)
     if isinstance(url, str) and text.startswith("sqlite:///"):
         text = text.removeprefix("sqlite:///")
+    elif isinstance(url, str) and text.startswith(_POSTGRES):
+        return _open_postgres(text, scale=scale)
     elif isinstance(url, str) and "://" in text:
         raise InvalidInput(
-            f"no store for {text.split('://')[0]!r}: use sqlite:///file.db or memory://"
+            f"no store for {text.split('://')[0]!r}: use sqlite:///file.db, "
+            f"postgresql://user@host/database or memory://"
         )
     if text in ("", ":memory:"):
         raise InvalidInput("name a file, such as sqlite:///credits.db, or use memory://")
     from tillroll.stores.sqlite import SqliteStore  # noqa: PLC0415 - only who uses it loads it
 
     return SqliteStore(text, scale=scale)
+
+
+_POSTGRES = ("postgresql://", "postgres://", "postgresql+psycopg://")
+
+
+def _open_postgres(url: str, *, scale: int | None) -> Store:
+    try:
+        from tillroll.stores.postgres import PostgresStore  # noqa: PLC0415 - an extra
+    except ImportError as problem:
+        raise InvalidInput(
+            f"PostgreSQL needs psycopg: pip install 'tillroll[postgres]' ({problem})"
+        ) from None
+    return PostgresStore(url.replace("+psycopg://", "://", 1), scale=scale)
 
 
 def open_ledger(

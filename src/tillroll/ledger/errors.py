@@ -327,3 +327,7 @@ class OutcomeUnknown(StoreError):
 
     code = "outcome_unknown"
     written = "unknown"
+
+
+class DurabilityWarning(UserWarning):
+    """The database is set up so that an acknowledged write may be lost in a crash."""

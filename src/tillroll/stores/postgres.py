@@ -1,0 +1,619 @@
+"""The PostgreSQL driver: one connection that writes, others that read, many processes at once.
+
+Group commit makes one writing connection enough; any number of processes may write the same
+accounts, which they lock row by row in the order of their ids. States of accounts seen last are
+remembered: under the lock, only what others added since has to be read.
+
+A connection that is lost before the answer to COMMIT leaves the outcome unknown; so does
+PostgreSQL's warning that a wait for a synchronous standby was cancelled
+(https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION). What happened
+is then looked up under the locks, which a writer that still lives would hold.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import warnings
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import msgspec
+import psycopg
+from psycopg import conninfo, errors
+from psycopg.rows import tuple_row
+
+from tillroll.ledger.commands import account_id
+from tillroll.ledger.due import next_due
+from tillroll.ledger.errors import (
+    DurabilityWarning,
+    InvalidInput,
+    SchemaMismatch,
+    StoreBusy,
+    StoreClosed,
+    StoreCorrupt,
+    StoreFull,
+    StoreReadOnly,
+    StoreUnavailable,
+    TillrollError,
+)
+from tillroll.ledger.pricing import PriceBook, decode_version
+from tillroll.ledger.units import SCALE_DEFAULT, SCALE_MAX
+from tillroll.stores.base import (
+    BUSY_SECONDS,
+    CACHED_ACCOUNTS_MAX,
+    CommitUncertain,
+    Migration,
+    Retry,
+    least,
+    migrations,
+    pending,
+)
+from tillroll.stores.postgres_rows import PostgresReader, PostgresWriter, Remembered
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tillroll.stores.postgres_rows import Rows, Statement
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+VERSION_MIN = 140_000
+CONNECT_SECONDS = 10
+STATEMENT_SECONDS = 60
+READERS_MAX = 8  # idle connections kept; more are opened while more read at once
+# One number that all tillrolls agree on: two that migrate one database wait for each other.
+_MIGRATING = 0x7_1110_7011
+
+# A plan made while a table was empty would scan it for ever after; reports use other connections.
+_SESSION = {
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+    "lock_timeout": f"{BUSY_SECONDS}s",
+    "statement_timeout": f"{STATEMENT_SECONDS}s",
+    "idle_in_transaction_session_timeout": f"{STATEMENT_SECONDS}s",
+}
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+_BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_RECOVERED = """
+INSERT INTO tillroll_meta VALUES ('recoveries', '1')
+ON CONFLICT (name) DO UPDATE SET value = (tillroll_meta.value::bigint + 1)::text
+"""
+# What must be on for an acknowledged write to survive a power cut.
+_DURABLE = ("fsync", "full_page_writes", "synchronous_commit")
+_SETTINGS = """
+SELECT name, setting FROM pg_settings WHERE name IN (
+    'fsync', 'full_page_writes', 'synchronous_commit', 'synchronous_standby_names',
+    'data_checksums', 'server_encoding', 'server_version', 'TimeZone'
+)
+"""
+_ACCOUNT_COLUMNS = """
+SELECT uuid_send(account_id), project, account, seq, at, next_due_at, state FROM tillroll_accounts
+WHERE account_id > %s::uuid ORDER BY account_id LIMIT 1000
+"""
+_ORPHANS = """
+SELECT DISTINCT e.account_id::text FROM tillroll_entries AS e
+LEFT JOIN tillroll_accounts AS a ON e.account_id = a.account_id WHERE a.account_id IS NULL
+"""
+_PRICE_COLUMNS = """
+SELECT project, number, digest, author, reason, applied_at, body FROM tillroll_price_versions
+"""
+
+_ADVICE: dict[type[psycopg.Error], tuple[type[StoreUnavailable], str]] = {
+    errors.DiskFull: (StoreFull, "the server's disk is full: free some space"),
+    errors.LockNotAvailable: (StoreBusy, "another process kept an account locked"),
+    errors.QueryCanceled: (StoreBusy, "a statement took too long or was cancelled"),
+    errors.ReadOnlySqlTransaction: (
+        StoreReadOnly,
+        "the server is a standby: connect to the primary (target_session_attrs=read-write)",
+    ),
+    errors.InsufficientPrivilege: (
+        StoreReadOnly,
+        "the role may not do that: see `tillroll migrate --role`",
+    ),
+    errors.TooManyConnections: (
+        StoreUnavailable,
+        "the server has no connection left: raise max_connections or put a pooler in front",
+    ),
+    errors.CannotConnectNow: (StoreUnavailable, "the server is starting up or shutting down"),
+    errors.DataCorrupted: (StoreCorrupt, "the database is damaged: restore a backup"),
+    errors.IndexCorrupted: (StoreCorrupt, "an index is damaged: REINDEX, then `tillroll verify`"),
+    errors.UndefinedTable: (SchemaMismatch, "tables are missing: run `tillroll migrate`"),
+    errors.UndefinedColumn: (SchemaMismatch, "columns are missing: run `tillroll migrate`"),
+}
+# Nothing was written, and the same may succeed at once.
+_AGAIN = (errors.DeadlockDetected, errors.SerializationFailure, errors.UniqueViolation)
+# What one request can bring about by its data. Not translated: the engine then writes each request
+# of the batch by itself, so that only the guilty one fails.
+_GUILTY = (errors.DataError, errors.CheckViolation, errors.NotNullViolation)
+
+
+class PostgresStore:
+    """Ledgers in one PostgreSQL database, shared by any number of processes and machines."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        scale: int | None = None,
+        read_url: str | None = None,
+        migrate: bool = True,
+    ) -> None:
+        """Connect, applying migrations where needed.
+
+        Args:
+            url: `postgresql://user@host/database`, or anything that libpq takes.
+            scale: Decimals of the units; fixed when the tables are made. None: what they have.
+            read_url: Where to read from, such as a standby; reads may then be behind. None: `url`.
+            migrate: Apply pending migrations; where False, tables that are not there are an error.
+
+        Raises:
+            StoreUnavailable: The server cannot be used; nothing was written.
+            SchemaMismatch: The tables were made by a newer tillroll, or are not there.
+            InvalidInput: They have another scale than asked for.
+        """
+        if scale is not None and not (type(scale) is int and 0 <= scale <= SCALE_MAX):
+            raise InvalidInput(f"scale must be 0 to {SCALE_MAX}")
+        self._dsn, self.url = _parsed(url)
+        self._read_dsn = self._dsn if read_url is None else _parsed(read_url)[0]
+        self._mutex = threading.Lock()  # guards the idle readers
+        self._idle: list[Connection] = []
+        self._lent: set[Connection] = set()
+        self._writer: Connection | None = None
+        self._states: dict[bytes, Remembered] = {}
+        self._prices: dict[str, tuple[int, PriceBook]] = {}
+        self._warned: list[str] = []
+        self._pooled = False
+        self._closed = False
+        try:
+            self._writer = self._connect_writer()
+            self._look_at_server(self._writer)
+            with self._translating():
+                self._migrate(self._writer, scale, apply=migrate)
+                meta: dict[str, str] = dict(
+                    self._writer.execute("SELECT name, value FROM tillroll_meta")
+                )
+            self.scale = int(meta["scale"])
+            self.secret = bytes.fromhex(meta["secret"])
+        except (KeyError, ValueError) as error:
+            self.close()
+            raise StoreCorrupt(
+                f"{self.url} has lost its settings: restore a backup; nothing was written"
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+        if scale is not None and scale != self.scale:
+            self.close()
+            raise InvalidInput(
+                f"{self.url} has scale {self.scale}, not {scale}: it is fixed; nothing was written"
+            )
+
+    # ------------------------------------------------------------ connections
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except _GUILTY:
+            raise
+        except psycopg.Error as error:
+            raise self._translate(error) from error
+
+    def _translate(self, error: psycopg.Error) -> StoreUnavailable:
+        """Return the error in our words. Only for what is known to have written nothing."""
+        said = str(error).strip().splitlines()
+        nothing = f"nothing was written ({type(error).__name__}: {said[0] if said else ''})"
+        for kind, (ours, advice) in _ADVICE.items():
+            if isinstance(error, kind):
+                return ours(f"{self.url}: {advice}; {nothing}")
+        return StoreUnavailable(f"{self.url}: {nothing}")
+
+    def _connect(self, dsn: str) -> Connection:
+        if self._closed:
+            raise StoreClosed("the ledger is closed; nothing was written")
+        with self._translating():
+            connection = psycopg.connect(dsn, autocommit=True, row_factory=tuple_row)
+            # A pooler in transaction mode answers for another server process than it names; there
+            # neither settings nor prepared statements of a session would stay.
+            real = connection.execute("SELECT pg_backend_pid()").fetchall()[0][0]
+            self._pooled = real != connection.info.backend_pid
+            if self._pooled:
+                connection.prepare_threshold = None
+            return connection
+
+    def _connect_writer(self) -> Connection:
+        connection = self._connect(self._dsn)
+        connection.add_notice_handler(self._note)
+        if not self._pooled:
+            with self._translating():
+                connection.execute(_settings(local=False))
+        return connection
+
+    def _note(self, notice: psycopg.errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            self._warned.append(notice.message_primary or "a warning")
+
+    def _look_at_server(self, connection: Connection) -> None:
+        """Refuse a server that cannot keep a ledger; say loudly where it may lose one."""
+        if connection.info.server_version < VERSION_MIN:
+            raise StoreUnavailable(
+                f"PostgreSQL {connection.info.server_version // 10_000} is too old: "
+                f"{VERSION_MIN // 10_000} or newer is needed; nothing was written"
+            )
+        with self._translating():
+            settings: dict[str, str] = dict(connection.execute(_SETTINGS))
+        if settings["server_encoding"] != "UTF8":
+            raise StoreUnavailable(
+                f"{self.url} is encoded in {settings['server_encoding']}: make it with "
+                f"ENCODING 'UTF8'; nothing was written"
+            )
+        unsafe = [name for name in _DURABLE if settings[name] in ("off", "local")]
+        if unsafe:
+            warnings.warn(
+                f"{self.url} runs with {', '.join(f'{n}={settings[n]}' for n in unsafe)}: "
+                f"acknowledged charges may be lost in a crash or failover. Set it on.",
+                DurabilityWarning,
+                stacklevel=6,
+            )
+
+    # ------------------------------------------------------------ migrations
+
+    def _migrate(self, connection: Connection, scale: int | None, *, apply: bool) -> None:
+        """Apply what is pending, one database transaction a step; several processes may race."""
+        known = migrations("postgres")
+        steps = list(pending(known, _applied(connection)))
+        if steps and not apply:
+            raise SchemaMismatch(
+                f"{self.url} lacks {', '.join(step.name for step in steps)}: run "
+                f"`tillroll migrate`; nothing was written"
+            )
+        for step in steps:
+            _apply_step(connection, known, step)
+        if steps:
+            connection.execute(
+                "INSERT INTO tillroll_meta VALUES ('scale', %s), ('secret', %s) "
+                "ON CONFLICT DO NOTHING",
+                (str(SCALE_DEFAULT if scale is None else scale), secrets.token_hex(32)),
+            )
+
+    # ------------------------------------------------------------ the contract
+
+    @contextmanager
+    def write(self) -> Iterator[PostgresWriter]:
+        """Open a database transaction; see `Store.write`."""
+        connection = self._writer
+        if connection is None or connection.closed:
+            self._forget()
+            connection = self._writer = self._connect_writer()
+        begin = [_BEGIN]
+        if self._pooled:
+            begin.append(_settings(local=True))
+        session = _Pipelined(connection, begin)
+        writer = PostgresWriter(session, self._states, self._prices)
+        try:
+            yield writer
+        except BaseException as problem:
+            self._give_up(connection)
+            if isinstance(problem, psycopg.Error):
+                self._raise_unwritten(connection, problem)
+            raise
+        self._commit(connection, session, writer)
+        while len(self._states) > CACHED_ACCOUNTS_MAX:
+            del self._states[next(iter(self._states))]
+
+    def _commit(self, connection: Connection, session: _Pipelined, writer: PostgresWriter) -> None:
+        if not (session.begun or writer.last):
+            return
+        self._warned.clear()
+        try:
+            session.run(*writer.last, ("COMMIT", ()))
+        except psycopg.Error as problem:
+            self._forget()
+            # A server that answers with an error, and goes on, has rolled back.
+            if connection.closed or problem.sqlstate is None:
+                self._drop_writer()
+                said = f"{self.url}: the commit erred: {_said(problem)}"
+                raise CommitUncertain(said) from problem
+            self._give_up(connection)
+            self._raise_unwritten(connection, problem)
+        except BaseException:
+            self._forget()
+            self._drop_writer()
+            raise
+        if self._warned:
+            self._forget()
+            raise CommitUncertain(f"{self.url}: the commit is in doubt: {self._warned[0]}")
+
+    def _raise_unwritten(self, connection: Connection, problem: psycopg.Error) -> NoReturn:
+        """Raise what an error before the commit means; nothing was written."""
+        if isinstance(problem, _GUILTY):
+            raise problem
+        if isinstance(problem, _AGAIN):
+            raise Retry(f"{self.url}: {_said(problem)}") from problem
+        if connection.closed:
+            raise Retry(f"{self.url}: the connection was lost: {_said(problem)}") from problem
+        raise self._translate(problem) from problem
+
+    def _give_up(self, connection: Connection) -> None:
+        """Roll back; a connection that cannot even do that is thrown away."""
+        self._forget()
+        try:
+            connection.execute("ROLLBACK")
+        except psycopg.Error:
+            self._drop_writer()
+
+    def _drop_writer(self) -> None:
+        connection, self._writer = self._writer, None
+        if connection is not None:
+            with suppress(psycopg.Error):
+                connection.close()
+
+    def _forget(self) -> None:
+        self._states.clear()
+        self._prices.clear()
+
+    @contextmanager
+    def read(self) -> Iterator[PostgresReader]:
+        """Open one consistent view; see `Store.read`."""
+        with self._translating():
+            connection = self._lend()
+            try:
+                yield PostgresReader(_Pipelined(connection, [_BEGIN_READ]))
+            except msgspec.MsgspecError as error:
+                raise StoreCorrupt(
+                    f"{self.url} holds a document that cannot be read ({error}): restore a "
+                    f"backup; nothing was written"
+                ) from error
+            finally:
+                self._take_back(connection)
+
+    def _lend(self) -> Connection:
+        """Return an idle connection, or a new one where none is left or all have died."""
+        while True:
+            with self._mutex:
+                connection = self._idle.pop() if self._idle else None
+            if connection is None:
+                connection = self._connect(self._read_dsn)
+                break
+            with suppress(psycopg.Error):
+                connection.execute("SELECT 1")
+                break
+            connection.close()
+        with self._mutex:
+            self._lent.add(connection)
+        return connection
+
+    def _take_back(self, connection: Connection) -> None:
+        with self._mutex:
+            if connection not in self._lent:
+                return  # lent in the parent of this forked process
+            self._lent.remove(connection)
+        with suppress(psycopg.Error):
+            connection.execute("ROLLBACK")
+            with self._mutex:
+                if not self._closed and len(self._idle) < READERS_MAX:
+                    self._idle.append(connection)
+                    return
+        connection.close()
+
+    def recover(self) -> None:
+        """Connect anew, and commit: then what came before is as durable as that.
+
+        Where a standby has to confirm, it confirms in order: what a look-up finds afterwards was
+        confirmed with this commit at the latest. Whether the writer that was lost is still at its
+        commit is told by its locks, which the look-up has to wait for.
+        """
+        self._drop_writer()
+        self._forget()
+        with self.write() as tx:
+            tx.last.append((_RECOVERED, ()))
+
+    # ------------------------------------------------------------ looking
+
+    def check(self) -> list[str]:
+        """Look for rows that contradict themselves."""
+        try:
+            with self.read() as reader:
+                return list(_contradictions(reader))
+        except StoreCorrupt as problem:
+            return [str(problem)]
+
+    def facts(self) -> list[tuple[str, str, bool]]:
+        """Return what `doctor` wants to know: name, value, whether it is as it must be."""
+        with self.read() as reader:
+            rows = reader.ask(_SETTINGS)
+            clock = reader.ask("SELECT extract(epoch FROM clock_timestamp())::float8")[0][0]
+        settings: dict[str, str] = dict(rows)
+        return [
+            ("PostgreSQL", settings["server_version"], True),
+            *((name, settings[name], settings[name] not in ("off", "local")) for name in _DURABLE),
+            ("data_checksums", settings["data_checksums"], settings["data_checksums"] == "on"),
+            ("synchronous standbys", settings["synchronous_standby_names"] or "none", True),
+            ("pooler", "transaction mode" if self._pooled else "none", True),
+            ("server clock", _clock_difference(clock), _clock_agrees(clock)),
+            ("scale", str(self.scale), True),
+        ]
+
+    # ------------------------------------------------------------ forks, end
+
+    def before_fork(self) -> None:
+        """Do nothing: the engine keeps writers out, and libpq's sockets stay the parent's."""
+
+    def fork_done(self) -> None:
+        """Do nothing: nothing was stopped."""
+
+    def after_fork(self) -> None:
+        """Go on, in the child, with connections of its own; psycopg never closes the parent's."""
+        self._mutex = threading.Lock()
+        _INHERITED.append((self._writer, self._idle, self._lent))
+        self._writer = None
+        self._idle = []
+        self._lent = set()
+        self._forget()
+
+    def close(self) -> None:
+        """Close every connection."""
+        with self._mutex:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        self._drop_writer()
+        for connection in idle:
+            connection.close()
+
+
+_INHERITED: list[object] = []
+
+
+class _Pipelined:
+    """A database transaction of the store's own: begun with the first statements it sends."""
+
+    def __init__(self, connection: Connection, begin: list[str]) -> None:
+        """Send through this connection; `begin` goes ahead of the first statements."""
+        self._connection = connection
+        self._begin = begin
+        self.begun = False
+
+    def run(self, *statements: Statement) -> list[Rows]:
+        """Run statements in order, in one round trip; return their rows."""
+        connection = self._connection
+        cursors = []
+        with connection.pipeline():
+            if not self.begun:
+                for sql in self._begin:
+                    connection.execute(sql)
+                self.begun = True
+            for sql, parameters in statements:
+                cursor = connection.cursor(binary=True)
+                cursor.execute(sql, parameters)
+                cursors.append(cursor)
+        return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
+
+    def copy(self, sql: str, data: str) -> None:
+        """Run a COPY from these lines."""
+        if not self.begun:
+            self.run()
+        with self._connection.cursor() as cursor, cursor.copy(sql) as copy:
+            copy.write(data)
+
+
+def _parsed(url: str) -> tuple[str, str]:
+    """Return what libpq is to connect to, and the same to be shown: without a password."""
+    try:
+        parts = conninfo.conninfo_to_dict(url)
+    except psycopg.ProgrammingError as problem:
+        raise InvalidInput(f"the URL cannot be read: {problem}") from None
+    shown = {k: v for k, v in parts.items() if k not in ("password", "sslpassword")}
+    defaults: dict[str, str | int] = {
+        "connect_timeout": CONNECT_SECONDS,
+        "application_name": "tillroll",
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 1000 * STATEMENT_SECONDS,
+    }
+    host, port = shown.get("host", ""), shown.get("port", "")
+    where = f"{host}:{port}" if port else str(host)
+    if str(host).startswith("/"):
+        where = ""
+    user = f"{shown['user']}@" if "user" in shown else ""
+    display = f"postgresql://{user}{where}/{shown.get('dbname', '')}"
+    return conninfo.make_conninfo("", **(defaults | parts)), display
+
+
+def _settings(*, local: bool) -> str:
+    """Return a statement that sets up a session, or only the transaction under way."""
+    calls = (f"set_config('{name}', '{value}', {local})" for name, value in _SESSION.items())
+    return f"SELECT {', '.join(calls)}"
+
+
+def _said(problem: psycopg.Error) -> str:
+    lines = str(problem).strip().splitlines()
+    return lines[0] if lines else type(problem).__name__
+
+
+def _clock_difference(server: float) -> str:
+    import time  # noqa: PLC0415 - only doctor looks at the clock here
+
+    return f"{server - time.time():+.1f} s against ours"
+
+
+def _clock_agrees(server: float) -> bool:
+    return abs(float(_clock_difference(server).split()[0])) < CLOCK_SECONDS_MAX
+
+
+CLOCK_SECONDS_MAX = 5.0
+
+
+def _applied(connection: Connection) -> dict[int, str]:
+    """Return the migrations applied so far; none where there are no tables yet."""
+    tables = {
+        name
+        for (name,) in connection.execute(
+            "SELECT tablename FROM pg_tables WHERE schemaname = ANY(current_schemas(false)) "
+            "AND tablename LIKE 'tillroll%'"
+        )
+    }
+    if "tillroll_migrations" not in tables:
+        if "tillroll_entries" in tables:
+            raise SchemaMismatch(
+                "the database has tillroll's tables but not their history; nothing was written"
+            )
+        return {}
+    return dict(connection.execute("SELECT number, checksum FROM tillroll_migrations").fetchall())
+
+
+def _apply_step(connection: Connection, known: list[Migration], step: Migration) -> None:
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATING,))
+        applied = _applied(connection)
+        if step not in pending(known, applied):
+            return  # another process was faster
+        if not applied:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS tillroll_migrations "
+                "(number integer PRIMARY KEY, name text NOT NULL, checksum text NOT NULL)"
+            )
+        connection.execute(step.sql)
+        connection.execute(
+            "INSERT INTO tillroll_migrations VALUES (%s, %s, %s)",
+            (step.number, step.name, step.checksum),
+        )
+
+
+def _contradictions(reader: PostgresReader) -> Iterator[str]:
+    """Yield what no refolding finds: rows without an owner, and columns that repeat it wrongly."""
+    from tillroll.ledger.chain import decode_account  # noqa: PLC0415 - only a check decodes here
+
+    for (owner,) in reader.ask(_ORPHANS):
+        yield f"account_id {owner} has entries but no account"
+    last = bytes(16)
+    while rows := reader.ask(_ACCOUNT_COLUMNS, last.hex()):
+        for owner, project, name, seq, at, due, state in rows:
+            last = owner
+            if account_id(project, name) != owner:
+                yield f"account {name!r}: its account_id is another account's"
+            if seq == 0:
+                continue
+            try:
+                account = decode_account(state)
+            except msgspec.MsgspecError as problem:
+                yield f"account {name!r}: its state cannot be read: {problem}"
+                continue
+            repeated = (name, seq, account.at, next_due(account))
+            if repeated != (account.account, account.seq, at, due) or least(account) < 0:
+                yield f"account {name!r}: a column differs from its state"
+    for project, number, *columns, body in reader.ask(_PRICE_COLUMNS):
+        try:
+            version = decode_version(body.encode())
+        except TillrollError as problem:
+            yield f"price version {number} of {project!r} cannot be read: {problem}"
+            continue
+        repeated_ = [version.digest, version.author, version.reason, version.applied_at]
+        if version.number != number or repeated_ != columns:
+            yield f"price version {number} of {project!r}: a column differs from it"
+
+
+__all__ = ["PostgresStore"]

@@ -1,0 +1,550 @@
+"""The PostgreSQL driver's statements: what is read and written within one database transaction.
+
+Every statement of a decision names the accounts it is about, and a batch takes a fixed number of
+round trips whatever its size. Statements go out through a `Session`: the store's own sends them
+down a pipeline, that of a joined transaction one by one.
+
+An account's row may stand behind its entries: its state is written when the entries since
+outweigh it, and whoever loads it folds those entries on top. So most charges write one row.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct
+
+from tillroll.ledger.chain import (
+    decode_account,
+    decode_entry,
+    decode_refusal,
+    encode,
+    encode_state,
+)
+from tillroll.ledger.due import next_due
+from tillroll.ledger.errors import StoreCorrupt
+from tillroll.ledger.fold import apply
+from tillroll.ledger.pricing import PriceBook, decode_version, encode_version
+from tillroll.ledger.types import NEVER, Account, Entry, Refusal
+from tillroll.stores.base import Key, Retry, Stored, Story, least
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from tillroll.ledger.book import Book, Sealed
+    from tillroll.ledger.pricing import PriceVersion
+
+Statement = tuple[str, "Sequence[object]"]
+Rows = list[tuple[Any, ...]]
+
+# Entries that may lie behind an account's stored state, at the least: so many are decoded and
+# folded in the time that a look-up of them takes.
+TRAIL_MIN = 16
+# One more for each so many bytes of the state, about what an entry has: writing states then costs
+# no more bytes than writing entries, however large a state grows.
+TRAIL_BYTES = 512
+COPY_MIN = 5  # below, single rows are quicker: they go out together with the commit
+
+_NEW_ACCOUNTS = """
+INSERT INTO tillroll_accounts
+SELECT account_id, %s, account, 0, '', 0, %s, 0, ''
+FROM unnest(%s::uuid[], %s::text[]) AS w (account_id, account) ORDER BY account_id
+ON CONFLICT (account_id) DO NOTHING
+"""
+_LOCK = """
+SELECT 1 FROM tillroll_accounts WHERE account_id = ANY(%s::uuid[]) ORDER BY account_id FOR UPDATE
+"""
+_STATES = """
+SELECT uuid_send(account_id), seq, head, next_due_at, state FROM tillroll_accounts
+WHERE account_id = ANY(%s::uuid[]) AND seq > 0
+"""
+# What was added to each account since its state was stored, or (seq not null) last remembered.
+_TRAILS = """
+SELECT uuid_send(e.account_id), e.body, e.hash
+FROM unnest(%s::uuid[], %s::bigint[]) AS w (account_id, seq)
+INNER JOIN tillroll_accounts AS a ON w.account_id = a.account_id
+INNER JOIN tillroll_entries AS e
+    ON w.account_id = e.account_id AND e.seq > coalesce(w.seq, a.seq)
+ORDER BY e.account_id, e.seq
+"""
+_ANSWERS = """
+SELECT uuid_send(w.account_id), w.request_id, e.body, r.body
+FROM unnest(%s::uuid[], %s::text[]) AS w (account_id, request_id)
+LEFT JOIN tillroll_entries AS e
+    ON w.request_id = e.request_id AND w.account_id = e.account_id
+LEFT JOIN tillroll_refusals AS r
+    ON w.request_id = r.request_id AND w.account_id = r.account_id
+WHERE e.body IS NOT NULL OR r.body IS NOT NULL
+"""
+_ACTS = """
+SELECT uuid_send(e.account_id), e.ref, e.body
+FROM unnest(%s::uuid[], %s::text[]) AS w (account_id, ref)
+INNER JOIN tillroll_entries AS e ON w.account_id = e.account_id AND w.ref = e.ref
+ORDER BY e.account_id, e.seq
+"""
+_PRICES_KNOWN = "SELECT count(*) FROM tillroll_price_versions WHERE project = %s"
+_ENTRY_COLUMNS = """
+account_id, seq, recorded_at, effective_at, request_id, ref, kind, body, hash, metadata
+"""
+_COPY_ENTRIES = f"COPY tillroll_entries ({_ENTRY_COLUMNS}) FROM STDIN"
+_ADD_ENTRY = f"""
+INSERT INTO tillroll_entries ({_ENTRY_COLUMNS})
+VALUES (%s::uuid, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+"""  # noqa: S608 - only our own constants
+_SET_STATES = """
+INSERT INTO tillroll_accounts
+SELECT w.account_id, %s, w.account, w.seq, w.head, w.at, w.next_due_at, w.least, w.state
+FROM unnest(
+    %s::uuid[], %s::text[], %s::bigint[], %s::bytea[], %s::bigint[], %s::bigint[], %s::bigint[],
+    %s::text[]
+) AS w (account_id, account, seq, head, at, next_due_at, least, state)
+ORDER BY w.account_id
+ON CONFLICT (account_id) DO UPDATE SET
+    seq = excluded.seq, head = excluded.head, at = excluded.at,
+    next_due_at = excluded.next_due_at, least = excluded.least, state = excluded.state
+WHERE tillroll_accounts.seq <= excluded.seq
+"""
+_SET_REFUSALS = """
+INSERT INTO tillroll_refusals (request_id, account_id, project, account, recorded_at, body)
+SELECT w.request_id, w.account_id, %s, w.account, w.recorded_at, w.body
+FROM unnest(%s::text[], %s::uuid[], %s::text[], %s::bigint[], %s::text[])
+    AS w (request_id, account_id, account, recorded_at, body)
+ON CONFLICT (request_id, account_id) DO UPDATE SET
+    recorded_at = excluded.recorded_at, body = excluded.body
+"""
+_COUNT_REPLAYS = """
+INSERT INTO tillroll_replays (request_id, account_id, times, last_at)
+SELECT * FROM unnest(%s::text[], %s::uuid[], %s::bigint[], %s::bigint[])
+ON CONFLICT (request_id, account_id) DO UPDATE SET
+    times = tillroll_replays.times + excluded.times,
+    last_at = greatest(tillroll_replays.last_at, excluded.last_at)
+"""
+_DROP_REFUSALS = """
+WITH old AS (
+    SELECT request_id, account_id FROM tillroll_refusals
+    WHERE recorded_at < %s ORDER BY recorded_at LIMIT %s
+), dropped AS (
+    DELETE FROM tillroll_refusals AS r USING old
+    WHERE (r.request_id, r.account_id) = (old.request_id, old.account_id)
+    RETURNING r.request_id, r.account_id
+), forgotten AS (
+    DELETE FROM tillroll_replays AS p USING dropped AS d
+    WHERE (p.request_id, p.account_id) = (d.request_id, d.account_id) AND NOT EXISTS (
+        SELECT 1 FROM tillroll_entries AS e
+        WHERE e.request_id = d.request_id AND e.account_id = d.account_id
+    )
+)
+SELECT count(*) FROM dropped
+"""
+_ERASE_METADATA = """
+WITH erased AS (
+    UPDATE tillroll_entries SET metadata = NULL
+    WHERE account_id = %s::uuid AND metadata IS NOT NULL RETURNING 1
+) SELECT count(*) FROM erased
+"""
+_STORED = (
+    "SELECT body, hash, metadata, seq, request_id, ref, kind, recorded_at, effective_at "
+    "FROM tillroll_entries WHERE account_id = %s::uuid "
+)
+_FIND = """
+SELECT a.account FROM tillroll_entries AS e
+INNER JOIN tillroll_accounts AS a ON e.account_id = a.account_id
+WHERE e.request_id = %s AND a.project = %s
+UNION SELECT account FROM tillroll_refusals WHERE request_id = %s AND project = %s ORDER BY 1
+"""
+
+
+class Session(Protocol):
+    """A database transaction under way, as far as statements are concerned."""
+
+    def run(self, *statements: Statement) -> list[Rows]:
+        """Run statements in order, in one round trip where that can be; return their rows."""
+
+    def copy(self, sql: str, data: str) -> None:
+        """Run a COPY from these lines."""
+
+
+class Remembered(Struct, gc=False):
+    """An account as this process last saw it, and how its row stands.
+
+    Attributes:
+        account: The state, entries folded on top included.
+        seq: Where the state stands that is stored in the row; 0 where there is none.
+        due: What the row says falls due next.
+        trail: How many entries may lie behind the row before it is written anew.
+    """
+
+    account: Account
+    seq: int = 0
+    due: int = NEVER
+    trail: int = TRAIL_MIN
+
+
+class PostgresReader:
+    """What may be read within one database transaction."""
+
+    states_trail = True
+
+    def __init__(self, session: Session) -> None:
+        """Read through this session."""
+        self._session = session
+
+    def ask(self, sql: str, *parameters: object) -> Rows:
+        """Run one statement; return its rows."""
+        return self._session.run((sql, parameters))[0]
+
+    def accounts(self, wanted: Iterable[tuple[bytes, str]]) -> dict[bytes, Account]:
+        """Return each account named by (account_id, name); an empty one where it is new."""
+        names = dict(wanted)
+        ids = _ids(names)
+        states, trails = self._session.run(
+            (_STATES, [ids]), (_TRAILS, [ids, _array(["NULL"] * len(names))])
+        )
+        return {owner: r.account for owner, r in _revive(names, {}, states, trails).items()}
+
+    def load(
+        self, _project: str, wanted: Mapping[bytes, str], keys: Sequence[Key]
+    ) -> tuple[dict[bytes, Account], dict[Key, Entry | Refusal]]:
+        """Return these accounts, and what was answered to these keys."""
+        return self.accounts(wanted.items()), self.answers(keys)
+
+    def stored_state(self, account_id: bytes) -> tuple[int, bytes, str] | None:
+        """Return seq, chain head and state document as stored."""
+        for _, seq, head, _, state in self.ask(_STATES, _ids([account_id])):
+            return seq, head, state
+        return None
+
+    def answers(self, keys: Sequence[Key]) -> dict[Key, Entry | Refusal]:
+        """Return what was answered to these keys; an entry wins over an older refusal."""
+        return _found(self.ask(_ANSWERS, *_keys(keys))) if keys else {}
+
+    def stories(self, keys: Collection[Key]) -> dict[Key, Story]:
+        """Return, for each id, the entry that made it and those that refer to it."""
+        wanted = _keys(keys)
+        roots, acts = self._session.run((_ANSWERS, wanted), (_ACTS, wanted))
+        stories: dict[Key, Story] = {key: (None, []) for key in keys}
+        for owner, name, body, _ in roots:
+            if body is not None:
+                stories[owner, name] = (decode_entry(body), [])
+        for owner, name, body in acts:
+            stories[owner, name][1].append(decode_entry(body))
+        return stories
+
+    def entries(self, account_id: bytes, after: int = 0, limit: int = 1_000) -> list[Stored]:
+        """Return the entries with a seq above `after`, oldest first."""
+        sql = _STORED + "AND seq > %s ORDER BY seq LIMIT %s"
+        return [_stored(row) for row in self.ask(sql, account_id.hex(), after, limit)]
+
+    def entries_before(self, account_id: bytes, before: int, limit: int) -> list[Stored]:
+        """Return the entries with a seq below `before`, newest first."""
+        sql = _STORED + "AND seq < %s ORDER BY seq DESC LIMIT %s"
+        return [_stored(row) for row in self.ask(sql, account_id.hex(), before, limit)]
+
+    def find(self, project: str, request_id: str) -> list[str]:
+        """Return the accounts that know this request id, sorted."""
+        wanted = (request_id, project)
+        return [name for (name,) in self.ask(_FIND, *wanted, *wanted)]
+
+    def replays(self, key: Key) -> tuple[int, int]:
+        """Return how often a request was repeated and when last."""
+        sql = (
+            "SELECT times, last_at FROM tillroll_replays WHERE request_id = %s AND account_id = %s"
+        )
+        for times, last_at in self.ask(sql + "::uuid", key[1], key[0].hex()):
+            return times, last_at
+        return 0, 0
+
+    def names(self, project: str, after: str = "", limit: int = 1_000) -> list[str]:
+        """Return account names in order, above `after`."""
+        sql = (
+            "SELECT account FROM tillroll_accounts WHERE project = %s AND account > %s "
+            "AND seq > 0 ORDER BY account LIMIT %s"
+        )
+        return [name for (name,) in self.ask(sql, project, after, limit)]
+
+    def due(self, project: str, at: int, limit: int = 1_000) -> list[str]:
+        """Return accounts that something may have fallen due on by `at`, the longest due first."""
+        sql = (
+            "SELECT account FROM tillroll_accounts WHERE next_due_at <= %s AND project = %s "
+            "ORDER BY next_due_at LIMIT %s"
+        )
+        return [name for (name,) in self.ask(sql, at, project, limit)]
+
+    def prices(self, project: str) -> PriceBook:
+        """Return all price versions; the newest is current."""
+        sql = "SELECT body FROM tillroll_price_versions WHERE project = %s ORDER BY number"
+        book = PriceBook()
+        for (body,) in self.ask(sql, project):
+            book = book.adding(decode_version(body.encode()))
+        return book
+
+
+class PostgresWriter(PostgresReader):
+    """What may be done within one database transaction that writes.
+
+    Attributes:
+        last: What is still to be sent, together with the commit.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        states: dict[bytes, Remembered],
+        prices: dict[str, tuple[int, PriceBook]],
+    ) -> None:
+        """Write through this session, with what this process remembers of accounts and prices.
+
+        What is remembered is changed on the way: after a rollback it has to be forgotten.
+        """
+        super().__init__(session)
+        self._states = states
+        self._prices = prices
+        self._versions: dict[str, int] = {}
+        self.last: list[Statement] = []
+
+    def load(
+        self, project: str, wanted: Mapping[bytes, str], keys: Sequence[Key]
+    ) -> tuple[dict[bytes, Account], dict[Key, Entry | Refusal]]:
+        """Lock these accounts, and return them and what was answered to these keys.
+
+        One round trip: rows of accounts never seen are made, all are locked in the order of their
+        ids, and only then is looked what they and the keys have become. Of an account that is
+        remembered only what others have added since has to come.
+        """
+        known = self._states
+        new = [owner for owner in wanted if owner not in known]
+        seqs = [str(known[o].account.seq) if o in known else "NULL" for o in wanted]
+        ids = _ids(wanted)
+        statements: list[Statement] = [
+            (_LOCK, [ids]),
+            (_TRAILS, [ids, _array(seqs)]),
+            (_ANSWERS, _keys(keys)),
+            (_PRICES_KNOWN, [project]),
+        ]
+        states: Rows = []
+        if new:
+            names = [project, NEVER, _ids(new), [wanted[owner] for owner in new]]
+            made = (_NEW_ACCOUNTS, names)
+            _, _, states, trails, answers, versions = self._session.run(
+                made, statements[0], (_STATES, [_ids(new)]), *statements[1:]
+            )
+        else:
+            _, trails, answers, versions = self._session.run(*statements)
+        self._versions[project] = versions[0][0]
+        fresh = _revive({owner: wanted[owner] for owner in new}, known, states, trails)
+        known.update(fresh)
+        return {owner: known[owner].account for owner in wanted}, _found(answers)
+
+    def prices(self, project: str) -> PriceBook:
+        """Return the price book, remembered while nobody has added a version."""
+        number = self._versions.get(project)
+        if number is None:
+            number = self.ask(_PRICES_KNOWN, project)[0][0]
+        remembered = self._prices.get(project)
+        if remembered is None or remembered[0] != number:
+            remembered = self._prices[project] = (number, super().prices(project))
+        return remembered[1]
+
+    def append(self, project: str, book: Book) -> None:
+        """Write what the book gathered."""
+        if book.appended:
+            self._append_entries(sorted(book.appended, key=_place))
+        touched = {sealed.account_id for sealed in book.appended}
+        stale = [owner for owner in book.accounts if self._is_stale(owner, owner in touched)]
+        if stale:
+            self.last.append((_SET_STATES, self._state_columns(project, sorted(stale))))
+        if book.refused:
+            # A request refused twice in one batch (retry_refused) keeps the last refusal.
+            rows = {
+                (refusal.request_id, owner): (
+                    refusal.request_id,
+                    owner.hex(),
+                    book.accounts[owner].account,
+                    refusal.at,
+                    encode(refusal).decode(),
+                )
+                for owner, refusal in book.refused
+            }
+            self.last.append((_SET_REFUSALS, [project, *_columns(rows.values())]))
+        if book.replayed:
+            times = Counter((name, owner.hex()) for owner, name, _ in book.replayed)
+            last = {(name, owner.hex()): at for owner, name, at in book.replayed}
+            repeats = ((*key, count, last[key]) for key, count in sorted(times.items()))
+            self.last.append((_COUNT_REPLAYS, _columns(repeats)))
+
+    def _append_entries(self, entries: Sequence[Sealed]) -> None:
+        if len(entries) < COPY_MIN:
+            self.last += [(_ADD_ENTRY, _entry_row(*sealed)) for sealed in entries]
+        else:
+            lines = [_entry_line(*sealed) for sealed in entries]
+            self._session.copy(_COPY_ENTRIES, "".join(lines))
+
+    def _is_stale(self, owner: bytes, touched: bool) -> bool:  # noqa: FBT001 - one caller, above
+        """Return whether an account's row has to be written, to be a state and a bound of it."""
+        known = self._states[owner]
+        account = known.account
+        if not touched:
+            return known.due < account.next_due_at
+        return (
+            known.seq == 0
+            or account.seq - known.seq >= known.trail
+            or account.next_due_at < known.due
+        )
+
+    def _state_columns(self, project: str, owners: Sequence[bytes]) -> list[object]:
+        rows = []
+        for owner in owners:
+            known = self._states[owner]
+            account = known.account
+            state = encode_state(account).decode()
+            known.seq, known.due = account.seq, account.next_due_at
+            known.trail = TRAIL_MIN + len(state) // TRAIL_BYTES
+            rows.append(
+                (
+                    owner.hex(),
+                    account.account,
+                    account.seq,
+                    account.head,
+                    account.at,
+                    account.next_due_at,
+                    least(account),
+                    state,
+                )
+            )
+        return [project, *_columns(rows)]
+
+    def add_price_version(self, project: str, version: PriceVersion) -> None:
+        """Write a new price version; another of its number makes the batch try again."""
+        self.ask(
+            "INSERT INTO tillroll_price_versions VALUES (%s, %s, %s, %s, %s, %s, %s)",
+            project,
+            version.number,
+            version.digest,
+            version.author,
+            version.reason,
+            version.applied_at,
+            encode_version(version).decode(),
+        )
+
+    def erase_metadata(self, account_id: bytes) -> int:
+        """Erase the metadata of all entries of an account."""
+        count: int = self.ask(_ERASE_METADATA, account_id.hex())[0][0]
+        return count
+
+    def prune_refusals(self, before: int, limit: int = 1_000) -> int:
+        """Delete the oldest refusals recorded before that time."""
+        count: int = self.ask(_DROP_REFUSALS, before, limit)[0][0]
+        return count
+
+
+# ---------------------------------------------------------------- rows to values
+
+
+def _revive(
+    names: Mapping[bytes, str],
+    known: Mapping[bytes, Remembered],
+    states: Rows,
+    trails: Rows,
+) -> dict[bytes, Remembered]:
+    """Return accounts from their rows; fold what was added since onto these and onto known ones."""
+    fresh = {owner: Remembered(Account(name)) for owner, name in names.items()}
+    for owner, seq, head, due, state in states:
+        account = decode_account(state)
+        if account.seq != seq:
+            raise StoreCorrupt(
+                f"the row of account {account.account!r} and its state disagree (seq {seq} and "
+                f"{account.seq}): restore a backup; nothing was written"
+            )
+        account.head = head
+        trail = TRAIL_MIN + len(state) // TRAIL_BYTES
+        fresh[owner] = Remembered(account, seq, due, trail)
+    changed = set(fresh)
+    for owner, body, hash_ in trails:
+        remembered = fresh.get(owner) or known[owner]
+        _catch_up(remembered.account, decode_entry(body), hash_)
+        changed.add(owner)
+    for owner in changed:
+        account = (fresh.get(owner) or known[owner]).account
+        account.next_due_at = next_due(account)
+    return fresh
+
+
+def _catch_up(account: Account, entry: Entry, hash_: bytes) -> None:
+    """Fold an entry that another process wrote."""
+    if entry.seq != account.seq + 1:
+        raise Retry(f"account {account.account!r} was written while it was read")
+    apply(account, entry)
+    account.head = hash_
+
+
+def _found(rows: Rows) -> dict[Key, Entry | Refusal]:
+    return {
+        (owner, name): decode_refusal(refusal) if entry is None else decode_entry(entry)
+        for owner, name, entry, refusal in rows
+    }
+
+
+def _stored(row: tuple[Any, ...]) -> Stored:
+    return Stored(row[0].encode(), *row[1:])
+
+
+# ---------------------------------------------------------------- values to parameters
+
+
+def _array(items: Iterable[str]) -> str:
+    """Return an array literal of items that need no quoting."""
+    return "{" + ",".join(items) + "}"
+
+
+def _ids(owners: Iterable[bytes]) -> str:
+    return _array([owner.hex() for owner in owners])
+
+
+def _keys(keys: Collection[Key]) -> list[object]:
+    return [_ids([owner for owner, _ in keys]), [name for _, name in keys]]
+
+
+def _columns(rows: Iterable[Sequence[object]]) -> list[object]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _place(sealed: Sealed) -> tuple[bytes, int]:
+    """Return where an entry stands: all write in this order, so that none waits in a circle."""
+    return sealed.account_id, sealed.entry.seq
+
+
+def _entry_row(
+    owner: bytes, entry: Entry, body: bytes, hash_: bytes, metadata: str | None
+) -> list[object]:
+    return [
+        owner.hex(),
+        entry.seq,
+        entry.at,
+        entry.effective_at,
+        entry.request_id,
+        entry.ref,
+        entry.kind,
+        body.decode(),
+        hash_,
+        metadata,
+    ]
+
+
+def _entry_line(owner: bytes, entry: Entry, body: bytes, hash_: bytes, metadata: str | None) -> str:
+    """Return an entry as one line of COPY's text format."""
+    request_id = "\\N" if entry.request_id is None else _escaped(entry.request_id)
+    ref = "\\N" if entry.ref is None else _escaped(entry.ref)
+    meta = "\\N" if metadata is None else _escaped(metadata)
+    return (
+        f"{owner.hex()}\t{entry.seq}\t{entry.at}\t{entry.effective_at}\t{request_id}\t{ref}\t"
+        f"{entry.kind}\t{_escaped(body.decode())}\t\\\\x{hash_.hex()}\t{meta}\n"
+    )
+
+
+def _escaped(text: str) -> str:
+    """Escape what COPY's text format gives a meaning; ids and JSON hold no raw tab or newline."""
+    return text.replace("\\", "\\\\") if "\\" in text else text
+
+
+__all__ = ["PostgresReader", "PostgresWriter", "Remembered", "Session", "Statement"]
