@@ -59,14 +59,22 @@ _STATES = """
 SELECT uuid_send(account_id), seq, head, next_due_at, state FROM tillroll_accounts
 WHERE account_id = ANY(%s::uuid[]) AND seq > 0
 """
-# What was added to each account since its state was stored, or (seq not null) last remembered.
+# What was added to accounts since their state was stored, and since a seq that is remembered.
+# LATERAL and the order within make the key's index the only way to get there.
 _TRAILS = """
-SELECT uuid_send(e.account_id), e.body, e.hash
+SELECT uuid_send(e.account_id), e.seq, e.body, e.hash FROM tillroll_accounts AS a
+CROSS JOIN LATERAL (
+    SELECT * FROM tillroll_entries AS t WHERE t.account_id = a.account_id AND t.seq > a.seq
+    ORDER BY t.account_id, t.seq
+) AS e WHERE a.account_id = ANY(%s::uuid[])
+"""
+_ADDED = """
+SELECT uuid_send(e.account_id), e.seq, e.body, e.hash
 FROM unnest(%s::uuid[], %s::bigint[]) AS w (account_id, seq)
-INNER JOIN tillroll_accounts AS a ON w.account_id = a.account_id
-INNER JOIN tillroll_entries AS e
-    ON w.account_id = e.account_id AND e.seq > coalesce(w.seq, a.seq)
-ORDER BY e.account_id, e.seq
+CROSS JOIN LATERAL (
+    SELECT * FROM tillroll_entries AS t WHERE t.account_id = w.account_id AND t.seq > w.seq
+    ORDER BY t.account_id, t.seq
+) AS e
 """
 _ANSWERS = """
 SELECT uuid_send(w.account_id), w.request_id, e.body, r.body
@@ -198,9 +206,7 @@ class PostgresReader:
         """Return each account named by (account_id, name); an empty one where it is new."""
         names = dict(wanted)
         ids = _ids(names)
-        states, trails = self._session.run(
-            (_STATES, [ids]), (_TRAILS, [ids, _array(["NULL"] * len(names))])
-        )
+        states, trails = self._session.run((_STATES, [ids]), (_TRAILS, [ids]))
         return {owner: r.account for owner, r in _revive(names, {}, states, trails).items()}
 
     def load(
@@ -314,27 +320,26 @@ class PostgresWriter(PostgresReader):
         """
         known = self._states
         new = [owner for owner in wanted if owner not in known]
-        seqs = [str(known[o].account.seq) if o in known else "NULL" for o in wanted]
-        ids = _ids(wanted)
-        statements: list[Statement] = [
-            (_LOCK, [ids]),
-            (_TRAILS, [ids, _array(seqs)]),
-            (_ANSWERS, _keys(keys)),
-            (_PRICES_KNOWN, [project]),
-        ]
-        states: Rows = []
-        if new:
-            names = [project, NEVER, _ids(new), [wanted[owner] for owner in new]]
-            made = (_NEW_ACCOUNTS, names)
-            _, _, states, trails, answers, versions = self._session.run(
-                made, statements[0], (_STATES, [_ids(new)]), *statements[1:]
-            )
-        else:
-            _, trails, answers, versions = self._session.run(*statements)
-        self._versions[project] = versions[0][0]
+        old = [owner for owner in wanted if owner in known]
+        seqs = _array([str(known[owner].account.seq) for owner in old])
+        names = [wanted[owner] for owner in new]
+        statements: dict[str, Statement] = {
+            "make": (_NEW_ACCOUNTS, [project, NEVER, _ids(new), names]),
+            "lock": (_LOCK, [_ids(wanted)]),
+            "states": (_STATES, [_ids(new)]),
+            "trails": (_TRAILS, [_ids(new)]),
+            "added": (_ADDED, [_ids(old), seqs]),
+            "answers": (_ANSWERS, _keys(keys)),
+            "prices": (_PRICES_KNOWN, [project]),
+        }
+        for needless in ("make", "states", "trails") if not new else () if old else ("added",):
+            del statements[needless]
+        rows = dict(zip(statements, self._session.run(*statements.values()), strict=True))
+        self._versions[project] = rows["prices"][0][0]
+        states, trails = rows.get("states", []), rows.get("trails", []) + rows.get("added", [])
         fresh = _revive({owner: wanted[owner] for owner in new}, known, states, trails)
         known.update(fresh)
-        return {owner: known[owner].account for owner in wanted}, _found(answers)
+        return {owner: known[owner].account for owner in wanted}, _found(rows["answers"])
 
     def prices(self, project: str) -> PriceBook:
         """Return the price book, remembered while nobody has added a version."""
@@ -460,7 +465,7 @@ def _revive(
         trail = TRAIL_MIN + len(state) // TRAIL_BYTES
         fresh[owner] = Remembered(account, seq, due, trail)
     changed = set(fresh)
-    for owner, body, hash_ in trails:
+    for owner, _, body, hash_ in sorted(trails):
         remembered = fresh.get(owner) or known[owner]
         _catch_up(remembered.account, decode_entry(body), hash_)
         changed.add(owner)
@@ -497,12 +502,20 @@ def _array(items: Iterable[str]) -> str:
     return "{" + ",".join(items) + "}"
 
 
+def _quoted(items: Sequence[str]) -> str:
+    """Return an array literal of any texts: psycopg's own takes longer than the look-up."""
+    text = '","'.join(items)
+    if "\\" in text or text.count('"') > 2 * (len(items) - 1):
+        text = '","'.join(i.replace("\\", "\\\\").replace('"', '\\"') for i in items)
+    return '{"' + text + '"}' if items else "{}"
+
+
 def _ids(owners: Iterable[bytes]) -> str:
     return _array([owner.hex() for owner in owners])
 
 
 def _keys(keys: Collection[Key]) -> list[object]:
-    return [_ids([owner for owner, _ in keys]), [name for _, name in keys]]
+    return [_ids([owner for owner, _ in keys]), _quoted([name for _, name in keys])]
 
 
 def _columns(rows: Iterable[Sequence[object]]) -> list[object]:
