@@ -35,6 +35,12 @@ def postgres_url(postgres: Cluster, postgres_database: str) -> str:
     return postgres.url(postgres_database)
 
 
+@pytest.fixture(scope="session")
+def kept_postgres_url(postgres: Cluster) -> str:
+    """The URL of a database that tests share, each with accounts of its own."""
+    return postgres.url(postgres.create_database())
+
+
 @pytest.fixture
 def own_postgres() -> Iterator[Cluster]:
     """A PostgreSQL server of this test alone, which may stop, kill and reconfigure it."""

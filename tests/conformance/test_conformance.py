@@ -12,9 +12,14 @@ URLS = {"memory": "memory://", "sqlite": "sqlite:///{folder}/check.db"}
 
 
 @pytest.mark.parametrize("item", conformance.CHECKS, ids=lambda item: item.__name__)
-@pytest.mark.parametrize("driver", URLS)
-def test_promise(driver: str, item: conformance.Check, tmp_path: Path):
-    url = URLS[driver].format(folder=tmp_path)
+@pytest.mark.parametrize("driver", [*URLS, "postgresql"])
+def test_promise(
+    driver: str, item: conformance.Check, tmp_path: Path, request: pytest.FixtureRequest
+):
+    if driver == "postgresql":
+        url = request.getfixturevalue("kept_postgres_url")
+    else:
+        url = URLS[driver].format(folder=tmp_path)
     report = conformance.run(lambda clock: tillroll.open(url, clock=clock), only=item.__name__)
     assert report.ok, str(report)
 

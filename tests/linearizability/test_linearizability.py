@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tillroll.embedded.opening import open_store
 from tillroll.engine import Engine
 from tillroll.ledger.book import Answer
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.types import Account, Entry, Refusal
 from tillroll.ledger.verbs import Verbs
 from tillroll.queries import histories
-from tillroll.stores.sqlite import SqliteReader, SqliteStore, SqliteWriter
+from tillroll.stores.sqlite import SqliteReader, SqliteWriter
 from tillroll.testing.linearizability import Seen, problems
 
 ACCOUNTS = ("acme", "zoe")
@@ -23,8 +24,8 @@ ACCOUNTS = ("acme", "zoe")
 class Recorder:
     """Threads that write and read, and what each answer saw."""
 
-    def __init__(self, path: Path, *, threads: int, rounds: int) -> None:
-        self.stores = [SqliteStore(path) for _ in range(2)]
+    def __init__(self, url: Path | str, *, threads: int, rounds: int) -> None:
+        self.stores = [open_store(url) for _ in range(2)]
         self.engines = [Engine(store) for store in self.stores]
         self.verbs = Verbs("default", self.stores[0].scale, lambda: "", lambda _: None)
         self.rounds = rounds
@@ -87,6 +88,18 @@ def test_threads_see_one_history(tmp_path: Path):
     kinds = {item.kind for item in recorder.seen}
     assert kinds == {"write", "refusal", "read"}, "the workload is too tame"
     assert len(recorder.seen) == 8 * 60
+
+
+def test_threads_see_one_history_on_postgresql(postgres_url: str):
+    recorder = Recorder(postgres_url, threads=8, rounds=60)
+    assert recorder.run() == []
+    assert len(recorder.seen) == 8 * 60
+
+
+@pytest.mark.soak
+def test_threads_see_one_history_on_postgresql_for_long(postgres_url: str):
+    recorder = Recorder(postgres_url, threads=16, rounds=2_000)
+    assert recorder.run() == []
 
 
 @pytest.mark.soak

@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 )
 
 import tillroll
+from tests.servers.cluster import Cluster
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.pricing import Price, Rate
 from tillroll.testing.auditor import Auditor, Call, compare, entry_pairs
@@ -74,7 +75,7 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.now = START
-        urls = ("memory://", str(Path(self.folder.name) / "a.db"))
+        urls = ("memory://", self.second_store())
         self.ledgers = [tillroll.open(url, clock=lambda: self.now) for url in urls]
         prices = [Price(operation="image.generate", rates={"images": Rate(units=PER_IMAGE)})]
         for ledger in self.ledgers:
@@ -84,6 +85,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.holds = ["nothing"]
         self.charges = ["nothing"]
         self.grants = ["nothing"]
+
+    def second_store(self) -> str:
+        return str(Path(self.folder.name) / "a.db")
 
     def teardown(self):
         for ledger in self.ledgers:
@@ -467,8 +471,8 @@ class LedgerMachine(RuleBasedStateMachine):
         heads = []
         for ledger in self.ledgers:
             with ledger.store.read() as reader:
-                owners = [account_id("default", name) for name in ACCOUNTS]
-                heads.append([reader.stored_state(owner) for owner in owners])
+                owners = [(account_id("default", name), name) for name in ACCOUNTS]
+                heads.append(reader.accounts(owners))
         assert heads[0] == heads[1]
 
 
@@ -477,6 +481,21 @@ class SweptMachine(LedgerMachine):
 
     steps_back = False
     swept = True
+
+
+def on_postgresql(machine: type[LedgerMachine], postgres: Cluster) -> type[LedgerMachine]:
+    """Return the machine with PostgreSQL as its second store, a new database each time."""
+
+    class OnPostgresql(machine):  # type: ignore[misc,valid-type]
+        def second_store(self) -> str:
+            self.name = postgres.create_database()
+            return postgres.url(self.name)
+
+        def teardown(self):
+            super().teardown()
+            postgres.drop_database(self.name)
+
+    return OnPostgresql
 
 
 def profile(examples: int, steps: int, *, fixed: bool) -> settings:
@@ -495,6 +514,22 @@ def profile(examples: int, steps: int, *, fixed: bool) -> settings:
 @pytest.mark.parametrize("machine", [LedgerMachine, SweptMachine])
 def test_histories(machine: type[LedgerMachine]):
     run_state_machine_as_test(machine, settings=profile(60, 40, fixed=True))
+
+
+@pytest.mark.parametrize("machine", [LedgerMachine, SweptMachine])
+def test_histories_on_postgresql(machine: type[LedgerMachine], postgres: Cluster):
+    run_state_machine_as_test(
+        on_postgresql(machine, postgres), settings=profile(15, 40, fixed=True)
+    )
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("machine", [LedgerMachine, SweptMachine])
+def test_many_histories_on_postgresql(machine: type[LedgerMachine], postgres: Cluster):
+    examples = int(os.environ.get("TILLROLL_EXAMPLES", "300"))
+    run_state_machine_as_test(
+        on_postgresql(machine, postgres), settings=profile(examples, 60, fixed=False)
+    )
 
 
 @pytest.mark.soak

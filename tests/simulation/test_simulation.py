@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from tests.servers.cluster import Cluster
 from tillroll.ledger import core, decide, due, fold, moves
 from tillroll.ledger.book import Answer, Book
 from tillroll.ledger.types import Entry, Refusal
@@ -20,8 +22,8 @@ NAMED = {
 }
 
 
-def assert_clean(seed: int, *, sqlite: bool = False) -> None:
-    found = simulation.run(seed, sqlite=sqlite)
+def assert_clean(seed: int, url: str | None = None) -> None:
+    found = simulation.run(seed, url)
     assert not found, f"seed {seed}: " + "\n".join(found[:10])
 
 
@@ -32,8 +34,13 @@ def test_seeds(block: int):
 
 
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + 20))
-def test_seeds_on_sqlite(seed: int):
-    assert_clean(seed, sqlite=True)
+def test_seeds_on_sqlite(seed: int, tmp_path: Path):
+    assert_clean(seed, f"sqlite:///{tmp_path}/a.db")
+
+
+@pytest.mark.parametrize("seed", range(FIRST, FIRST + 10))
+def test_seeds_on_postgresql(seed: int, postgres_url: str):
+    assert_clean(seed, postgres_url)
 
 
 @pytest.mark.parametrize("seed", NAMED, ids=NAMED.get)
@@ -58,6 +65,15 @@ def test_every_fault_happens():
         if run.fault_rate:
             seen.update(run.faults)
     assert seen == set(simulation.FAULTS)
+
+
+@pytest.mark.soak
+def test_many_seeds_on_postgresql(postgres: Cluster):
+    first = int(os.environ.get("TILLROLL_SEED", "200000"))
+    for seed in range(first, first + 500):
+        name = postgres.create_database()
+        assert_clean(seed, postgres.url(name))
+        postgres.drop_database(name)
 
 
 @pytest.mark.soak

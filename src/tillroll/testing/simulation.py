@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NoReturn
 
 from tillroll import queries
+from tillroll.embedded.opening import open_store
 from tillroll.engine import Engine
 from tillroll.ledger.book import Answer
 from tillroll.ledger.calendar import to_datetime
@@ -280,7 +280,7 @@ class Simulation:
             from tillroll.ledger.book import Book  # noqa: PLC0415 - used here only
             from tillroll.ledger.core import advance_in  # noqa: PLC0415 - used here only
 
-            book = Book(accounts=dict(tx.accounts([(owner, account)])))
+            book = Book(accounts=dict(tx.load(PROJECT, {owner: account}, ())[0]))
             advance_in(book, owner, max(self.clock, book.accounts[owner].at))
             tx.append(PROJECT, book)
 
@@ -290,8 +290,7 @@ class Simulation:
         """Note what a reader sees of an account."""
         owner = account_id(PROJECT, account)
         with self.disk.read() as reader:
-            row = reader.stored_state(owner)
-            seq = row[0] if row else 0
+            seq = reader.accounts([(owner, account)])[owner].seq
             entries = reader.entries(owner, seq - 1, 1) if seq else []
         available = entries[0].entry.available if entries else 0
         self.reads.append(Seen(account, "read", seq, available, None, self.tick, self.tick))
@@ -470,15 +469,16 @@ def _moment(at: int) -> datetime:
     return to_datetime(at)
 
 
-def run(seed: int, *, sqlite: bool = False) -> list[str]:
-    """Run one seed on memory or on a SQLite file; return what is wrong, empty where nothing is."""
-    if not sqlite:
-        return Simulation(seed).run()
-    from tillroll.stores.sqlite import SqliteStore  # noqa: PLC0415 - only who uses it loads it
+def run(seed: int, url: str | None = None) -> list[str]:
+    """Run one seed in memory or on a store of its own; return what is wrong, if anything.
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "simulation.db"
-        return Simulation(seed, lambda: SqliteStore(path)).run()
+    Args:
+        seed: What befalls whom, and when.
+        url: An empty store, opened again after each crash; None: memory.
+    """
+    if url is None:
+        return Simulation(seed).run()
+    return Simulation(seed, lambda: open_store(url)).run()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -490,7 +490,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     failed = 0
     for seed in range(asked.seed, asked.seed + asked.count):
-        found = run(seed, sqlite=asked.sqlite)
+        with tempfile.TemporaryDirectory() as folder:
+            found = run(seed, f"sqlite:///{folder}/simulation.db" if asked.sqlite else None)
         if found:
             failed += 1
             sys.stdout.write(f"seed {seed} fails:\n")
