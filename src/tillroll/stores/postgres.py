@@ -71,7 +71,6 @@ _SESSION = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "jit": "off",
-    "lock_timeout": f"{BUSY_SECONDS}s",
     "statement_timeout": f"{STATEMENT_SECONDS}s",
     "idle_in_transaction_session_timeout": f"{STATEMENT_SECONDS}s",
 }
@@ -140,6 +139,7 @@ class PostgresStore:
         scale: int | None = None,
         read_url: str | None = None,
         migrate: bool = True,
+        busy_seconds: float = BUSY_SECONDS,
     ) -> None:
         """Connect, applying migrations where needed.
 
@@ -148,6 +148,7 @@ class PostgresStore:
             scale: Decimals of the units; fixed when the tables are made. None: what they have.
             read_url: Where to read from, such as a standby; reads may then be behind. None: `url`.
             migrate: Apply pending migrations; where False, tables that are not there are an error.
+            busy_seconds: How long to wait for another process that keeps an account locked.
 
         Raises:
             StoreUnavailable: The server cannot be used; nothing was written.
@@ -156,6 +157,7 @@ class PostgresStore:
         """
         if scale is not None and not (type(scale) is int and 0 <= scale <= SCALE_MAX):
             raise InvalidInput(f"scale must be 0 to {SCALE_MAX}")
+        self._session = {"lock_timeout": f"{busy_seconds}s", **_SESSION}
         self._dsn, self.url = _parsed(url)
         self._read_dsn = self._dsn if read_url is None else _parsed(read_url)[0]
         self._mutex = threading.Lock()  # guards the idle readers
@@ -229,7 +231,7 @@ class PostgresStore:
         connection.add_notice_handler(self._note)
         if not self._pooled:
             with self._translating():
-                connection.execute(_settings(local=False))
+                connection.execute(_settings(self._session, local=False))
         return connection
 
     def _note(self, notice: psycopg.errors.Diagnostic) -> None:
@@ -290,7 +292,7 @@ class PostgresStore:
             connection = self._writer = self._connect_writer()
         begin = [_BEGIN]
         if self._pooled:
-            begin.append(_settings(local=True))
+            begin.append(_settings(self._session, local=True))
         session = _Pipelined(connection, begin)
         writer = PostgresWriter(session, self._states, self._prices)
         try:
@@ -523,9 +525,9 @@ def _parsed(url: str) -> tuple[str, str]:
     return conninfo.make_conninfo("", **(defaults | parts)), display
 
 
-def _settings(*, local: bool) -> str:
+def _settings(settings: dict[str, str], *, local: bool) -> str:
     """Return a statement that sets up a session, or only the transaction under way."""
-    calls = (f"set_config('{name}', '{value}', {local})" for name, value in _SESSION.items())
+    calls = (f"set_config('{name}', '{value}', {local})" for name, value in settings.items())
     return f"SELECT {', '.join(calls)}"
 
 
