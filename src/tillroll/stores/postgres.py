@@ -74,7 +74,7 @@ _SESSION = {
     "statement_timeout": f"{STATEMENT_SECONDS}s",
     "idle_in_transaction_session_timeout": f"{STATEMENT_SECONDS}s",
 }
-_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _RECOVERED = """
 INSERT INTO tillroll_meta VALUES ('recoveries', '1')
@@ -206,8 +206,7 @@ class PostgresStore:
 
     def _translate(self, error: psycopg.Error) -> StoreUnavailable:
         """Return the error in our words. Only for what is known to have written nothing."""
-        said = str(error).strip().splitlines()
-        nothing = f"nothing was written ({type(error).__name__}: {said[0] if said else ''})"
+        nothing = f"nothing was written ({type(error).__name__}: {_said(error)})"
         for kind, (ours, advice) in _ADVICE.items():
             if isinstance(error, kind):
                 return ours(f"{self.url}: {advice}; {nothing}")
@@ -216,8 +215,14 @@ class PostgresStore:
     def _connect(self, dsn: str) -> Connection:
         if self._closed:
             raise StoreClosed("the ledger is closed; nothing was written")
-        with self._translating():
+        try:
             connection = psycopg.connect(dsn, autocommit=True, row_factory=tuple_row)
+        except psycopg.Error as error:
+            raise StoreUnavailable(
+                f"{self.url} cannot be reached: look whether the server runs, takes this user and "
+                f"has connections left (max_connections); nothing was written ({_said(error)})"
+            ) from error
+        with self._translating():
             # A pooler in transaction mode answers for another server process than it names; there
             # neither settings nor prepared statements of a session would stay.
             real = connection.execute("SELECT pg_backend_pid()").fetchall()[0][0]
@@ -480,18 +485,24 @@ class _Pipelined:
 
     def run(self, *statements: Statement) -> list[Rows]:
         """Run statements in order, in one round trip; return their rows."""
-        connection = self._connection
-        cursors = []
-        with connection.pipeline():
-            if not self.begun:
-                for sql in self._begin:
-                    connection.execute(sql)
-                self.begun = True
-            for sql, parameters in statements:
-                cursor = connection.cursor(binary=True)
-                cursor.execute(sql, parameters)
-                cursors.append(cursor)
-        return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
+        begin = [] if self.begun else [(sql, ()) for sql in self._begin]
+        self.begun = True
+        cursors = [self._connection.cursor(binary=True) for _ in (*begin, *statements)]
+        first: psycopg.Error | None = None
+        try:
+            with self._connection.pipeline():
+                try:
+                    for cursor, (sql, parameters) in zip(
+                        cursors, (*begin, *statements), strict=True
+                    ):
+                        cursor.execute(sql, parameters)
+                except psycopg.Error as problem:
+                    first = problem  # what follows in the pipeline only says that it was aborted
+        except psycopg.Error as problem:
+            raise first or problem from None
+        if first is not None:
+            raise first
+        return [c.fetchall() if c.description else [] for c in cursors[len(begin) :]]
 
     def copy(self, sql: str, data: str) -> None:
         """Run a COPY from these lines."""
@@ -532,8 +543,7 @@ def _settings(settings: dict[str, str], *, local: bool) -> str:
 
 
 def _said(problem: psycopg.Error) -> str:
-    lines = str(problem).strip().splitlines()
-    return lines[0] if lines else type(problem).__name__
+    return " ".join(str(problem).split()) or type(problem).__name__
 
 
 def _clock_difference(server: float) -> str:
