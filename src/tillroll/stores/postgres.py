@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 import warnings
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -54,9 +55,43 @@ from tillroll.stores.postgres_rows import PostgresReader, PostgresWriter, Rememb
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from psycopg.abc import RV, PQGen
+
     from tillroll.stores.postgres_rows import Rows, Statement
 
-Connection = psycopg.Connection[tuple[Any, ...]]
+
+class NoAnswer(psycopg.OperationalError):
+    """The server said nothing for too long; the connection was given up."""
+
+
+class Connection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that does not wait for ever.
+
+    The server's own time-outs do not count while a commit waits for a standby, nor where the
+    server cannot be heard. It is never asked to cancel: a commit might then count here only.
+    """
+
+    patience: float | None = None
+
+    def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
+        """Wait for the server, as long as there is patience."""
+        if self.patience is not None:
+            gen = self._hurried(gen, time.monotonic() + self.patience)
+        return super().wait(gen, *args, **kwargs)
+
+    def _hurried(self, gen: PQGen[RV], until: float) -> PQGen[RV]:
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not ready and time.monotonic() > until:
+                    self.close()
+                    raise NoAnswer("the server gave no answer in time")
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            value: RV = end.value
+            return value
+
 
 VERSION_MIN = 140_000
 CONNECT_SECONDS = 10
@@ -71,8 +106,6 @@ _SESSION = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "jit": "off",
-    "statement_timeout": f"{STATEMENT_SECONDS}s",
-    "idle_in_transaction_session_timeout": f"{STATEMENT_SECONDS}s",
 }
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -140,6 +173,7 @@ class PostgresStore:
         read_url: str | None = None,
         migrate: bool = True,
         busy_seconds: float = BUSY_SECONDS,
+        statement_seconds: float = STATEMENT_SECONDS,
     ) -> None:
         """Connect, applying migrations where needed.
 
@@ -149,6 +183,8 @@ class PostgresStore:
             read_url: Where to read from, such as a standby; reads may then be behind. None: `url`.
             migrate: Apply pending migrations; where False, tables that are not there are an error.
             busy_seconds: How long to wait for another process that keeps an account locked.
+            statement_seconds: How long a statement that writes may take, and how long to wait for
+                a commit's answer, such as while a standby is away.
 
         Raises:
             StoreUnavailable: The server cannot be used; nothing was written.
@@ -157,7 +193,13 @@ class PostgresStore:
         """
         if scale is not None and not (type(scale) is int and 0 <= scale <= SCALE_MAX):
             raise InvalidInput(f"scale must be 0 to {SCALE_MAX}")
-        self._session = {"lock_timeout": f"{busy_seconds}s", **_SESSION}
+        self._statement_seconds = statement_seconds
+        self._session = {
+            **_SESSION,
+            "lock_timeout": f"{busy_seconds}s",
+            "statement_timeout": f"{statement_seconds}s",
+            "idle_in_transaction_session_timeout": f"{statement_seconds}s",
+        }
         self._dsn, self.url = _parsed(url)
         self._read_dsn = self._dsn if read_url is None else _parsed(read_url)[0]
         self._mutex = threading.Lock()  # guards the idle readers
@@ -216,7 +258,7 @@ class PostgresStore:
         if self._closed:
             raise StoreClosed("the ledger is closed; nothing was written")
         try:
-            connection = psycopg.connect(dsn, autocommit=True, row_factory=tuple_row)
+            connection = Connection.connect(dsn, autocommit=True, row_factory=tuple_row)
         except psycopg.Error as error:
             raise StoreUnavailable(
                 f"{self.url} cannot be reached: look whether the server runs, takes this user and "
@@ -233,6 +275,7 @@ class PostgresStore:
 
     def _connect_writer(self) -> Connection:
         connection = self._connect(self._dsn)
+        connection.patience = self._statement_seconds + 1
         connection.add_notice_handler(self._note)
         if not self._pooled:
             with self._translating():
@@ -340,7 +383,7 @@ class PostgresStore:
             raise problem
         if isinstance(problem, _AGAIN):
             raise Retry(f"{self.url}: {_said(problem)}") from problem
-        if connection.closed:
+        if connection.closed and not isinstance(problem, NoAnswer):
             raise Retry(f"{self.url}: the connection was lost: {_said(problem)}") from problem
         raise self._translate(problem) from problem
 
@@ -547,8 +590,6 @@ def _said(problem: psycopg.Error) -> str:
 
 
 def _clock_difference(server: float) -> str:
-    import time  # noqa: PLC0415 - only doctor looks at the clock here
-
     return f"{server - time.time():+.1f} s against ours"
 
 
