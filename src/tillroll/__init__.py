@@ -9,6 +9,7 @@ Every charge happens once, in order, never below zero, and can be explained.
     ledger.consume("acme", units=20, request_id="job-1")
 """
 
+from tillroll.copying import Copied
 from tillroll.embedded import (
     AsyncLedger,
     AsyncOpenHold,
@@ -18,6 +19,7 @@ from tillroll.embedded import (
     Quote,
     open_async,
 )
+from tillroll.embedded import copy_ledger as copy
 from tillroll.embedded import open_ledger as open  # noqa: A004 - reads as tillroll.open
 from tillroll.ledger.errors import (
     REFUSALS,
@@ -25,6 +27,7 @@ from tillroll.ledger.errors import (
     AccountFrozen,
     BudgetExceeded,
     ChargeNotFound,
+    CopyMismatch,
     DurabilityWarning,
     GrantNotFound,
     HoldExpired,
@@ -65,6 +68,8 @@ __all__ = [
     "Balance",
     "BudgetExceeded",
     "ChargeNotFound",
+    "Copied",
+    "CopyMismatch",
     "DurabilityWarning",
     "GrantNotFound",
     "HoldExpired",
@@ -97,6 +102,7 @@ __all__ = [
     "TillrollError",
     "Unpriced",
     "Verification",
+    "copy",
     "open",
     "open_async",
 ]

@@ -24,14 +24,14 @@ from tillroll.ledger.core import decide_batch
 from tillroll.ledger.errors import (
     OutcomeUnknown,
     Overloaded,
-    StoreBusy,
     StoreClosed,
     StoreCorrupt,
     StoreError,
+    StoreReadOnly,
     StoreUnavailable,
 )
 from tillroll.ledger.types import ANSWERED_BEFORE, Entry, Refusal
-from tillroll.stores.base import CommitUncertain, Key, Retry, load_book
+from tillroll.stores.base import CommitUncertain, Key, load_book, persist
 
 if TYPE_CHECKING:
     import asyncio
@@ -46,7 +46,6 @@ T = TypeVar("T")
 BATCH_MAX = 1_000  # more waiting than this gains nothing and makes everyone wait longer
 BULK_MAX = 10_000  # items of one call
 ROUND_SECONDS = 0.001  # how long the writer waits for a loop to come round; a commit takes less
-TRIES = 5  # of one batch, where another process was faster each time
 WAITING_MAX = 20_000  # about 1 kB each: 20 MB
 
 
@@ -335,23 +334,22 @@ class Engine:
 
     def _perform(self, ticket: Act) -> None:
         try:
-            ticket.result = self._persist(lambda: self._perform_once(ticket))
+            self._recover()
+            ticket.result = persist(self.store, lambda tx: self._act(tx, ticket))
         except CommitUncertain as problem:
             self._broken = True
             ticket.error = OutcomeUnknown(f"{problem}: look whether it is there")
         except Exception as problem:  # noqa: BLE001 - raised again in the caller's own thread
             ticket.error = problem
 
-    def _perform_once(self, ticket: Act) -> object:
-        self._recover()
-        with self.store.write() as tx:
-            return ticket.act(tx)
+    def _act(self, tx: Writer, ticket: Act) -> object:
+        _still_here(tx)
+        return ticket.act(tx)
 
     def _recover(self) -> None:
         if self._broken:
             self.store.recover()
             self._broken = False
-            self._doubtful = frozenset()
 
     def _commit(self, batch: list[Ticket]) -> None:
         """Give every ticket of the batch its answers; who has none was interrupted."""
@@ -366,6 +364,12 @@ class Engine:
             answers = [self._failed(request, problem) for request in requests]
         except Exception:  # noqa: BLE001 - one bad request must not sink the others
             answers = self._one_by_one(requests)
+        if self._doubtful:
+            self._doubtful -= {
+                (request.account_id, request.request_id)
+                for request, answer in zip(requests, answers, strict=True)
+                if not isinstance(answer.outcome, StoreError)
+            }
         first = 0
         for ticket in batch:
             ticket.answers = answers[first : first + len(ticket.requests)]
@@ -373,30 +377,16 @@ class Engine:
 
     def _write(self, requests: Sequence[Request]) -> list[Answer]:
         """Decide and write these requests in one database transaction."""
-        return self._persist(lambda: self._write_once(requests))
-
-    def _persist(self, write: Callable[[], T]) -> T:
-        """Write, and again where the store says that nothing was written and that it may help."""
-        for _ in range(TRIES - 1):
-            try:
-                return write()
-            except Retry:
-                continue
-        try:
-            return write()
-        except Retry as problem:
-            raise StoreBusy(
-                f"{problem}, {TRIES} times; nothing was written. Ask again with the same request_id"
-            ) from problem
-
-    def _write_once(self, requests: Sequence[Request]) -> list[Answer]:
         self._recover()
-        with self.store.write() as tx:
-            at = self.clock()
-            book = load_book(tx, self.project, requests, at)
-            rules = Rules(tx.prices(self.project), self.store.scale)
-            answers = decide_batch(book, requests, at, rules)
-            tx.append(self.project, book)
+        return persist(self.store, lambda tx: self._decide(tx, requests))
+
+    def _decide(self, tx: Writer, requests: Sequence[Request]) -> list[Answer]:
+        at = self.clock()
+        book = load_book(tx, self.project, requests, at)
+        _still_here(tx)
+        rules = Rules(tx.prices(self.project), self.store.scale)
+        answers = decide_batch(book, requests, at, rules)
+        tx.append(self.project, book)
         return answers
 
     def _one_by_one(self, requests: Sequence[Request]) -> list[Answer]:
@@ -421,7 +411,7 @@ class Engine:
         self._doubtful |= {(r.account_id, r.request_id) for r in requests}
         try:
             self._recover()
-            found = self._persist(lambda: self._look_up(requests))
+            found = persist(self.store, lambda tx: self._look_up(tx, requests))
         except (StoreError, CommitUncertain) as again:
             unknown = OutcomeUnknown(
                 f"{problem}, and it could not be looked up ({again}). It is written whole or not "
@@ -433,12 +423,11 @@ class Engine:
             for request in requests
         ]
 
-    def _look_up(self, requests: Sequence[Request]) -> dict[Key, Entry | Refusal]:
+    def _look_up(self, tx: Writer, requests: Sequence[Request]) -> dict[Key, Entry | Refusal]:
         """Return what these requests were answered, waiting for whoever may still be writing it."""
         wanted = {request.account_id: request.account for request in requests}
-        with self.store.write() as tx:
-            keys = [(request.account_id, request.request_id) for request in requests]
-            return tx.load(self.project, wanted, keys)[1]
+        keys = [(request.account_id, request.request_id) for request in requests]
+        return tx.load(self.project, wanted, keys)[1]
 
     def _failed(self, request: Request, problem: StoreError) -> Answer:
         """Return why it was not written; unknown still, where an earlier try is in doubt."""
@@ -484,6 +473,13 @@ class Engine:
         """Start anew in a forked child; what was waiting belongs to the parent."""
         self.store.after_fork()
         self._reset()
+
+
+def _still_here(tx: Writer) -> None:
+    """Let nobody write to a ledger that was moved (see `copying`)."""
+    where = tx.moved_to()
+    if where is not None:
+        raise StoreReadOnly(f"the ledger was moved to {where}: open it there; nothing was written")
 
 
 def _settled(request: Request, found: Entry | Refusal | None, problem: CommitUncertain) -> Answer:

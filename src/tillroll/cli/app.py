@@ -732,6 +732,27 @@ def export(
 
 
 @app.command
+def copy(
+    source: Annotated[str, Parameter(help="The store to copy, such as sqlite:///credits.db.")],
+    target: Annotated[str, Parameter(help="An empty store, or one that an earlier copy began.")],
+    /,
+    *,
+    keep: Annotated[
+        bool, Parameter(negative=(), help="Leave the source in use; copy again to catch up.")
+    ] = False,
+    common: Common | None = None,
+) -> int:
+    """Move a ledger to another store: copied, compared, and only then in use there.
+
+    Every history is copied byte for byte and checked on the way. One that was cut off goes on
+    where it was. At the end the source is read-only.
+    """
+    from tillroll.cli import moving  # noqa: PLC0415 - only when asked for
+
+    return moving.run(source, target, common or Common(), keep=keep)
+
+
+@app.command
 def book_due(*, common: Common | None = None) -> None:
     """Book what fell due on accounts that nobody touched."""
     common = common or Common()

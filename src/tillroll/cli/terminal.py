@@ -37,7 +37,7 @@ class Common:
         str,
         Parameter(
             env_var=["TILLROLL_DATABASE_URL"],
-            help="Where the ledger is: sqlite:///file.db, or a path.",
+            help="Where the ledger is: sqlite:///file.db, a path, or postgresql://host/database.",
         ),
     ] = "sqlite:///tillroll.db"
     project: Annotated[str, Parameter(help="The isolation boundary.")] = "default"

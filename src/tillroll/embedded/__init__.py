@@ -13,7 +13,7 @@ from tillroll.embedded.ledger import (
     PendingHold,
     Preview,
 )
-from tillroll.embedded.opening import open_async, open_ledger, open_store
+from tillroll.embedded.opening import copy_ledger, open_async, open_ledger, open_store
 from tillroll.embedded.reads import Quote
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "PendingHold",
     "Preview",
     "Quote",
+    "copy_ledger",
     "open_async",
     "open_ledger",
     "open_store",

@@ -9,21 +9,31 @@ import os
 import weakref
 from typing import TYPE_CHECKING
 
+from tillroll import copying
 from tillroll.embedded.ledger import AsyncLedger, Ledger
 from tillroll.engine import WAITING_MAX, Engine, now
 from tillroll.ledger import calendar
-from tillroll.ledger.errors import InvalidInput, TillrollError
+from tillroll.ledger.errors import InvalidInput, OutcomeUnknown, TillrollError
+from tillroll.stores.base import CommitUncertain
 from tillroll.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from tillroll.copying import Copied
     from tillroll.stores.base import Store
 
 
-def open_store(url: str | os.PathLike[str], *, scale: int | None = None) -> Store:
-    """Return the store of a URL: `sqlite:///file.db`, `memory://`, or a path to a SQLite file.
+def open_store(
+    url: str | os.PathLike[str], *, scale: int | None = None, create: bool = True
+) -> Store:
+    """Return the store of a URL: SQLite (or the path of a file), PostgreSQL, or `memory://`.
+
+    Args:
+        url: `sqlite:///file.db`, `file.db`, `postgresql://user@host/database`, `memory://`.
+        scale: Decimals of the units, fixed when the store is made.
+        create: Make the file or the tables where there are none.
 
     Raises:
         InvalidInput: No such kind of store.
@@ -35,7 +45,7 @@ def open_store(url: str | os.PathLike[str], *, scale: int | None = None) -> Stor
     if isinstance(url, str) and text.startswith("sqlite:///"):
         text = text.removeprefix("sqlite:///")
     elif isinstance(url, str) and text.startswith(_POSTGRES):
-        return _open_postgres(text, scale=scale)
+        return _open_postgres(text, scale=scale, create=create)
     elif isinstance(url, str) and "://" in text:
         raise InvalidInput(
             f"no store for {text.split('://')[0]!r}: use sqlite:///file.db, "
@@ -45,20 +55,56 @@ def open_store(url: str | os.PathLike[str], *, scale: int | None = None) -> Stor
         raise InvalidInput("name a file, such as sqlite:///credits.db, or use memory://")
     from tillroll.stores.sqlite import SqliteStore  # noqa: PLC0415 - only who uses it loads it
 
-    return SqliteStore(text, scale=scale)
+    return SqliteStore(text, scale=scale, create=create)
+
+
+def copy_ledger(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    keep: bool = False,
+    progress: Callable[[str, int], None] | None = None,
+) -> Copied:
+    """Copy a whole ledger to another store, all projects, and have new writes go there.
+
+    Every entry is checked on the way, both sides are compared, and the source is read-only at the
+    end. Open ledgers notice by an error at their next write: open them at the target.
+
+    Args:
+        source: The URL of the store to copy.
+        target: The URL of an empty store, or of one that an earlier copy of this ledger began, or
+            that this ledger once came from.
+        keep: Leave the source in use; copy again to catch up.
+        progress: Called with what is being done and how many of it so far.
+
+    Raises:
+        CopyMismatch: The two hold different histories; the source stays in use.
+        InvalidInput: The two have different scales, or are the same.
+        StoreUnavailable, OutcomeUnknown: Copy again; it goes on where it was.
+    """
+    with (
+        contextlib.closing(open_store(source, create=False)) as one,
+        contextlib.closing(open_store(target, scale=one.scale)) as other,
+    ):
+        if one.url == other.url:
+            raise InvalidInput(f"source and target are both {one.url}")
+        try:
+            return copying.copy(one, other, keep=keep, progress=progress or copying.tell_nobody)
+        except CommitUncertain as problem:
+            raise OutcomeUnknown(f"{problem}: copy again, it goes on where it was") from problem
 
 
 _POSTGRES = ("postgresql://", "postgres://", "postgresql+psycopg://")
 
 
-def _open_postgres(url: str, *, scale: int | None) -> Store:
+def _open_postgres(url: str, *, scale: int | None, create: bool) -> Store:
     try:
         from tillroll.stores.postgres import PostgresStore  # noqa: PLC0415 - an extra
     except ImportError as problem:
         raise InvalidInput(
             f"PostgreSQL needs psycopg: pip install 'tillroll[postgres]' ({problem})"
         ) from None
-    return PostgresStore(url.replace("+psycopg://", "://", 1), scale=scale)
+    return PostgresStore(url.replace("+psycopg://", "://", 1), scale=scale, migrate=create)
 
 
 def open_ledger(
@@ -73,7 +119,7 @@ def open_ledger(
 
     Args:
         url: `sqlite:///credits.db` (a file beside you), `sqlite:////var/lib/credits.db`
-            (absolute), a path, or `memory://`.
+            (absolute), a path, `postgresql://user@host/database`, or `memory://`.
         project: The isolation boundary; accounts of two projects never meet.
         scale: Decimals of the units, fixed when the store is made; 6 if left out.
         clock: Returns the time as an aware datetime; the system's clock if left out.

@@ -318,6 +318,12 @@ class SchemaMismatch(StoreUnavailable):
     code = "schema_mismatch"
 
 
+class CopyMismatch(StoreError):
+    """Two stores that should hold the same ledger do not; the source stays in use."""
+
+    code = "copy_mismatch"
+
+
 class OutcomeUnknown(StoreError):
     """The database erred at the commit: the request is there whole or not at all.
 

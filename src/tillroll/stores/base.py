@@ -8,26 +8,29 @@ happened is then found out by `recover` and a look at the ids, never guessed.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from tillroll.ledger.book import Book
 from tillroll.ledger.chain import decode_entry
 from tillroll.ledger.core import REFUSAL_LIFE, missing_stories
-from tillroll.ledger.errors import SchemaMismatch
+from tillroll.ledger.errors import SchemaMismatch, StoreBusy
 from tillroll.ledger.types import Account, Entry, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from tillroll.ledger.commands import Request
     from tillroll.ledger.pricing import PriceBook, PriceVersion
 
+T = TypeVar("T")
 Key = tuple[bytes, str]
 # The entry made by a request id, and the entries that refer to it, oldest first.
 Story = tuple["Entry | None", "list[Entry]"]
 
 BUSY_SECONDS = 10
+TRIES = 5  # of one batch, where another process was faster each time
 FORK_SECONDS = 10  # how long a fork waits for readers of the ledger in other threads
 CACHED_ACCOUNTS_MAX = 20_000  # about 1 kB each: 20 MB
 
@@ -71,6 +74,34 @@ class Stored(NamedTuple):
             entry.at,
             entry.effective_at,
         )
+
+
+class Remembrance(NamedTuple):
+    """A refusal as it is remembered: of which account, and what was said."""
+
+    project: str
+    account: str
+    account_id: bytes
+    refusal: Refusal
+
+    @property
+    def key(self) -> Key:
+        """Which request of which account was refused."""
+        return self.account_id, self.refusal.request_id
+
+
+class Repeats(NamedTuple):
+    """How often a request was repeated, and when last."""
+
+    account_id: bytes
+    request_id: str
+    times: int
+    last_at: int
+
+    @property
+    def key(self) -> Key:
+        """Which request of which account was repeated."""
+        return self.account_id, self.request_id
 
 
 class Reader(Protocol):
@@ -126,6 +157,18 @@ class Reader(Protocol):
     def prices(self, project: str) -> PriceBook:
         """Return all price versions; the newest is current."""
 
+    def projects(self) -> list[str]:
+        """Return the projects that have accounts, refusals or prices here, sorted."""
+
+    def refusals(self, after: Key | None = None, limit: int = 1_000) -> list[Remembrance]:
+        """Return remembered refusals in the order of (request_id, account_id), above `after`."""
+
+    def repeats(self, after: Key | None = None, limit: int = 1_000) -> list[Repeats]:
+        """Return how often requests were repeated, in the order of (request_id, account_id)."""
+
+    def moved_to(self) -> str | None:
+        """Return where this ledger went, None where it is still here."""
+
 
 class Writer(Reader, Protocol):
     """One database transaction that may write."""
@@ -144,6 +187,12 @@ class Writer(Reader, Protocol):
 
         The counts of their repeats go with them, but for ids that became entries since.
         """
+
+    def add_repeats(self, repeats: Sequence[Repeats]) -> None:
+        """Write how often requests were repeated, in place of what was known of them."""
+
+    def set_moved(self, to: str | None) -> None:
+        """Mark the ledger as gone to another place, or as here again."""
 
 
 class Store(Protocol):
@@ -165,6 +214,12 @@ class Store(Protocol):
     def read(self) -> AbstractContextManager[Reader]:
         """Open one consistent view that blocks no writer."""
 
+    def wait_for_writers(self) -> None:
+        """Return when nobody writes any more who began before this was called."""
+
+    def adopt(self, secret: bytes) -> None:
+        """Sign quotes with this secret from now on, which came with the ledger."""
+
     def recover(self) -> None:
         """Open the database anew after a commit that erred, and make what is there durable."""
 
@@ -185,6 +240,25 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Close every connection."""
+
+
+def persist(store: Store, act: Callable[[Writer], T]) -> T:
+    """Do something in a database transaction, and again where the store says that it may help.
+
+    Raises:
+        StoreBusy: Others were faster each time; nothing was written.
+        CommitUncertain, StoreError: As `Store.write`.
+    """
+    for _ in range(TRIES - 1):
+        with suppress(Retry), store.write() as tx:
+            return act(tx)
+    try:
+        with store.write() as tx:
+            return act(tx)
+    except Retry as problem:
+        raise StoreBusy(
+            f"{problem}, {TRIES} times; nothing was written. Ask again with the same request_id"
+        ) from problem
 
 
 def load_book(reader: Reader, project: str, requests: Sequence[Request], at: int) -> Book:

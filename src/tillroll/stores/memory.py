@@ -25,7 +25,7 @@ from tillroll.ledger.errors import InvalidInput, StoreClosed
 from tillroll.ledger.pricing import PriceBook
 from tillroll.ledger.types import Account, Entry, Refusal
 from tillroll.ledger.units import SCALE_DEFAULT, SCALE_MAX
-from tillroll.stores.base import Key, Stored, Story
+from tillroll.stores.base import Key, Remembrance, Repeats, Stored, Story
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -54,6 +54,7 @@ class MemoryStore:
         self.refusals: dict[Key, tuple[str, bytes]] = {}
         self.repeats: dict[Key, tuple[int, int]] = {}
         self.books: dict[str, PriceBook] = {}
+        self.gone: str | None = None
 
     @contextmanager
     def write(self) -> Iterator[MemoryWriter]:
@@ -74,6 +75,13 @@ class MemoryStore:
         if self._closed:
             raise StoreClosed("the ledger is closed; nothing was written")
         return self
+
+    def wait_for_writers(self) -> None:
+        """Do nothing: they take turns."""
+
+    def adopt(self, secret: bytes) -> None:
+        """Sign quotes with this secret from now on."""
+        self.secret = secret
 
     def recover(self) -> None:
         """Do nothing: a commit to memory cannot err."""
@@ -196,6 +204,29 @@ class MemoryReader:
         """Return all price versions."""
         return self._store.books.get(project, PriceBook())
 
+    def projects(self) -> list[str]:
+        """Return the projects that have anything here."""
+        return sorted({project for project, _ in self._store.names} | set(self._store.books))
+
+    def refusals(self, after: Key | None = None, limit: int = 1_000) -> list[Remembrance]:
+        """Return remembered refusals in order."""
+        names = {owner: place for place, owner in self._store.names.items()}
+        return [
+            Remembrance(*names[owner], owner, decode_refusal(self._store.refusals[owner, name][1]))
+            for name, owner in _page(self._store.refusals, after, limit)
+        ]
+
+    def repeats(self, after: Key | None = None, limit: int = 1_000) -> list[Repeats]:
+        """Return how often requests were repeated."""
+        return [
+            Repeats(owner, name, *self._store.repeats[owner, name])
+            for name, owner in _page(self._store.repeats, after, limit)
+        ]
+
+    def moved_to(self) -> str | None:
+        """Return where this ledger went."""
+        return self._store.gone
+
 
 class MemoryWriter(MemoryReader):
     """What may be written: gathered as acts, done when the database transaction ends well."""
@@ -261,6 +292,24 @@ class MemoryWriter(MemoryReader):
         unknown = [key for key in old if key not in store.by_request]
         self.acts.extend(partial(store.repeats.pop, key, None) for key in unknown)
         return len(old)
+
+    def add_repeats(self, repeats: Sequence[Repeats]) -> None:
+        """Write how often requests were repeated."""
+        for owner, name, times, last_at in repeats:
+            self.acts.append(
+                partial(self._store.repeats.__setitem__, (owner, name), (times, last_at))
+            )
+
+    def set_moved(self, to: str | None) -> None:
+        """Mark the ledger as gone to another place, or as here again."""
+        self.acts.append(lambda: setattr(self._store, "gone", to))
+
+
+def _page(rows: Iterable[Key], after: Key | None, limit: int) -> list[tuple[str, bytes]]:
+    """Return keys turned round and in order, above one of them."""
+    keys = sorted((name, owner) for owner, name in rows)
+    first = 0 if after is None else bisect.bisect_right(keys, (after[1], after[0]))
+    return keys[first : first + limit]
 
 
 def _stored(body: bytes, hash_: bytes, metadata: str | None) -> Stored:

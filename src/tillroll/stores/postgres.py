@@ -449,6 +449,17 @@ class PostgresStore:
                     return
         connection.close()
 
+    def wait_for_writers(self) -> None:
+        """Wait for every transaction that has locked an account."""
+        with self.write() as tx:
+            tx.ask("LOCK TABLE tillroll_accounts IN EXCLUSIVE MODE")
+
+    def adopt(self, secret: bytes) -> None:
+        """Sign quotes with this secret from now on."""
+        with self.write() as tx:
+            tx.ask("UPDATE tillroll_meta SET value = %s WHERE name = 'secret'", secret.hex())
+        self.secret = secret
+
     def recover(self) -> None:
         """Connect anew, and commit: then what came before is as durable as that.
 

@@ -11,7 +11,7 @@ outweigh it, and whoever loads it folds those entries on top. So most charges wr
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from msgspec import Struct
 
@@ -27,7 +27,7 @@ from tillroll.ledger.errors import StoreCorrupt
 from tillroll.ledger.fold import apply
 from tillroll.ledger.pricing import PriceBook, decode_version, encode_version
 from tillroll.ledger.types import NEVER, Account, Entry, Refusal
-from tillroll.stores.base import Key, Retry, Stored, Story, least
+from tillroll.stores.base import Key, Remembrance, Repeats, Retry, Stored, Story, least
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -92,6 +92,29 @@ INNER JOIN tillroll_entries AS e ON w.account_id = e.account_id AND w.ref = e.re
 ORDER BY e.account_id, e.seq
 """
 _PRICES_KNOWN = "SELECT count(*) FROM tillroll_price_versions WHERE project = %s"
+_MOVED_TO = "SELECT value FROM tillroll_meta WHERE name = 'moved_to'"
+_PROJECTS = """
+SELECT project FROM tillroll_accounts UNION SELECT project FROM tillroll_refusals
+UNION SELECT project FROM tillroll_price_versions ORDER BY 1
+"""
+_REFUSAL_PAGE = """
+SELECT project, account, uuid_send(account_id), body FROM tillroll_refusals
+WHERE (request_id, account_id) > (%s, %s::uuid) ORDER BY request_id, account_id LIMIT %s
+"""
+_REPEATS_PAGE = """
+SELECT uuid_send(account_id), request_id, times, last_at FROM tillroll_replays
+WHERE (request_id, account_id) > (%s, %s::uuid) ORDER BY request_id, account_id LIMIT %s
+"""
+_SET_REPEATS = """
+INSERT INTO tillroll_replays (request_id, account_id, times, last_at)
+SELECT * FROM unnest(%s::text[], %s::uuid[], %s::bigint[], %s::bigint[])
+ON CONFLICT (request_id, account_id) DO UPDATE SET
+    times = excluded.times, last_at = excluded.last_at
+"""
+_SET_MOVED = """
+INSERT INTO tillroll_meta VALUES ('moved_to', %s)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value
+"""
 _ENTRY_COLUMNS = """
 account_id, seq, recorded_at, effective_at, request_id, ref, kind, body, hash, metadata
 """
@@ -285,6 +308,29 @@ class PostgresReader:
             book = book.adding(decode_version(body.encode()))
         return book
 
+    def projects(self) -> list[str]:
+        """Return the projects that have anything here."""
+        return [project for (project,) in self.ask(_PROJECTS)]
+
+    def refusals(self, after: Key | None = None, limit: int = 1_000) -> list[Remembrance]:
+        """Return remembered refusals in order."""
+        owner, name = after or (bytes(16), "")
+        rows = self.ask(_REFUSAL_PAGE, name, owner.hex(), limit)
+        return [
+            Remembrance(project, account, owner, decode_refusal(body))
+            for project, account, owner, body in rows
+        ]
+
+    def repeats(self, after: Key | None = None, limit: int = 1_000) -> list[Repeats]:
+        """Return how often requests were repeated."""
+        owner, name = after or (bytes(16), "")
+        return [Repeats(*row) for row in self.ask(_REPEATS_PAGE, name, owner.hex(), limit)]
+
+    def moved_to(self) -> str | None:
+        """Return where this ledger went."""
+        rows = self.ask(_MOVED_TO)
+        return rows[0][0] if rows else None
+
 
 class PostgresWriter(PostgresReader):
     """What may be done within one database transaction that writes.
@@ -307,6 +353,7 @@ class PostgresWriter(PostgresReader):
         self._states = states
         self._prices = prices
         self._versions: dict[str, int] = {}
+        self._moved: str | Literal[False] | None = False  # False where it has not been looked up
         self.last: list[Statement] = []
 
     def load(
@@ -331,11 +378,13 @@ class PostgresWriter(PostgresReader):
             "added": (_ADDED, [_ids(old), seqs]),
             "answers": (_ANSWERS, _keys(keys)),
             "prices": (_PRICES_KNOWN, [project]),
+            "moved": (_MOVED_TO, ()),
         }
         for needless in ("make", "states", "trails") if not new else () if old else ("added",):
             del statements[needless]
         rows = dict(zip(statements, self._session.run(*statements.values()), strict=True))
         self._versions[project] = rows["prices"][0][0]
+        self._moved = rows["moved"][0][0] if rows["moved"] else None
         states, trails = rows.get("states", []), rows.get("trails", []) + rows.get("added", [])
         fresh = _revive({owner: wanted[owner] for owner in new}, known, states, trails)
         known.update(fresh)
@@ -431,6 +480,23 @@ class PostgresWriter(PostgresReader):
             version.applied_at,
             encode_version(version).decode(),
         )
+
+    def moved_to(self) -> str | None:
+        """Return where this ledger went; known already where accounts were loaded."""
+        return super().moved_to() if self._moved is False else self._moved
+
+    def add_repeats(self, repeats: Sequence[Repeats]) -> None:
+        """Write how often requests were repeated."""
+        if repeats:
+            rows = ((name, owner.hex(), times, at) for owner, name, times, at in repeats)
+            self.ask(_SET_REPEATS, *_columns(rows))
+
+    def set_moved(self, to: str | None) -> None:
+        """Mark the ledger as gone to another place, or as here again."""
+        if to is None:
+            self.ask("DELETE FROM tillroll_meta WHERE name = 'moved_to'")
+        else:
+            self.ask(_SET_MOVED, to)
 
     def erase_metadata(self, account_id: bytes) -> int:
         """Erase the metadata of all entries of an account."""

@@ -19,7 +19,7 @@ import threading
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import apsw
 import msgspec
@@ -53,6 +53,8 @@ from tillroll.stores.base import (
     FORK_SECONDS,
     CommitUncertain,
     Key,
+    Remembrance,
+    Repeats,
     Stored,
     Story,
     least,
@@ -140,6 +142,19 @@ SELECT account_id, project, account, request_id, recorded_at, body FROM tillroll
 _PRICE_COLUMNS = """
 SELECT project, number, digest, author, reason, applied_at, body FROM tillroll_price_versions
 """
+_PROJECTS = """
+SELECT project FROM tillroll_accounts UNION SELECT project FROM tillroll_refusals
+UNION SELECT project FROM tillroll_price_versions ORDER BY 1
+"""
+_REFUSAL_PAGE = """
+SELECT project, account, account_id, body FROM tillroll_refusals
+WHERE (request_id, account_id) > (?, ?) ORDER BY request_id, account_id LIMIT ?
+"""
+_REPEATS_PAGE = """
+SELECT account_id, request_id, times, last_at FROM tillroll_replays
+WHERE (request_id, account_id) > (?, ?) ORDER BY request_id, account_id LIMIT ?
+"""
+_MOVED_TO = "SELECT value FROM tillroll_meta WHERE name = 'moved_to'"
 _ROWS_MAX = 128  # of ten values: far below SQLite's 32,766 parameters
 
 
@@ -245,6 +260,7 @@ class SqliteStore:
         self._lent: dict[apsw.Connection, int] = {}  # to the thread of that number
         self._states: dict[bytes, Account] = {}
         self._prices: dict[str, PriceBook] = {}
+        self._moved: str | Literal[False] | None = False  # False where it has not been looked up
         self._data_version = -1
         self._writer: apsw.Connection | None = None
         self._checkpoint_pages = CHECKPOINT_PAGES
@@ -404,6 +420,7 @@ class SqliteStore:
     def _forget(self) -> None:
         self._states.clear()
         self._prices.clear()
+        self._moved = False
         self._data_version = -1
 
     @contextmanager
@@ -437,6 +454,16 @@ class SqliteStore:
                 self._idle.append(connection)
             else:
                 _dispose(connection)
+
+    def wait_for_writers(self) -> None:
+        """Return at once: whoever writes has the file to himself, as whoever marked it had."""
+
+    def adopt(self, secret: bytes) -> None:
+        """Sign quotes with this secret from now on."""
+        with self.write() as tx:
+            sql = "UPDATE tillroll_meta SET value = ? WHERE name = 'secret'"
+            tx.connection.execute(sql, (secret.hex(),))
+        self.secret = secret
 
     def recover(self) -> None:
         """Open anew, checkpoint, and write: then what is there stays, and what is not never comes.
@@ -652,6 +679,30 @@ class SqliteReader:
             book = book.adding(decode_version(body.encode()))
         return book
 
+    def projects(self) -> list[str]:
+        """Return the projects that have anything here."""
+        return [project for (project,) in self.connection.execute(_PROJECTS)]
+
+    def refusals(self, after: Key | None = None, limit: int = 1_000) -> list[Remembrance]:
+        """Return remembered refusals in order."""
+        owner, name = after or (b"", "")
+        rows = self.connection.execute(_REFUSAL_PAGE, (name, owner, limit))
+        return [
+            Remembrance(project, account, owner, decode_refusal(body))
+            for project, account, owner, body in rows
+        ]
+
+    def repeats(self, after: Key | None = None, limit: int = 1_000) -> list[Repeats]:
+        """Return how often requests were repeated."""
+        owner, name = after or (b"", "")
+        rows = self.connection.execute(_REPEATS_PAGE, (name, owner, limit))
+        return [Repeats(*row) for row in rows]
+
+    def moved_to(self) -> str | None:
+        """Return where this ledger went."""
+        where: str | None = self.connection.execute(_MOVED_TO).get
+        return where
+
 
 class SqliteWriter(SqliteReader):
     """What may be done within one database transaction that writes."""
@@ -735,6 +786,25 @@ class SqliteWriter(SqliteReader):
             (account_id,),
         )
         return self.connection.changes()
+
+    def moved_to(self) -> str | None:
+        """Return where this ledger went, remembered while nobody else has written."""
+        if self._store._moved is False:  # noqa: SLF001 - the store's own other half
+            self._store._moved = super().moved_to()  # noqa: SLF001
+        return self._store._moved  # noqa: SLF001
+
+    def add_repeats(self, repeats: Sequence[Repeats]) -> None:
+        """Write how often requests were repeated."""
+        rows = [(name, owner, times, last_at) for owner, name, times, last_at in repeats]
+        self.connection.executemany("REPLACE INTO tillroll_replays VALUES (?, ?, ?, ?)", rows)
+
+    def set_moved(self, to: str | None) -> None:
+        """Mark the ledger as gone to another place, or as here again."""
+        self._store._moved = to  # noqa: SLF001 - the store's own other half
+        if to is None:
+            self.connection.execute("DELETE FROM tillroll_meta WHERE name = 'moved_to'")
+        else:
+            self.connection.execute("REPLACE INTO tillroll_meta VALUES ('moved_to', ?)", (to,))
 
     def prune_refusals(self, before: int, limit: int = 1_000) -> int:
         """Delete the oldest refusals recorded before that time."""

@@ -1,0 +1,291 @@
+"""Moving a ledger to another store: every history byte for byte, proven equal before it counts.
+
+Entries are copied as they are stored, account by account; each is checked against the hash chain
+and folded on the way. What the target has already is not copied again, so a copy that was cut off
+goes on where it was. The first pass runs while the source is in use; then the source is marked as
+moved, nobody can write to it any more, the rest is copied, and both sides are compared.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from tillroll.ledger import chain
+from tillroll.ledger.book import Book, Sealed
+from tillroll.ledger.commands import account_id
+from tillroll.ledger.due import next_due
+from tillroll.ledger.errors import CopyMismatch, InvalidInput
+from tillroll.ledger.fold import apply
+from tillroll.stores.base import persist
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from tillroll.ledger.types import Account
+    from tillroll.stores.base import Key, Reader, Remembrance, Repeats, Store, Writer
+
+ACCOUNTS_PAGE = 200
+ENTRIES_PAGE = 1_000
+
+
+class Copied(Struct, frozen=True):
+    """What a copy found equal on both sides.
+
+    Attributes:
+        source: Where it came from; marked as moved unless `kept`.
+        target: Where it is now.
+        copied: Entries written by this run; the rest was there from an earlier one.
+        kept: Whether the source stayed in use.
+    """
+
+    source: str
+    target: str
+    projects: int
+    accounts: int
+    entries: int
+    refusals: int
+    repeats: int
+    price_versions: int
+    copied: int
+    kept: bool
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as plain values for JSON."""
+        return {name: getattr(self, name) for name in self.__struct_fields__}
+
+
+def tell_nobody(_what: str, _done: int) -> None:
+    """Take a report of progress that nobody asked for."""
+
+
+def copy(
+    source: Store,
+    target: Store,
+    *,
+    keep: bool = False,
+    progress: Callable[[str, int], None] = tell_nobody,
+) -> Copied:
+    """Copy a whole ledger, all projects, and have new writes go to the target.
+
+    Args:
+        source: What to copy.
+        target: An empty store, or one that an earlier copy of the same ledger has begun, or that
+            this ledger once came from.
+        keep: Leave the source in use: then what is written meanwhile may be missing, and the two
+            are compared as they were when each account was copied.
+        progress: Told what is being copied, and how many of it so far.
+
+    Raises:
+        CopyMismatch: The target has other histories than the source, or the source is damaged;
+            what was copied before stays in the target, and the source stays in use.
+        InvalidInput: The two have different scales.
+        StoreUnavailable, OutcomeUnknown: Copy again; it goes on where it was.
+    """
+    if source.scale != target.scale:
+        raise InvalidInput(
+            f"the scales differ: {source.url} has {source.scale}, {target.url} {target.scale}"
+        )
+    copied = _copy_all(source, target, progress)
+    if not keep:
+        persist(source, lambda tx: tx.set_moved(target.url))
+        source.wait_for_writers()
+    try:
+        copied += _copy_all(source, target, progress)
+        found = _compare(source, target, copied, keep=keep, tell=progress)
+    except BaseException:
+        if not keep:
+            persist(source, lambda tx: tx.set_moved(None))
+        raise
+    target.adopt(source.secret)
+    persist(target, lambda tx: tx.set_moved(None))
+    return found
+
+
+def _copy_all(source: Store, target: Store, tell: Callable[[str, int], None]) -> int:
+    """Copy what the target lacks; return how many entries that was."""
+    with source.read() as reader:
+        projects = reader.projects()
+        for project in projects:
+            _copy_prices(reader, target, project)
+        copied = 0
+        for project in projects:
+            for page in _pages(reader, project):
+                copied += _copy_accounts(reader, target, project, page)
+                tell("entries", copied)
+        _copy_refusals(reader, target, tell)
+        _copy_repeats(reader, target, tell)
+    return copied
+
+
+def _pages(reader: Reader, project: str) -> Iterator[list[str]]:
+    last = ""
+    while page := reader.names(project, last, ACCOUNTS_PAGE):
+        yield page
+        last = page[-1]
+
+
+def _copy_prices(reader: Reader, target: Store, project: str) -> None:
+    wanted = reader.prices(project).versions
+
+    def act(tx: Writer) -> None:
+        known = tx.prices(project).versions
+        if any(wanted.get(number) != version for number, version in known.items()):
+            raise CopyMismatch(f"project {project!r} has other prices in {target.url}")
+        for number in sorted(wanted.keys() - known.keys()):
+            tx.add_price_version(project, wanted[number])
+
+    persist(target, act)
+
+
+def _copy_accounts(reader: Reader, target: Store, project: str, names: list[str]) -> int:
+    """Copy the entries that these accounts have more than in the target; return how many."""
+    owners = {account_id(project, name): name for name in names}
+    ends = {owner: account.seq for owner, account in reader.accounts(owners.items()).items()}
+    copied = 0
+
+    def act(tx: Writer) -> Book:
+        accounts = tx.load(project, owners, ())[0]
+        book = Book(accounts={owner: accounts[owner] for owner in owners})
+        for owner in owners:
+            room = ENTRIES_PAGE - len(book.appended)
+            if room > 0:
+                _take_entries(reader, book, owner, room, target.url)
+        tx.append(project, book)
+        return book
+
+    while owners:
+        book = persist(target, act)
+        copied += len(book.appended)
+        for owner in list(owners):
+            if book.accounts[owner].seq >= ends[owner]:
+                del owners[owner]
+    return copied
+
+
+def _take_entries(reader: Reader, book: Book, owner: bytes, limit: int, url: str) -> None:
+    """Put an account's next entries into the book, checked and folded."""
+    account = book.accounts[owner]
+    if account.seq:
+        _same_history(reader, account, owner, url)
+    for stored in reader.entries(owner, account.seq, limit):
+        if stored.seq != account.seq + 1:
+            raise CopyMismatch(f"entry {account.seq + 1} of {account.account!r} is missing")
+        if chain.link(account.head, owner, stored.body) != stored.hash:
+            raise CopyMismatch(
+                f"entry {stored.seq} of {account.account!r} does not match its hash: run "
+                f"`tillroll verify` on the source"
+            )
+        entry = stored.entry
+        apply(account, entry)
+        account.head = stored.hash
+        book.appended.append(Sealed(owner, entry, stored.body, stored.hash, stored.metadata))
+    account.next_due_at = next_due(account)
+
+
+def _same_history(reader: Reader, account: Account, owner: bytes, url: str) -> None:
+    there = reader.entries(owner, account.seq - 1, 1)
+    if not there or there[0].hash != account.head:
+        raise CopyMismatch(
+            f"account {account.account!r} has another history in {url}: copy to an empty store"
+        )
+
+
+def _copy_refusals(reader: Reader, target: Store, tell: Callable[[str, int], None]) -> None:
+    last: Key | None = None
+    done = 0
+    while page := reader.refusals(last):
+        for project in sorted({row.project for row in page}):
+            rows = [row for row in page if row.project == project]
+            persist(target, partial(_add_refusals, project=project, rows=rows))
+        last = page[-1].key
+        done += len(page)
+        tell("refusals", done)
+
+
+def _add_refusals(tx: Writer, *, project: str, rows: Sequence[Remembrance]) -> None:
+    wanted = {row.account_id: row.account for row in rows}
+    accounts = tx.load(project, wanted, ())[0]
+    refused = [(row.account_id, row.refusal) for row in rows]
+    tx.append(project, Book(accounts={owner: accounts[owner] for owner in wanted}, refused=refused))
+
+
+def _copy_repeats(reader: Reader, target: Store, tell: Callable[[str, int], None]) -> None:
+    last: Key | None = None
+    done = 0
+    while page := reader.repeats(last):
+        persist(target, lambda tx, page=page: tx.add_repeats(page))  # type: ignore[misc]
+        last = page[-1].key
+        done += len(page)
+        tell("repeats", done)
+
+
+def _compare(
+    source: Store, target: Store, copied: int, *, keep: bool, tell: Callable[[str, int], None]
+) -> Copied:
+    """Return the counts of both sides.
+
+    Raises:
+        CopyMismatch: Something differs.
+    """
+    with source.read() as left, target.read() as right:
+        projects = left.projects()
+        accounts = entries = versions = 0
+        for project in projects:
+            versions += len(left.prices(project).versions)
+            if right.prices(project).versions != left.prices(project).versions:
+                raise CopyMismatch(f"the prices of project {project!r} differ")
+            for page in _pages(left, project):
+                entries += _compare_accounts(left, right, project, page, keep=keep)
+                accounts += len(page)
+                tell("compared accounts", accounts)
+        refusals = _compare_rows(left, right, "refusals", keep=keep)
+        repeats = _compare_rows(left, right, "repeats", keep=keep)
+    return Copied(
+        source=source.url,
+        target=target.url,
+        projects=len(projects),
+        accounts=accounts,
+        entries=entries,
+        refusals=refusals,
+        repeats=repeats,
+        price_versions=versions,
+        copied=copied,
+        kept=keep,
+    )
+
+
+def _compare_accounts(
+    left: Reader, right: Reader, project: str, names: list[str], *, keep: bool
+) -> int:
+    """Compare chain heads, states and balances of accounts; return how many entries they have."""
+    owners = [(account_id(project, name), name) for name in names]
+    ours, theirs = left.accounts(owners), right.accounts(owners)
+    total = 0
+    for owner, name in owners:
+        one, other = ours[owner], theirs[owner]
+        total += other.seq
+        if keep and one.seq > other.seq:  # written meanwhile: what was copied is its beginning
+            _same_history(left, other, owner, "the target")
+        elif (one.seq, one.head, one.wallets) != (other.seq, other.head, other.wallets):
+            raise CopyMismatch(f"account {name!r} differs: seq {one.seq} and {other.seq}")
+    return total
+
+
+def _compare_rows(left: Reader, right: Reader, what: str, *, keep: bool) -> int:
+    """Compare what stands beside the entries row by row; return how many rows there are."""
+    last: Key | None = None
+    total = 0
+    while True:
+        page: Sequence[Remembrance | Repeats] = getattr(right, what)(last)
+        if not keep and page != getattr(left, what)(last):
+            raise CopyMismatch(f"the {what} after {last} differ")
+        if not page:
+            return total
+        last = page[-1].key
+        total += len(page)
+
+
+__all__ = ["Copied", "copy", "tell_nobody"]

@@ -1,0 +1,206 @@
+"""Moving a ledger: every row arrives, both sides are equal, and only one of them is written."""
+
+import json
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import psycopg
+import pytest
+
+import tillroll
+from tillroll import copying
+from tillroll.cli.app import run as cli
+from tillroll.embedded.opening import open_store
+from tillroll.ledger.commands import account_id
+from tillroll.ledger.pricing import Price, Rate
+
+ODD = 'odd "id" \\ é'
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def lived_in(url: str, accounts: int = 5) -> None:
+    """Make a ledger with something of every kind, in two projects."""
+    for project in ("default", "other"):
+        with tillroll.open(url, project=project, clock=lambda: NOW) as ledger:
+            price = Price(operation="image", rates={"images": Rate(units=Decimal("0.5"))})
+            ledger.apply_prices([price], author="ann", reason="first")
+            for number in range(accounts):
+                name = f"{project}-{number}"
+                ledger.grant(name, 100, request_id="g", expires_in="9d", metadata={"n": number})
+                ledger.hold(name, units=20, request_id="h")
+                ledger.settle(name, "h", units=7, final=False)
+                ledger.consume(name, "image", meters={"images": 3}, request_id=ODD)
+                ledger.consume(name, "image", meters={"images": 3}, request_id=ODD)
+                with pytest.raises(tillroll.InsufficientUnits):
+                    ledger.consume(name, units=1_000, request_id="much")
+                ledger.set_budget(name, "month", 50)
+
+
+def rows_of(url: str) -> list[object]:
+    """Return all that a store holds, as its readers show it."""
+    with closing(open_store(url)) as store, store.read() as reader:
+        found: list[object] = [reader.refusals(), reader.repeats()]
+        for project in reader.projects():
+            found.append(reader.prices(project).versions)
+            for name in reader.names(project):
+                owner = account_id(project, name)
+                found.append((reader.entries(owner), reader.accounts([(owner, name)])))
+    return found
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def other_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgresql":
+        url: str = request.getfixturevalue("postgres_url")
+        return url
+    return f"sqlite:///{tmp_path}/other.db"
+
+
+def test_there_and_back(tmp_path: Path, other_url: str):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here)
+    before = rows_of(here)
+    found = tillroll.copy(here, other_url)
+    assert (found.projects, found.accounts, found.copied, found.kept) == (2, 10, 50, False)
+    assert (found.entries, found.refusals, found.repeats, found.price_versions) == (50, 10, 10, 2)
+    assert rows_of(other_url) == before
+    with tillroll.open(here) as ledger:
+        with pytest.raises(tillroll.StoreReadOnly, match="moved to"):
+            ledger.grant("default-0", 1)
+        with pytest.raises(tillroll.StoreReadOnly, match="moved to"):
+            ledger.book_due()
+        assert ledger.balance("default-0").issued == 100  # still to be read
+    with tillroll.open(other_url, clock=lambda: NOW) as ledger:
+        ledger.settle("default-0", "h", units=1)
+        ledger.grant("new", 5)
+        assert ledger.verify().ok
+    again = tillroll.copy(other_url, here)
+    assert again.copied == 2
+    with tillroll.open(here, clock=lambda: NOW) as ledger:
+        assert ledger.balance("new").available == 5
+        again_ = ledger.consume("default-0", "image", meters={"images": 3}, request_id=ODD)
+        assert again_.replayed
+        assert ledger.verify().ok
+
+
+def test_quotes_stay_good(tmp_path: Path, other_url: str):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+    with tillroll.open(here, clock=lambda: NOW) as ledger:
+        token = ledger.quote("default-0", "image", meters={"images": 2}, lock_for="1h").token
+    tillroll.copy(here, other_url)
+    with tillroll.open(other_url, clock=lambda: NOW + timedelta(minutes=1)) as ledger:
+        assert ledger.hold("default-0", "image", meters={"images": 2}, quote=token).units == 1
+
+
+def test_a_copy_that_was_cut_off_goes_on(tmp_path: Path, other_url: str, monkeypatch):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 30)
+    monkeypatch.setattr(copying, "ACCOUNTS_PAGE", 7)
+    monkeypatch.setattr(copying, "ENTRIES_PAGE", 10)
+    done = []
+
+    class Cut(Exception):
+        pass
+
+    def cut(what: str, count: int) -> None:
+        done.append((what, count))
+        if len(done) == 3:
+            raise Cut
+
+    with pytest.raises(Cut):
+        tillroll.copy(here, other_url, progress=cut)
+    with tillroll.open(here, clock=lambda: NOW) as ledger:
+        ledger.grant("late", 1)  # the source is in use until the end
+    found = tillroll.copy(here, other_url)
+    assert found.entries == 301
+    assert 0 < found.copied < 301
+    assert rows_of(other_url) == rows_of(here)
+
+
+def test_the_source_may_stay_in_use(tmp_path: Path, other_url: str):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+    assert tillroll.copy(here, other_url, keep=True).kept
+    with tillroll.open(here, clock=lambda: NOW) as ledger:
+        ledger.consume("default-0", units=1)
+    assert tillroll.copy(here, other_url).copied == 1
+
+
+def test_what_is_written_during_the_copy_is_copied(tmp_path: Path, other_url: str):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 3)
+    with tillroll.open(here, clock=lambda: NOW) as ledger:
+
+        def charge(what: str, _count: int) -> None:
+            if what == "entries" and not written:
+                written.append(ledger.consume("default-0", units=1))
+                written.append(ledger.grant("new", 1))
+
+        written: list[tillroll.Receipt] = []
+        found = tillroll.copy(here, other_url, progress=charge)
+        assert found.entries == 32
+        with pytest.raises(tillroll.StoreReadOnly):
+            ledger.consume("default-0", units=1)
+    assert rows_of(other_url) == rows_of(here)
+
+
+def test_another_ledger_is_not_overwritten(tmp_path: Path, other_url: str):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+    with tillroll.open(other_url) as ledger:
+        ledger.grant("default-0", 1)
+    with pytest.raises(tillroll.CopyMismatch, match="another history"):
+        tillroll.copy(here, other_url)
+    with tillroll.open(here, clock=lambda: NOW) as ledger:
+        ledger.grant("default-0", 1)  # stays in use
+
+
+def test_a_damaged_source_is_not_copied(tmp_path: Path, other_url: str):
+    here = tmp_path / "here.db"
+    lived_in(f"sqlite:///{here}", 1)
+    with sqlite3.connect(here) as connection:
+        connection.execute("DROP TRIGGER tillroll_entries_fixed")
+        connection.execute("UPDATE tillroll_entries SET body = replace(body, '100', '101')")
+    with pytest.raises(tillroll.CopyMismatch, match="verify"):
+        tillroll.copy(here, other_url)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        ("DELETE FROM tillroll_refusals", "refusals"),
+        ("DELETE FROM tillroll_replays", "repeats"),
+        ("UPDATE tillroll_accounts SET head = repeat('x', 32)::bytea", "differs"),
+        ("TRUNCATE tillroll_price_versions", "prices"),
+    ],
+)
+def test_what_differs_at_the_end_is_found(tmp_path: Path, postgres_url: str, spoil: str, told: str):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+    tillroll.copy(here, postgres_url, keep=True)
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute(spoil.encode())
+    with (
+        closing(open_store(here)) as one,
+        closing(open_store(postgres_url)) as other,
+        pytest.raises(tillroll.CopyMismatch, match=told),
+    ):
+        copying._compare(one, other, 0, keep=False, tell=copying.tell_nobody)
+
+
+def test_from_the_command_line(tmp_path: Path, other_url: str, capsys: pytest.CaptureFixture[str]):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+    assert cli(["copy", here, other_url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["entries"] == 10
+    assert cli(["copy", here, other_url]) == 0
+    assert "read-only now" in capsys.readouterr().out
+    assert cli(["copy", f"sqlite:///{tmp_path}/none.db", other_url]) == 1
+    assert not (tmp_path / "none.db").exists()
+    assert cli(["copy", here, here]) == 2
+    assert cli(["grant", "acme", "1", "--db", here]) == 1
+    assert "moved to" in capsys.readouterr().err
