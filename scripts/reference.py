@@ -372,6 +372,7 @@ ERROR_ADVICE: dict[str, tuple[int, str]] = {
     "not_found": (404, "Check the id"),
     "unavailable": (503, "Ask again with the same request_id"),
     "store_busy": (503, "Ask again; keep other programs from locking the file for long"),
+    "copy_mismatch": (409, "Copy to an empty store; where the source is damaged, verify it"),
     "store_full": (503, "Make room on the disk, then ask again"),
     "store_read_only": (503, "Correct the permissions of the file and its folder"),
     "store_corrupt": (503, "Restore the file from a backup, and run `tillroll doctor`"),

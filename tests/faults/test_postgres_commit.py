@@ -2,11 +2,13 @@
 
 import threading
 
+import psycopg
 import pytest
 
 import tillroll
 from tests.faults.rig import join, ledger_on, until
 from tests.servers.cluster import Cluster
+from tests.servers.proxy import Proxy
 from tillroll.stores.postgres import PostgresStore
 
 WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
@@ -53,3 +55,91 @@ def test_a_wait_cancelled_by_hand_is_looked_up_once_the_standby_is_back(own_post
         own_postgres.catch_up(standby)
         with tillroll.open(standby.url()) as other:
             assert other.balance("acme").used == 1
+
+
+# ---------------------------------------------------------------- the connection is lost at COMMIT
+
+
+@pytest.mark.parametrize("items", [1, 40], ids=["one row", "a batch"])
+@pytest.mark.parametrize("lost", ["answer", "request"])
+def test_a_connection_lost_at_the_commit(
+    postgres: Cluster, postgres_database: str, lost: str, items: int
+):
+    """The caller gets the answer that was lost, or is told that nothing was written."""
+    with (
+        Proxy(postgres.port) as proxy,
+        tillroll.open(postgres.url(postgres_database, port=proxy.port)) as ledger,
+    ):
+        ledger.grant("acme", 100, request_id="g")
+        batch = [{"account": "acme", "units": 1, "request_id": f"c{n}"} for n in range(items)]
+        getattr(proxy, f"lose_{lost}")()
+        outcomes = ledger.consume_many(batch)
+        if lost == "answer":
+            assert all(outcome.ok for outcome in outcomes)
+        else:
+            assert all(not outcome.ok for outcome in outcomes)
+            assert {outcome.error.written for outcome in outcomes if outcome.error} == {"nothing"}
+        assert ledger.balance("acme").used == (items if lost == "answer" else 0)
+        again = ledger.consume_many(batch)
+        assert all(outcome.ok for outcome in again)
+        assert ledger.balance("acme").used == items
+        assert ledger.verify().ok
+
+
+def test_a_connection_that_keeps_being_lost_is_unknown(postgres: Cluster, postgres_database: str):
+    """As long as nobody can look, nobody says that nothing was written."""
+    with (
+        Proxy(postgres.port) as proxy,
+        tillroll.open(postgres.url(postgres_database, port=proxy.port)) as ledger,
+    ):
+        ledger.grant("acme", 100, request_id="g")
+        proxy.lose_answer()
+        proxy.refuse()
+        for _ in range(3):
+            with pytest.raises(tillroll.OutcomeUnknown):
+                ledger.consume("acme", units=1, request_id="c")
+        with pytest.raises(tillroll.StoreUnavailable, match="nothing was written"):
+            ledger.consume("acme", units=1, request_id="another")
+        proxy.heal()
+        assert ledger.consume("acme", units=1, request_id="c").replayed
+        assert ledger.balance("acme").used == 1
+
+
+def test_a_writer_that_still_commits_is_waited_for(postgres: Cluster, postgres_database: str):
+    """The client is cut off while its COMMIT is on the way; the look-up must not be faster."""
+    with (
+        Proxy(postgres.port) as proxy,
+        tillroll.open(postgres.url(postgres_database, port=proxy.port)) as ledger,
+        psycopg.connect(postgres.url(postgres_database)) as other,
+    ):
+        ledger.grant("acme", 100, request_id="g")
+        # Somebody keeps the row that the charge still has to write: COMMIT comes later than that.
+        ledger.consume("acme", units=1, request_id="twice")
+        ledger.consume("acme", units=1, request_id="twice")
+        other.execute("SELECT 1 FROM tillroll_replays FOR UPDATE")
+        answers: list[tillroll.Receipt] = []
+        thread = threading.Thread(
+            target=lambda: answers.append(ledger.consume("acme", units=1, request_id="twice"))
+        )
+        thread.start()
+        locked = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        until(lambda: bool(postgres.run(locked)))
+        proxy.cut()
+        assert thread.is_alive()
+        other.rollback()
+        join(thread)
+        assert [answer.seq for answer in answers] == [2]
+        assert ledger.balance("acme").used == 1
+
+
+def test_a_server_that_falls_silent(postgres: Cluster, postgres_database: str):
+    with Proxy(postgres.port) as proxy:
+        url = postgres.url(postgres_database, port=proxy.port)
+        with ledger_on(PostgresStore(url, statement_seconds=1)) as ledger:
+            ledger.grant("acme", 100, request_id="g")
+            proxy.black_hole()
+            with pytest.raises(tillroll.StoreUnavailable, match="no answer") as caught:
+                ledger.consume("acme", units=1, request_id="c")
+            assert caught.value.written == "nothing"
+            proxy.heal()
+            assert not ledger.consume("acme", units=1, request_id="c").replayed
