@@ -62,7 +62,7 @@ from tillroll.stores.base import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from tillroll.ledger.book import Book
+    from tillroll.ledger.book import Book, Sealed
 
 _FULL = 2  # what PRAGMA synchronous answers for FULL
 # The first SQLite without the WAL-reset bug.
@@ -669,7 +669,7 @@ class SqliteWriter(SqliteReader):
         """Write what the book gathered."""
         if book.appended:
             many = self.connection.executemany
-            many(_ADD_ENTRY, [_entry_row(*sealed) for sealed in book.appended])
+            many(_ADD_ENTRY, [_entry_row(sealed) for sealed in book.appended])
             first = {sealed.account_id: sealed.entry.seq for sealed in reversed(book.appended)}
             states = {owner: _account_row(owner, project, book.accounts[owner]) for owner in first}
             many(_ADD_ACCOUNT, [states[owner] for owner, seq in first.items() if seq == 1])
@@ -818,20 +818,19 @@ def _account_row(owner: bytes, project: str, account: Account) -> tuple[object, 
     )
 
 
-def _entry_row(
-    owner: bytes, entry: Entry, body: bytes, hash_: bytes, metadata: str | None
-) -> tuple[object, ...]:
+def _entry_row(sealed: Sealed) -> tuple[object, ...]:
+    entry = sealed.entry
     return (
-        owner,
+        sealed.account_id,
         entry.seq,
         entry.request_id,
         entry.ref,
         entry.kind,
         entry.at,
         entry.effective_at,
-        body.decode(),
-        hash_,
-        metadata,
+        sealed.body.decode(),
+        sealed.hash,
+        sealed.metadata,
     )
 
 
