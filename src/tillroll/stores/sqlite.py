@@ -151,11 +151,10 @@ def _for_rows(template: str, rows: int, columns: int) -> str:
 def _many(
     connection: apsw.Connection, template: str, rows: Sequence[tuple[object, ...]]
 ) -> Iterator[tuple[Any, ...]]:
-    """Run a statement over rows, many at a time, in sizes of two so that few are prepared."""
-    first, size = 0, _ROWS_MAX
-    while first < len(rows):
-        while size > len(rows) - first:
-            size //= 2
+    """Run a statement over rows, many at a time, in powers of two so that few are prepared."""
+    first = 0
+    while left := len(rows) - first:
+        size = min(_ROWS_MAX, 1 << left.bit_length() - 1)
         part = rows[first : first + size]
         sql = _for_rows(template, size, len(part[0]))
         yield from connection.execute(sql, tuple(itertools.chain.from_iterable(part)))
@@ -204,6 +203,20 @@ def _translate(error: apsw.Error, path: str) -> StoreUnavailable:
     return StoreUnavailable(f"{path}: the database erred; {nothing}")
 
 
+class _Translating:
+    """Raises errors of SQLite in our words; without a state, so that one serves everybody."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, apsw.Error) and not isinstance(error, _GUILTY):
+            raise _translate(error, self.path) from error
+
+
 class SqliteStore:
     """Ledgers in one SQLite file, shared by any number of threads and processes."""
 
@@ -236,6 +249,7 @@ class SqliteStore:
             raise InvalidInput(f"scale must be 0 to {SCALE_MAX}")
         self.path = os.fspath(path)
         self.url = f"sqlite:///{self.path}"
+        self._translating = _Translating(self.path)
         self._create = create
         self._vfs = vfs
         self._busy_milliseconds = int(busy_seconds * 1000)
@@ -251,7 +265,7 @@ class SqliteStore:
         self._dirty = False  # a write is under way, or was interrupted
         self._closed = False
         try:
-            with self._translating():
+            with self._translating:
                 self._writer = self._connect()
                 self._migrate(self._writer, scale)
                 meta = dict(self._writer.execute("SELECT name, value FROM tillroll_meta"))
@@ -272,15 +286,6 @@ class SqliteStore:
             )
 
     # ------------------------------------------------------------ connections
-
-    @contextmanager
-    def _translating(self) -> Iterator[None]:
-        try:
-            yield
-        except _GUILTY:
-            raise
-        except apsw.Error as error:
-            raise _translate(error, self.path) from error
 
     def _connect(self) -> apsw.Connection:
         if self._closed:
@@ -349,7 +354,7 @@ class SqliteStore:
     @contextmanager
     def write(self) -> Iterator[SqliteWriter]:
         """Open a database transaction; see `Store.write`."""
-        with self._translating():
+        with self._translating:
             if self._dirty and self._writer is not None:
                 self._give_up(self._writer)
             self._dirty = True
@@ -408,7 +413,7 @@ class SqliteStore:
     @contextmanager
     def read(self) -> Iterator[SqliteReader]:
         """Open one consistent view; see `Store.read`."""
-        with self._translating():
+        with self._translating:
             connection = self._lend()
             try:
                 connection.execute("BEGIN")
@@ -447,7 +452,7 @@ class SqliteStore:
         """
         with self._calm:
             self._close_own()
-        with self._translating():
+        with self._translating:
             self._writer = self._connect()
             busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(FULL)").get
             if busy:
@@ -670,17 +675,18 @@ class SqliteWriter(SqliteReader):
         if book.appended:
             many = self.connection.executemany
             many(_ADD_ENTRY, [_entry_row(sealed) for sealed in book.appended])
-            first = {sealed.account_id: sealed.entry.seq for sealed in reversed(book.appended)}
-            states = {owner: _account_row(owner, project, book.accounts[owner]) for owner in first}
-            many(_ADD_ACCOUNT, [states[owner] for owner, seq in first.items() if seq == 1])
-            known = [states[owner] for owner, seq in first.items() if seq > 1]
+            owners = dict.fromkeys([sealed.account_id for sealed in book.appended])
+            new = {sealed.account_id for sealed in book.appended if sealed.entry.seq == 1}
+            rows = [_account_row(owner, project, book.accounts[owner]) for owner in owners]
+            if new:
+                many(_ADD_ACCOUNT, [row for row in rows if row[0] in new])
             before = self.connection.total_changes()
-            many(_SET_ACCOUNT, known)
-            if self.connection.total_changes() - before != len(known):
+            many(_SET_ACCOUNT, [row for row in rows if row[0] not in new])
+            if self.connection.total_changes() - before != len(rows) - len(new):
                 raise StoreCorrupt("an account has entries but no row; nothing was written")
         if book.refused:
             # A request refused twice in one batch (retry_refused) keeps the last refusal.
-            rows = {
+            last = {
                 (refusal.request_id, owner): (
                     refusal.request_id,
                     owner,
@@ -691,7 +697,7 @@ class SqliteWriter(SqliteReader):
                 )
                 for owner, refusal in book.refused
             }
-            self._write(_SET_REFUSALS, list(rows.values()))
+            self._write(_SET_REFUSALS, list(last.values()))
         if book.replayed:
             self._write(_COUNT_REPLAYS, [(name, owner, 1, at) for owner, name, at in book.replayed])
 
