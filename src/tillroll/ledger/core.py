@@ -30,6 +30,8 @@ from tillroll.ledger.fold import apply
 from tillroll.ledger.moves import paid_lines
 
 REFUSAL_LIFE = 90 * DAY
+# What these make is known by the id of their request, and they need nothing made before.
+_NAMED_BY_REQUEST = (c.Work, c.Grant)
 
 
 def decide_batch(book: Book, requests: Sequence[c.Request], at: int, rules: Rules) -> list[Answer]:
@@ -53,7 +55,7 @@ def missing_stories(book: Book, requests: Sequence[c.Request], at: int) -> set[t
     settles: dict[tuple[bytes, str], str] = {}
     for request in requests:
         owner, command = request.account_id, request.command
-        if isinstance(command, c.Consume | c.Hold | c.Grant):
+        if isinstance(command, _NAMED_BY_REQUEST):
             seen.add((owner, request.request_id))
         elif isinstance(command, WORK_IN_FLIGHT):
             hold = book.accounts[owner].holds.get(command.hold_id)
