@@ -38,13 +38,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _running_loop() -> asyncio.AbstractEventLoop:
-    """Return the loop of the caller. asyncio takes half of all import time, so it comes late."""
-    import asyncio  # noqa: PLC0415 - whoever calls this has loaded it
-
-    return asyncio.get_running_loop()
-
-
 def _sync(
     build: Callable[Concatenate[Verbs, P], Request],
 ) -> Callable[Concatenate[Ledger, P], Receipt]:
@@ -66,7 +59,7 @@ def _async(
     @functools.wraps(build)
     async def verb(self: AsyncLedger, *args: P.args, **kwargs: P.kwargs) -> Receipt:
         request = build(self._verbs, *args, **kwargs)
-        answers = await self._engine.submit((request,), _running_loop())
+        answers = await self._engine.submit((request,), self._running_loop())
         return receipt_of(answers[0], request, self.scale)
 
     verb.__annotations__ = {**build.__annotations__, "return": "Receipt"}
@@ -119,7 +112,7 @@ def _threaded(
 
     @functools.wraps(read)
     async def awaited(self: AsyncLedger, *args: P.args, **kwargs: P.kwargs) -> R:
-        import asyncio  # noqa: PLC0415 - see _running_loop
+        import asyncio  # noqa: PLC0415 - see AsyncLedger
 
         return await asyncio.to_thread(read, self._reads, *args, **kwargs)
 
@@ -273,6 +266,9 @@ class AsyncLedger(_Batches):
 
     def __init__(self, engine: Engine) -> None:
         """Carry verbs to this engine."""
+        import asyncio  # noqa: PLC0415 - half of all import time, and only who awaits needs it
+
+        self._running_loop = asyncio.get_running_loop
         self._engine = engine
         self._verbs = _verbs_of(engine)
         self._reads = Reads(engine, self._verbs)
@@ -289,7 +285,7 @@ class AsyncLedger(_Batches):
         return Ledger(self._engine)
 
     async def _ask(self, request: Request) -> Receipt:
-        answers = await self._engine.submit((request,), _running_loop())
+        answers = await self._engine.submit((request,), self._running_loop())
         return receipt_of(answers[0], request, self.scale)
 
     balance = _threaded(Reads.balance)
@@ -332,12 +328,12 @@ class AsyncLedger(_Batches):
         requests = [item for item in built if isinstance(item, Request)]
         if not requests:
             return self._outcomes(built, [])
-        answers = await self._engine.submit(requests, _running_loop())
+        answers = await self._engine.submit(requests, self._running_loop())
         return self._outcomes(built, answers)
 
     async def close(self) -> None:
         """Answer what waits, turn new requests away, close the store. May be called twice."""
-        await _running_loop().run_in_executor(None, self._engine.close)
+        await self._running_loop().run_in_executor(None, self._engine.close)
 
     async def __aenter__(self) -> Self:
         """Use the ledger as a context manager that closes it."""
@@ -608,7 +604,7 @@ class AsyncOpenHold(_HoldBase):
 
         The ending is shielded: a task that is cancelled twice still ends its hold.
         """
-        import asyncio  # noqa: PLC0415 - see _running_loop
+        import asyncio  # noqa: PLC0415 - see AsyncLedger
 
         await asyncio.shield(self.end(error))
 
@@ -653,7 +649,7 @@ class PendingHold:
 
         A task that is cancelled here does no work: its hold is released as soon as it is known.
         """
-        import asyncio  # noqa: PLC0415 - see _running_loop
+        import asyncio  # noqa: PLC0415 - see AsyncLedger
 
         opening = asyncio.ensure_future(self._begin())
         try:
@@ -679,7 +675,7 @@ _RELEASES: set[asyncio.Future[Receipt]] = set()  # a loop keeps no task alive by
 
 def _release_unused(opening: asyncio.Future[AsyncOpenHold]) -> None:
     """Release a hold that was opened for a task that is gone; one of another attempt is left."""
-    import asyncio  # noqa: PLC0415 - see _running_loop
+    import asyncio  # noqa: PLC0415 - see AsyncLedger
 
     if opening.cancelled() or opening.exception() is not None or opening.result().receipt.replayed:
         return
