@@ -220,6 +220,7 @@ def python_page() -> str:
             *group("## Reading", READS),
             *group("## Prices", PRICES),
             *group("## Upkeep", UPKEEP),
+            called("tillroll.copy", tillroll.copy),
             asynchronous(),
             "## Answers",
             *(answer(kind) for kind in ANSWERS),
@@ -239,6 +240,7 @@ ANSWERS: tuple[type, ...] = (
     tillroll.Quote,
     tillroll.Outcome,
     tillroll.Verification,
+    tillroll.Copied,
 )
 
 
@@ -432,6 +434,11 @@ def refusals_page() -> str:
             "`written` is `nothing` or `unknown`, never a guess. After `unknown` the request is "
             "there whole or not at all, and the same `request_id` settles which. None of these is "
             "remembered."
+        )
+        + "\n\n"
+        + wrapped(
+            "A database that is set up so that it may lose what it acknowledged is not refused; "
+            "opening it gives a `DurabilityWarning`, and `tillroll doctor` finds it wrong."
         )
         + "\n\n## The tree\n\n```text\n"
         + "\n".join(_tree(errors.TillrollError))

@@ -6,8 +6,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -27,14 +25,14 @@ def ledger(postgres_url: str) -> Iterator[Ledger]:
         yield ledger
 
 
-def nothing_written(ledger: Ledger, kind: type[tillroll.TillrollError], *, said: str) -> None:
-    """Check that a charge is refused with this error, and that it can be asked for again."""
+def assert_unwritten(ledger: Ledger, kind: type[tillroll.TillrollError], *, said: str) -> None:
+    """Assert that a charge is refused with this error, and that it can be asked for again."""
     with pytest.raises(kind, match=said) as caught:
         ledger.consume("acme", units=1, request_id="c")
     assert caught.value.written == "nothing"
 
 
-def charged_once(ledger: Ledger) -> None:
+def assert_charged_once(ledger: Ledger) -> None:
     ledger.consume("acme", units=1, request_id="c")
     assert ledger.consume("acme", units=1, request_id="c").replayed
     assert ledger.balance("acme").used == 1
@@ -59,13 +57,13 @@ def test_a_server_that_is_away(own_postgres: Cluster):
     with tillroll.open(own_postgres.url()) as ledger:
         ledger.grant("acme", 100)
         own_postgres.stop()
-        nothing_written(ledger, tillroll.StoreUnavailable, said="nothing was written")
+        assert_unwritten(ledger, tillroll.StoreUnavailable, said="nothing was written")
         with pytest.raises(tillroll.StoreUnavailable):
             ledger.balance("acme")
         with pytest.raises(tillroll.StoreUnavailable):
             tillroll.open(own_postgres.url())
         own_postgres.start()
-        charged_once(ledger)
+        assert_charged_once(ledger)
 
 
 def test_no_connection_left():
@@ -87,7 +85,7 @@ def test_no_connection_left():
         ledger.consume("acme", units=1, request_id="c")  # has its connection
         for connection in taken:
             connection.close()
-        charged_once(ledger)
+        assert_charged_once(ledger)
 
 
 def test_nobody_listens_there():
@@ -121,8 +119,8 @@ def test_a_password_is_never_shown(postgres: Cluster, postgres_database: str):
 def test_an_account_locked_by_somebody_else(ledger: Ledger, postgres_url: str):
     with psycopg.connect(postgres_url) as other:
         other.execute("SELECT 1 FROM tillroll_accounts FOR UPDATE")
-        nothing_written(ledger, tillroll.StoreBusy, said="locked")
-    charged_once(ledger)
+        assert_unwritten(ledger, tillroll.StoreBusy, said="locked")
+    assert_charged_once(ledger)
 
 
 def test_a_statement_that_is_cancelled(ledger: Ledger, postgres: Cluster, postgres_database: str):
@@ -131,7 +129,7 @@ def test_a_statement_that_is_cancelled(ledger: Ledger, postgres: Cluster, postgr
         with psycopg.connect(postgres.url(postgres_database)) as other:
             other.execute("SELECT 1 FROM tillroll_accounts FOR UPDATE")
             thread = threading.Thread(
-                target=nothing_written,
+                target=assert_unwritten,
                 args=(patient, tillroll.StoreBusy),
                 kwargs={"said": "cancel"},
             )
@@ -142,7 +140,7 @@ def test_a_statement_that_is_cancelled(ledger: Ledger, postgres: Cluster, postgr
             )
             until(lambda: bool(postgres.run(cancel, postgres_database)))
             join(thread)
-        charged_once(patient)
+        assert_charged_once(patient)
 
 
 def test_a_deadlock_is_tried_again(ledger: Ledger, postgres_url: str):
@@ -183,8 +181,8 @@ def test_a_standby_takes_no_charges(own_postgres: Cluster):
         own_postgres.catch_up(standby)
         with tillroll.open(standby.url()) as other:
             assert other.balance("acme").available == 100
-            nothing_written(other, tillroll.StoreReadOnly, said="target_session_attrs")
-        charged_once(ledger)
+            assert_unwritten(other, tillroll.StoreReadOnly, said="target_session_attrs")
+        assert_charged_once(ledger)
 
 
 def test_failover_to_a_synchronous_standby(own_postgres: Cluster):
@@ -195,9 +193,9 @@ def test_failover_to_a_synchronous_standby(own_postgres: Cluster):
         ledger.grant("acme", 100)
         ledger.consume("acme", units=1, request_id="c")
         own_postgres.kill9()
-        nothing_written(ledger, tillroll.StoreUnavailable, said="nothing was written")
+        assert_unwritten(ledger, tillroll.StoreUnavailable, said="nothing was written")
         standby.promote()
-        charged_once(ledger)
+        assert_charged_once(ledger)
 
 
 @pytest.mark.parametrize("setting", ["fsync", "full_page_writes", "synchronous_commit"])
@@ -214,7 +212,9 @@ def test_settings_that_lose_charges_are_said_loudly(setting: str):
 def test_settings_that_are_sound_are_not_warned_of(postgres_url: str):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tillroll.open(postgres_url).close()
+        ledger = tillroll.open(postgres_url)
+    assert all(ok for _, _, ok in ledger.store.facts())
+    ledger.close()
 
 
 def test_another_encoding_is_refused(postgres: Cluster):
@@ -246,7 +246,7 @@ def test_a_migration_that_was_altered(postgres_url: str):
 def test_tables_that_vanish(ledger: Ledger, postgres_url: str):
     with psycopg.connect(postgres_url) as other:
         other.execute("DROP TABLE tillroll_refusals")
-    nothing_written(ledger, tillroll.SchemaMismatch, said="migrate")
+    assert_unwritten(ledger, tillroll.SchemaMismatch, said="migrate")
 
 
 def test_many_open_one_new_database_at_once(postgres_url: str):
@@ -315,41 +315,34 @@ def test_history_is_kept_from_slips(ledger: Ledger, postgres_url: str, harm: str
     ledger.erase_metadata("acme")
 
 
-def charge_until_it_errs(ledger: Ledger, acked: list[str], more: dict[str, Any]) -> None:
-    for number in range(100_000):
-        ledger.consume("acme", units=1, request_id=f"c{number}", **more)
-        acked.append(f"c{number}")
-
-
-def test_a_full_disk(tmp_path: Path):
-    """The data lies on a small disk that is filled up by somebody else."""
-    disk = tmp_path / "disk"
+def test_a_full_disk(own_postgres: Cluster):
+    """The data lies on a small disk of its own."""
+    disk = own_postgres.folder / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(disk)],
-        check=False,
-        capture_output=True,
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "none", disk], check=False, capture_output=True
     )
     if mounted.returncode:
         pytest.skip("only root may mount a small disk")
     try:
-        with Cluster() as cluster:
-            hand_over(disk)
-            for parent in (tmp_path, *tmp_path.parents[:3]):
-                parent.chmod(0o755)
-            cluster.run(f"CREATE TABLESPACE small LOCATION '{disk}'")
-            cluster.run("ALTER DATABASE postgres SET default_tablespace = small")
-            with tillroll.open(cluster.url()) as ledger:
-                ledger.grant("acme", 10**6, request_id="g")
-                big = {"reason": "x" * 200, "metadata": {"note": "y" * 3_000}}
-                acked: list[str] = []
-                with pytest.raises(tillroll.StoreFull, match="disk") as caught:
-                    charge_until_it_errs(ledger, acked, big)
-                assert caught.value.written == "nothing"
-                assert ledger.balance("acme").used == len(acked)
-                assert ledger.verify().ok
+        hand_over(disk)
+        own_postgres.run(f"CREATE TABLESPACE small LOCATION '{disk}'")
+        own_postgres.run("ALTER DATABASE postgres SET default_tablespace = small")
+        with tillroll.open(own_postgres.url()) as ledger:
+            ledger.grant("acme", 10**6, request_id="g")
+            more = {"account": "acme", "units": 1, "metadata": {"note": "y" * 3_000}}
+            outcomes: list[tillroll.Outcome] = []
+            while all(outcome.ok for outcome in outcomes):
+                outcomes += ledger.consume_many([more] * 100)
+            refused = [outcome.error for outcome in outcomes if outcome.error]
+            assert {type(error) for error in refused} == {tillroll.StoreFull}
+            assert {error.written for error in refused} == {"nothing"}
+            assert "free some space" in str(refused[0])
+            assert ledger.balance("acme").used == len(outcomes) - len(refused) > 0
+            assert ledger.verify().ok
     finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
+        own_postgres.stop("immediate")
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_slow_reader_stops_nobody(ledger: Ledger):
