@@ -42,6 +42,28 @@ def kept_postgres_url(postgres: Cluster) -> str:
     return postgres.url(postgres.create_database())
 
 
+@pytest.fixture(scope="session")
+def kept_appending_url(postgres: Cluster) -> str:
+    """The same of a database that is written by appending."""
+    return appending(postgres.url(postgres.create_database()))
+
+
+@pytest.fixture
+def appending_url(postgres_url: str) -> str:
+    """The URL of a new database that is written by appending."""
+    return appending(postgres_url)
+
+
+def appending(url: str) -> str:
+    """Have a database written by appending from now on."""
+    from tillroll.stores.postgres import PostgresStore  # noqa: PLC0415 - as above
+
+    store = PostgresStore(url)
+    store.set_writing("append")
+    store.close()
+    return url
+
+
 @pytest.fixture
 def own_postgres() -> Iterator[Cluster]:
     """A PostgreSQL server of this test alone, which may stop, kill and reconfigure it."""

@@ -12,12 +12,13 @@ URLS = {"memory": "memory://", "sqlite": "sqlite:///{folder}/check.db"}
 
 
 @pytest.mark.parametrize("item", conformance.CHECKS, ids=lambda item: item.__name__)
-@pytest.mark.parametrize("driver", [*URLS, "postgresql"])
+@pytest.mark.parametrize("driver", [*URLS, "postgresql", "postgresql, appending"])
 def test_promise(
     driver: str, item: conformance.Check, tmp_path: Path, request: pytest.FixtureRequest
 ):
-    if driver == "postgresql":
-        url = request.getfixturevalue("kept_postgres_url")
+    if driver.startswith("postgresql"):
+        kept = "kept_appending_url" if "appending" in driver else "kept_postgres_url"
+        url = request.getfixturevalue(kept)
     else:
         url = URLS[driver].format(folder=tmp_path)
     report = conformance.run(lambda clock: tillroll.open(url, clock=clock), only=item.__name__)

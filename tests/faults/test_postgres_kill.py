@@ -18,6 +18,7 @@ from functools import partial
 import pytest
 
 import tillroll
+from tests.conftest import appending
 from tests.faults.rig import join, until
 from tests.servers.cluster import Cluster
 
@@ -121,10 +122,11 @@ def harm(cluster: Cluster, database: str, rng: random.Random) -> str:
     return kind
 
 
-def run(cluster: Cluster, faults: int, seed: int) -> Load:
+def run(cluster: Cluster, faults: int, seed: int, *, append: bool) -> Load:
     rng = random.Random(seed)  # noqa: S311 - when and what
     database = cluster.create_database()
-    load = Load([cluster.url(database)] * 2, seed)
+    url = cluster.url(database)
+    load = Load([appending(url) if append else url] * 2, seed)
     try:
         for _ in range(faults):
             done = len(load.acks)
@@ -139,14 +141,18 @@ def run(cluster: Cluster, faults: int, seed: int) -> Load:
     return load
 
 
-def test_backends_and_the_server_are_killed_under_load(own_postgres: Cluster):
-    load = run(own_postgres, FAULTS, seed=1)
+@pytest.mark.parametrize("append", [False, True])
+def test_backends_and_the_server_are_killed_under_load(own_postgres: Cluster, *, append: bool):
+    load = run(own_postgres, FAULTS, seed=1, append=append)
     assert load.problems, "the faults were never noticed"
 
 
 @pytest.mark.soak
-def test_backends_and_the_server_are_killed_two_hundred_times(own_postgres: Cluster):
+@pytest.mark.parametrize("append", [False, True])
+def test_backends_and_the_server_are_killed_two_hundred_times(
+    own_postgres: Cluster, *, append: bool
+):
     seed = int(os.environ.get("TILLROLL_SEED", str(time.time_ns())))
-    load = run(own_postgres, FAULTS_SOAK, seed)
+    load = run(own_postgres, FAULTS_SOAK, seed, append=append)
     sys.stdout.write(f"seed {seed}: {len(load.acks)} acknowledged, {dict(load.problems)}\n")
     assert load.problems

@@ -90,15 +90,18 @@ def test_threads_see_one_history(tmp_path: Path):
     assert len(recorder.seen) == 8 * 60
 
 
-def test_threads_see_one_history_on_postgresql(postgres_url: str):
-    recorder = Recorder(postgres_url, threads=8, rounds=60)
+@pytest.mark.parametrize("url", ["postgres_url", "appending_url"])
+def test_threads_see_one_history_on_postgresql(url: str, request: pytest.FixtureRequest):
+    recorder = Recorder(request.getfixturevalue(url), threads=8, rounds=60)
     assert recorder.run() == []
+    assert {item.kind for item in recorder.seen} == {"write", "refusal", "read"}
     assert len(recorder.seen) == 8 * 60
 
 
 @pytest.mark.soak
-def test_threads_see_one_history_on_postgresql_for_long(postgres_url: str):
-    recorder = Recorder(postgres_url, threads=16, rounds=2_000)
+@pytest.mark.parametrize("url", ["postgres_url", "appending_url"])
+def test_threads_see_one_history_on_postgresql_for_long(url: str, request: pytest.FixtureRequest):
+    recorder = Recorder(request.getfixturevalue(url), threads=16, rounds=2_000)
     assert recorder.run() == []
 
 

@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 )
 
 import tillroll
+from tests.conftest import appending
 from tests.servers.cluster import Cluster
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.pricing import Price, Rate
@@ -483,13 +484,16 @@ class SweptMachine(LedgerMachine):
     swept = True
 
 
-def on_postgresql(machine: type[LedgerMachine], postgres: Cluster) -> type[LedgerMachine]:
+def on_postgresql(
+    machine: type[LedgerMachine], postgres: Cluster, *, append: bool = False
+) -> type[LedgerMachine]:
     """Return the machine with PostgreSQL as its second store, a new database each time."""
 
     class OnPostgresql(machine):  # type: ignore[misc,valid-type]
         def second_store(self) -> str:
             self.name = postgres.create_database()
-            return postgres.url(self.name)
+            url = postgres.url(self.name)
+            return appending(url) if append else url
 
         def teardown(self):
             super().teardown()
@@ -523,13 +527,20 @@ def test_histories_on_postgresql(machine: type[LedgerMachine], postgres: Cluster
     )
 
 
+def test_histories_on_postgresql_appending(postgres: Cluster):
+    machine = on_postgresql(LedgerMachine, postgres, append=True)
+    run_state_machine_as_test(machine, settings=profile(15, 40, fixed=True))
+
+
 @pytest.mark.soak
+@pytest.mark.parametrize("append", [False, True])
 @pytest.mark.parametrize("machine", [LedgerMachine, SweptMachine])
-def test_many_histories_on_postgresql(machine: type[LedgerMachine], postgres: Cluster):
+def test_many_histories_on_postgresql(
+    machine: type[LedgerMachine], postgres: Cluster, *, append: bool
+):
     examples = int(os.environ.get("TILLROLL_EXAMPLES", "300"))
-    run_state_machine_as_test(
-        on_postgresql(machine, postgres), settings=profile(examples, 60, fixed=False)
-    )
+    chosen = on_postgresql(machine, postgres, append=append)
+    run_state_machine_as_test(chosen, settings=profile(examples, 60, fixed=False))
 
 
 @pytest.mark.soak

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from tests.conftest import appending
 from tests.servers.cluster import Cluster
 from tillroll.ledger import core, decide, due, fold, moves
 from tillroll.ledger.book import Answer, Book
@@ -43,6 +44,11 @@ def test_seeds_on_postgresql(seed: int, postgres_url: str):
     assert_clean(seed, postgres_url)
 
 
+@pytest.mark.parametrize("seed", range(FIRST + 10, FIRST + 20))
+def test_seeds_on_postgresql_appending(seed: int, appending_url: str):
+    assert_clean(seed, appending_url)
+
+
 @pytest.mark.parametrize("seed", NAMED, ids=NAMED.get)
 def test_named_seed(seed: int):
     assert_clean(seed)
@@ -72,7 +78,8 @@ def test_many_seeds_on_postgresql(postgres: Cluster):
     first = int(os.environ.get("TILLROLL_SEED", "200000"))
     for seed in range(first, first + 500):
         name = postgres.create_database()
-        assert_clean(seed, postgres.url(name))
+        url = postgres.url(name)
+        assert_clean(seed, appending(url) if seed % 2 else url)
         postgres.drop_database(name)
 
 

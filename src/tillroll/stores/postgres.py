@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import msgspec
 import psycopg
@@ -50,7 +50,7 @@ from tillroll.stores.base import (
     migrations,
     pending,
 )
-from tillroll.stores.postgres_rows import PostgresReader, PostgresWriter, Remembered
+from tillroll.stores.postgres_rows import Doubt, PostgresReader, PostgresWriter, Remembered, Way
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,6 +96,8 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 VERSION_MIN = 140_000
 CONNECT_SECONDS = 10
 STATEMENT_SECONDS = 60
+CALM_BATCHES = 16  # then a process dares to append again
+WAYS: tuple[Way, ...] = ("append", "locks", "alone")
 READERS_MAX = 8  # idle connections kept; more are opened while more read at once
 # One number that all tillrolls agree on: two that migrate one database wait for each other.
 _MIGRATING = 0x7_1110_7011
@@ -209,6 +211,7 @@ class PostgresStore:
         self._states: dict[bytes, Remembered] = {}
         self._prices: dict[str, tuple[int, PriceBook]] = {}
         self._warned: list[str] = []
+        self._pace = _Pace()
         self._pooled = False
         self._closed = False
         try:
@@ -342,15 +345,21 @@ class PostgresStore:
         if self._pooled:
             begin.append(_settings(self._session, local=True))
         session = _Pipelined(connection, begin)
-        writer = PostgresWriter(session, self._states, self._prices)
+        way = self._pace.way
+        writer = PostgresWriter(session, self._states, self._prices, way)
         try:
-            yield writer
-        except BaseException as problem:
-            self._give_up(connection)
-            if isinstance(problem, psycopg.Error):
-                self._raise_unwritten(connection, problem)
+            try:
+                yield writer
+            except BaseException as problem:
+                self._give_up(connection, writer)
+                if isinstance(problem, psycopg.Error):
+                    self._raise_unwritten(connection, problem)
+                raise
+            self._commit(connection, session, writer)
+        except Retry as problem:
+            self._pace.lost(way, alone=isinstance(problem, Doubt))
             raise
-        self._commit(connection, session, writer)
+        self._pace.won(appends=writer.appends)
         while len(self._states) > CACHED_ACCOUNTS_MAX:
             del self._states[next(iter(self._states))]
 
@@ -361,13 +370,13 @@ class PostgresStore:
         try:
             session.run(*writer.last, ("COMMIT", ()))
         except psycopg.Error as problem:
-            self._forget()
             # A server that answers with an error, and goes on, has rolled back.
             if connection.closed or problem.sqlstate is None:
+                self._forget()
                 self._drop_writer()
                 said = f"{self.url}: the commit erred: {_said(problem)}"
                 raise CommitUncertain(said) from problem
-            self._give_up(connection)
+            self._give_up(connection, writer)
             self._raise_unwritten(connection, problem)
         except BaseException:
             self._forget()
@@ -381,15 +390,21 @@ class PostgresStore:
         """Raise what an error before the commit means; nothing was written."""
         if isinstance(problem, _GUILTY):
             raise problem
+        if isinstance(problem, errors.InvalidSqlStatementName):
+            # Prepared in a pipeline that an error ended before the server came to it.
+            self._drop_writer()
+            raise Retry(f"{self.url}: {_said(problem)}") from problem
         if isinstance(problem, _AGAIN):
             raise Retry(f"{self.url}: {_said(problem)}") from problem
         if connection.closed and not isinstance(problem, NoAnswer):
             raise Retry(f"{self.url}: the connection was lost: {_said(problem)}") from problem
         raise self._translate(problem) from problem
 
-    def _give_up(self, connection: Connection) -> None:
-        """Roll back; a connection that cannot even do that is thrown away."""
-        self._forget()
+    def _give_up(self, connection: Connection, writer: PostgresWriter) -> None:
+        """Roll back, and forget what was changed; a connection that cannot do it is thrown away."""
+        for owner in writer.loaded:
+            self._states.pop(owner, None)
+        self._prices.clear()
         try:
             connection.execute("ROLLBACK")
         except psycopg.Error:
@@ -449,10 +464,25 @@ class PostgresStore:
                     return
         connection.close()
 
+    def set_writing(self, way: Literal["locks", "append"]) -> None:
+        """Say how the ledger is written from now on, by every process.
+
+        By locks, any number of processes write the same accounts. By appending, a process that
+        mostly is alone with its accounts writes faster; where another one was faster it falls back
+        to locks for a while (decisions/0011). It is safe while others write: first nobody appends
+        any more and who refuses keeps appenders out, then those are waited for who began before.
+        """
+        with self.write() as tx:
+            tx.set_writing("changing")
+        self.wait_for_writers()
+        with self.write() as tx:
+            tx.set_writing(way)
+
     def wait_for_writers(self) -> None:
-        """Wait for every transaction that has locked an account."""
+        """Wait for every transaction that has locked an account, or that appends."""
         with self.write() as tx:
             tx.ask("LOCK TABLE tillroll_accounts IN EXCLUSIVE MODE")
+            tx.close_gate()
 
     def adopt(self, secret: bytes) -> None:
         """Sign quotes with this secret from now on."""
@@ -469,6 +499,7 @@ class PostgresStore:
         """
         self._drop_writer()
         self._forget()
+        self._pace.lost("alone", alone=True)  # the look-up waits for who may still be writing
         with self.write() as tx:
             tx.last.append((_RECOVERED, ()))
 
@@ -526,6 +557,37 @@ class PostgresStore:
 
 
 _INHERITED: list[object] = []
+
+
+class _Pace:
+    """Which way the next batch is written, where the database lets a process append.
+
+    One that had to be written again goes by locks, and so do those after it for a while; after a
+    second loss nobody may append meanwhile, so the third try gets through.
+    """
+
+    def __init__(self) -> None:
+        """Begin by locks: the first batch tells what the database allows."""
+        self._appends = False
+        self._step = 0  # 0: append, 1: locks, 2: alone
+        self._calm = 0  # batches that got through since the last loss
+
+    @property
+    def way(self) -> Way:
+        """How the next batch is to be written."""
+        return WAYS[self._step] if self._appends else WAYS[max(self._step, 1)]
+
+    def lost(self, way: Way, *, alone: bool) -> None:
+        """Be more careful: the batch was rolled back."""
+        self._step = 2 if alone else min(WAYS.index(way) + 1, 2)
+        self._calm = 0
+
+    def won(self, *, appends: bool | None) -> None:
+        """Be less careful after a while."""
+        self._appends = self._appends if appends is None else appends
+        self._calm += 1
+        if self._calm >= CALM_BATCHES:
+            self._step, self._calm = max(self._step - 1, 0), 0
 
 
 class _Pipelined:

@@ -93,6 +93,15 @@ ORDER BY e.account_id, e.seq
 """
 _PRICES_KNOWN = "SELECT count(*) FROM tillroll_price_versions WHERE project = %s"
 _MOVED_TO = "SELECT value FROM tillroll_meta WHERE name = 'moved_to'"
+_PLACE = "SELECT name, value FROM tillroll_meta WHERE name IN ('moved_to', 'writing')"
+_SET_WRITING = """
+INSERT INTO tillroll_meta VALUES ('writing', %s)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value
+"""
+# Who appends without locks goes through the gate together; who refuses then, alone.
+GATE = 0x7_1110_6A7E
+_SHARE_GATE = f"SELECT pg_advisory_xact_lock_shared({GATE})"
+_CLOSE_GATE = f"SELECT pg_advisory_xact_lock({GATE})"
 _PROJECTS = """
 SELECT project FROM tillroll_accounts UNION SELECT project FROM tillroll_refusals
 UNION SELECT project FROM tillroll_price_versions ORDER BY 1
@@ -194,6 +203,15 @@ class Session(Protocol):
 
     def copy(self, sql: str, data: str) -> None:
         """Run a COPY from these lines."""
+
+
+# How one transaction goes about it: append; lock; lock, and keep out those who append.
+Way = Literal["append", "locks", "alone"]
+_NEEDLESS: dict[Way, tuple[str, ...]] = {
+    "append": ("close", "make", "lock", "added"),
+    "locks": ("share", "close"),
+    "alone": ("share",),
+}
 
 
 class Remembered(Struct, gc=False):
@@ -332,11 +350,22 @@ class PostgresReader:
         return rows[0][0] if rows else None
 
 
+class Doubt(Retry):
+    """What was decided on a remembered state has to be decided again under the locks."""
+
+
 class PostgresWriter(PostgresReader):
     """What may be done within one database transaction that writes.
 
+    There are two ways to write (decisions/0011), and which is allowed is written in the database.
+    By locks: accounts are locked, brought up to date, decided about. By appending: nothing is
+    locked, what is remembered is taken for true, and the key (account_id, seq) tells at the end
+    whether it was; a refusal is never taken from there, since nothing would contradict it.
+
     Attributes:
         last: What is still to be sent, together with the commit.
+        loaded: The accounts that this transaction works on.
+        appends: Whether the database lets those append who remember; None before it was asked.
     """
 
     def __init__(
@@ -344,12 +373,16 @@ class PostgresWriter(PostgresReader):
         session: Session,
         states: dict[bytes, Remembered],
         prices: dict[str, tuple[int, PriceBook]],
+        way: Way = "locks",
     ) -> None:
         """Write through this session, with what this process remembers of accounts and prices.
 
         What is remembered is changed on the way: after a rollback it has to be forgotten.
         """
         super().__init__(session)
+        self._way = way
+        self.loaded: set[bytes] = set()
+        self.appends: bool | None = None
         self._states = states
         self._prices = prices
         self._versions: dict[str, int] = {}
@@ -363,14 +396,18 @@ class PostgresWriter(PostgresReader):
 
         One round trip: rows of accounts never seen are made, all are locked in the order of their
         ids, and only then is looked what they and the keys have become. Of an account that is
-        remembered only what others have added since has to come.
+        remembered only what others have added since has to come. Who appends locks nothing and
+        believes what is remembered.
         """
         known = self._states
+        self.loaded.update(wanted)
         new = [owner for owner in wanted if owner not in known]
         old = [owner for owner in wanted if owner in known]
         seqs = _array([str(known[owner].account.seq) for owner in old])
         names = [wanted[owner] for owner in new]
         statements: dict[str, Statement] = {
+            "share": (_SHARE_GATE, ()),
+            "close": (_CLOSE_GATE, ()),
             "make": (_NEW_ACCOUNTS, [project, NEVER, _ids(new), names]),
             "lock": (_LOCK, [_ids(wanted)]),
             "states": (_STATES, [_ids(new)]),
@@ -378,13 +415,22 @@ class PostgresWriter(PostgresReader):
             "added": (_ADDED, [_ids(old), seqs]),
             "answers": (_ANSWERS, _keys(keys)),
             "prices": (_PRICES_KNOWN, [project]),
-            "moved": (_MOVED_TO, ()),
+            "place": (_PLACE, ()),
         }
-        for needless in ("make", "states", "trails") if not new else () if old else ("added",):
-            del statements[needless]
+        needless = set(_NEEDLESS[self._way])
+        needless |= set() if new else {"make", "states", "trails"}
+        needless |= set() if old else {"added"}
+        for name in needless:
+            del statements[name]
         rows = dict(zip(statements, self._session.run(*statements.values()), strict=True))
         self._versions[project] = rows["prices"][0][0]
-        self._moved = rows["moved"][0][0] if rows["moved"] else None
+        place: dict[str, str] = dict(rows["place"])
+        self._moved = place.get("moved_to")
+        self.appends = place.get("writing") == "append"
+        if self._way == "append" and not self.appends:
+            raise Doubt("appending was ended")
+        if place.get("writing", "locks") == "locks":
+            self._way = "alone"  # nobody appends, so there is nobody to keep out
         states, trails = rows.get("states", []), rows.get("trails", []) + rows.get("added", [])
         fresh = _revive({owner: wanted[owner] for owner in new}, known, states, trails)
         known.update(fresh)
@@ -401,7 +447,13 @@ class PostgresWriter(PostgresReader):
         return remembered[1]
 
     def append(self, project: str, book: Book) -> None:
-        """Write what the book gathered."""
+        """Write what the book gathered.
+
+        Raises:
+            Doubt: Something is refused, and somebody may append to its account meanwhile.
+        """
+        if book.refused and self._way != "alone":
+            raise Doubt("a refusal has to be decided while nobody appends")
         if book.appended:
             self._append_entries(sorted(book.appended, key=_place))
         touched = {sealed.account_id for sealed in book.appended}
@@ -497,6 +549,14 @@ class PostgresWriter(PostgresReader):
             self.ask("DELETE FROM tillroll_meta WHERE name = 'moved_to'")
         else:
             self.ask(_SET_MOVED, to)
+
+    def set_writing(self, way: str) -> None:
+        """Write down how the ledger is written from now on (see `PostgresStore.set_writing`)."""
+        self.ask(_SET_WRITING, way)
+
+    def close_gate(self) -> None:
+        """Wait for those who append, and keep others from it until the commit."""
+        self.ask(_CLOSE_GATE)
 
     def erase_metadata(self, account_id: bytes) -> int:
         """Erase the metadata of all entries of an account."""

@@ -1,0 +1,161 @@
+"""Writing by appending: nothing is locked, and what was decided on a wrong state never counts."""
+
+import random
+import threading
+import time
+from collections import Counter
+
+import psycopg
+import pytest
+
+import tillroll
+from tillroll.stores.postgres import PostgresStore
+
+
+def way(ledger: tillroll.Ledger) -> str:
+    assert isinstance(ledger.store, PostgresStore)
+    return ledger.store._pace.way
+
+
+def appends(ledger: tillroll.Ledger, account: str = "acme") -> None:
+    """Charge until this process dares to append."""
+    for _ in range(40):
+        ledger.consume(account, units=1)
+    assert way(ledger) == "append"
+
+
+def test_a_process_that_is_alone_locks_nothing(appending_url: str):
+    with tillroll.open(appending_url) as ledger, psycopg.connect(appending_url) as other:
+        ledger.grant("acme", 1_000)
+        appends(ledger)
+        other.execute("SELECT 1 FROM tillroll_accounts FOR UPDATE")
+        ledger.consume("acme", units=1, request_id="c")
+        assert ledger.balance("acme").used == 41
+
+
+def test_a_refusal_is_decided_on_what_is_true(appending_url: str):
+    """Another process has granted credits; what is remembered here knows nothing of it."""
+    with tillroll.open(appending_url) as here, tillroll.open(appending_url) as there:
+        here.grant("acme", 41)
+        appends(here)
+        there.grant("acme", 100)
+        assert here.consume("acme", units=50).available == 51
+        assert here.verify().ok
+
+
+def test_a_stale_success_does_not_count(appending_url: str):
+    with tillroll.open(appending_url) as here, tillroll.open(appending_url) as there:
+        here.grant("acme", 41)
+        appends(here)
+        there.consume("acme", units=1)
+        with pytest.raises(tillroll.InsufficientUnits):
+            here.consume("acme", units=1)
+        assert here.balance("acme").available == 0
+        assert here.verify().ok
+
+
+def test_an_id_refused_elsewhere_stays_refused(appending_url: str):
+    with tillroll.open(appending_url) as here, tillroll.open(appending_url) as there:
+        here.grant("acme", 41)
+        appends(here)
+        with pytest.raises(tillroll.InsufficientUnits):
+            there.consume("acme", units=2, request_id="c")
+        there.grant("acme", 100)
+        with pytest.raises(tillroll.InsufficientUnits) as caught:
+            here.consume("acme", units=2, request_id="c")
+        assert caught.value.replayed
+        assert here.consume("acme", units=2, request_id="c", retry_refused=True).units == 2
+
+
+def test_one_id_asked_by_two_processes_at_once_has_one_answer(appending_url: str):
+    """The account is all but empty, so one may charge what the other one refuses."""
+    answers: dict[str, set[str]] = {}
+    mutex = threading.Lock()
+
+    def ask(ledger: tillroll.Ledger, nth: int) -> None:
+        for turn in range(150):
+            name = f"r{turn}"
+            try:
+                found = f"charged {ledger.consume('acme', units=2, request_id=name).seq}"
+            except tillroll.InsufficientUnits as refusal:
+                found = f"refused {refusal.available}"
+            with mutex:
+                answers.setdefault(name, set()).add(found)
+            if nth == 0 and turn % 3 == 0:
+                ledger.grant("acme", 3, request_id=f"g{turn}")
+
+    ledgers = [tillroll.open(appending_url) for _ in range(3)]
+    ledgers[0].grant("acme", 5)
+    threads = [threading.Thread(target=ask, args=(x, n)) for n, x in enumerate(ledgers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {len(found) for found in answers.values()} == {1}
+    kinds = Counter(text.split()[0] for found in answers.values() for text in found)
+    assert min(kinds["charged"], kinds["refused"]) > 10, kinds
+    for ledger in ledgers:
+        assert ledger.verify().ok
+        ledger.close()
+
+
+def test_many_processes_on_the_same_accounts(appending_url: str):
+    """Everything is charged once, though all believe in what they remember."""
+    names = [f"a{number}" for number in range(5)]
+    ledgers = [tillroll.open(appending_url) for _ in range(3)]
+    for name in names:
+        ledgers[0].grant(name, 10_000)
+
+    def charge(ledger: tillroll.Ledger, nth: int) -> None:
+        rng = random.Random(nth)  # noqa: S311 - a workload
+        for turn in range(30):
+            items = [
+                {"account": rng.choice(names), "units": 1, "request_id": f"{nth}.{turn}.{n}"}
+                for n in range(20)
+            ]
+            outcomes = ledger.consume_many(items)
+            assert all(outcome.ok for outcome in outcomes), outcomes
+
+    threads = [threading.Thread(target=charge, args=(x, n)) for n, x in enumerate(ledgers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(ledgers[0].balance(name).used for name in names) == 3 * 30 * 20
+    for ledger in ledgers:
+        assert ledger.verify().ok
+        ledger.close()
+
+
+def test_the_way_can_be_changed_while_others_write(postgres_url: str):
+    stop = threading.Event()
+    broken: list[BaseException] = []
+    ledgers = [tillroll.open(postgres_url) for _ in range(2)]
+    ledgers[0].grant("acme", 10**6)
+    done: Counter[int] = Counter()
+
+    def charge(ledger: tillroll.Ledger, nth: int) -> None:
+        try:
+            while not stop.is_set():
+                ledger.consume("acme", units=1)
+                done[nth] += 1
+        except BaseException as problem:  # for the main thread to see
+            broken.append(problem)
+            raise
+
+    threads = [threading.Thread(target=charge, args=(x, n)) for n, x in enumerate(ledgers)]
+    for thread in threads:
+        thread.start()
+    store = PostgresStore(postgres_url)
+    for chosen in ("append", "locks", "append", "locks"):
+        store.set_writing(chosen)  # type: ignore[arg-type]
+        time.sleep(0.3)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    store.close()
+    assert not broken
+    assert ledgers[0].balance("acme").used == sum(done.values())
+    assert ledgers[0].verify().ok
+    for ledger in ledgers:
+        ledger.close()
