@@ -981,12 +981,16 @@ def bench_consume(
     *,
     seconds: Annotated[float, Parameter(help="How long each row is measured.")] = 3.0,
     accounts: Annotated[int, Parameter(help="How many accounts the load is spread over.")] = 1_000,
+    store: Annotated[
+        str | None,
+        Parameter(help="A PostgreSQL server to measure on; in a schema that is dropped again."),
+    ] = None,
     common: Common | None = None,
 ) -> int:
     """Measure consumes a second, with the bare commit and the naive way in the same run."""
     from tillroll.cli import bench  # noqa: PLC0415 - only when asked for
 
-    return bench.consume(common or Common(), seconds, accounts)
+    return bench.consume(common or Common(), seconds, accounts, store)
 
 
 @app.command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import platform
 import random
@@ -62,6 +63,7 @@ def machine() -> dict[str, str]:
 
 # ---------------------------------------------------------------- race
 
+GRANTED = 1_000_000_000  # more than any run can spend
 _CALLERS_MAX = 10_000
 _SECONDS_MIN, _SECONDS_MAX = 0.01, 86_400
 
@@ -152,15 +154,26 @@ def _all_at_once(count: int, act: Callable[[int], bool]) -> int:
 # ---------------------------------------------------------------- consume
 
 
-def consume(common: c.Common, seconds: float, accounts: int) -> int:
+def consume(common: c.Common, seconds: float, accounts: int, store: str | None = None) -> int:
     """Measure consumes a second in one run: the floor, the naive way, and ours."""
     if not (_SECONDS_MIN <= seconds <= _SECONDS_MAX and accounts >= 1):
         raise tillroll.InvalidInput(
             f"--seconds must be {_SECONDS_MIN} to {_SECONDS_MAX:,}, and --accounts at least 1"
         )
+    if store is not None and store.startswith(("postgresql:", "postgres:")):
+        from tillroll.cli import bench_postgres  # noqa: PLC0415 - an extra
+
+        return bench_postgres.consume(common, store, seconds, accounts)
+    if store is not None:
+        raise tillroll.InvalidInput("--store takes postgresql://...; SQLite needs none")
     names = [f"account-{number}" for number in range(accounts)]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="tillroll-", dir=".") as folder:
+        numbers = itertools.count()
+
+        def fresh() -> str:
+            return f"sqlite:///{folder}/ledger{next(numbers)}.db"
+
         plan: list[tuple[str, Callable[[], dict[str, Any]]]] = [
             ("bare commit: one insert a transaction", lambda: _bare(folder, seconds)),
             (
@@ -171,15 +184,15 @@ def consume(common: c.Common, seconds: float, accounts: int) -> int:
                 "naive: one transaction a consume, 32 threads",
                 lambda: _naive(folder, names, seconds, 32),
             ),
-            ("tillroll, 1 caller", lambda: _threads(folder, names, seconds, 1)),
-            ("tillroll, 32 threads", lambda: _threads(folder, names, seconds, 32)),
-            ("tillroll, 32 async callers", lambda: _loop(folder, names, seconds, 32)),
-            ("tillroll, 1,000 async callers", lambda: _loop(folder, names, seconds, 1_000)),
+            ("tillroll, 1 caller", lambda: threads_on(fresh(), names, seconds, 1)),
+            ("tillroll, 32 threads", lambda: threads_on(fresh(), names, seconds, 32)),
+            ("tillroll, 32 async callers", lambda: loop_on(fresh(), names, seconds, 32)),
+            ("tillroll, 1,000 async callers", lambda: loop_on(fresh(), names, seconds, 1_000)),
             (
                 "tillroll, 32 async callers, one hot account",
-                lambda: _loop(folder, names[:1], seconds, 32),
+                lambda: loop_on(fresh(), names[:1], seconds, 32),
             ),
-            ("tillroll, consume_many, 1,000 a call", lambda: _bulk(folder, names, seconds)),
+            ("tillroll, consume_many, 1,000 a call", lambda: bulk_on(fresh(), names, seconds)),
         ]
         with c.progress(quiet=common.json) as bar:
             task = bar.add_task("measuring", total=len(plan))
@@ -223,7 +236,8 @@ def show(report: dict[str, Any]) -> None:
     )
 
 
-def _figures(times: list[float], took: float, each: int = 1) -> dict[str, Any]:
+def figures(times: list[float], took: float, each: int = 1) -> dict[str, Any]:
+    """Return the rate and the latencies of calls that did so many each."""
     cuts = statistics.quantiles(times, n=100) if len(times) > 1 else times * 99
     return {
         "per_second": round(len(times) * each / took),
@@ -243,7 +257,7 @@ def _bare(folder: str, seconds: float) -> dict[str, Any]:
         times.append(time.perf_counter() - start)
     took = time.perf_counter() - began
     connection.close()
-    return _figures(times, took)
+    return figures(times, took)
 
 
 def _naive(folder: str, names: list[str], seconds: float, threads: int) -> dict[str, Any]:
@@ -276,14 +290,15 @@ def _naive(folder: str, names: list[str], seconds: float, threads: int) -> dict[
             times.append(time.perf_counter() - start)
         connection.close()
 
-    figures = _in_threads(threads, seconds, work)
+    figures = in_threads(threads, seconds, work)
     setup.close()
     return figures
 
 
-def _in_threads(
+def in_threads(
     threads: int, seconds: float, work: Callable[[int, list[float], float], None]
 ) -> dict[str, Any]:
+    """Have threads work until a moment, and return the figures of all."""
     times: list[list[float]] = [[] for _ in range(threads)]
     began = time.perf_counter()
     workers = [
@@ -295,17 +310,17 @@ def _in_threads(
     for worker in workers:
         worker.join()
     took = time.perf_counter() - began
-    return _figures([item for part in times for item in part], took)
+    return figures([item for part in times for item in part], took)
 
 
 def _prepared(url: str, names: list[str]) -> None:
     with tillroll.open(url) as ledger:
-        verbs = [ledger._verbs.grant(name, 1_000_000) for name in names]  # noqa: SLF001 - one batch
+        verbs = [ledger._verbs.grant(name, GRANTED) for name in names]  # noqa: SLF001 - one batch
         ledger._engine.execute(verbs)  # noqa: SLF001 - one batch
 
 
-def _threads(folder: str, names: list[str], seconds: float, threads: int) -> dict[str, Any]:
-    url = f"sqlite:///{folder}/threads{threads}.db"
+def threads_on(url: str, names: list[str], seconds: float, threads: int) -> dict[str, Any]:
+    """Measure callers on threads, on a new ledger."""
     _prepared(url, names)
     with tillroll.open(url) as ledger:
 
@@ -315,11 +330,11 @@ def _threads(folder: str, names: list[str], seconds: float, threads: int) -> dic
                 ledger.consume(draw.choice(names), "image.generate", units=1)
                 times.append(time.perf_counter() - start)
 
-        return _in_threads(threads, seconds, work)
+        return in_threads(threads, seconds, work)
 
 
-def _loop(folder: str, names: list[str], seconds: float, callers: int) -> dict[str, Any]:
-    url = f"sqlite:///{folder}/loop{callers}-{len(names)}.db"
+def loop_on(url: str, names: list[str], seconds: float, callers: int) -> dict[str, Any]:
+    """Measure callers on an event loop, on a new ledger."""
     _prepared(url, names)
     times: list[float] = []
 
@@ -337,11 +352,11 @@ def _loop(folder: str, names: list[str], seconds: float, callers: int) -> dict[s
             await asyncio.gather(*(caller() for _ in range(callers)))
             return time.perf_counter() - began
 
-    return _figures(times, asyncio.run(main()))
+    return figures(times, asyncio.run(main()))
 
 
-def _bulk(folder: str, names: list[str], seconds: float) -> dict[str, Any]:
-    url = f"sqlite:///{folder}/bulk.db"
+def bulk_on(url: str, names: list[str], seconds: float, size: int = 1_000) -> dict[str, Any]:
+    """Measure one caller with many items a call, on a new ledger."""
     _prepared(url, names)
     draw = random.Random(0)  # noqa: S311 - load, not a secret
     times = []
@@ -350,8 +365,8 @@ def _bulk(folder: str, names: list[str], seconds: float) -> dict[str, Any]:
         while (start := time.perf_counter()) - began < seconds:
             ledger.consume_many(
                 {"account": draw.choice(names), "operation": "image.generate", "units": 1}
-                for _ in range(1_000)
+                for _ in range(size)
             )
             times.append(time.perf_counter() - start)
         took = time.perf_counter() - began
-    return _figures(times, took, each=1_000)
+    return figures(times, took, each=size)
