@@ -1,0 +1,44 @@
+"""Servers that tests ask for by name; each worker that is asked starts its own, once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.servers.cluster import Cluster
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """A PostgreSQL server that all tests of one worker share: it is not stopped, only used."""
+    from tests.servers.cluster import Cluster  # noqa: PLC0415 - only where a server is asked for
+
+    with Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def postgres_database(postgres: Cluster) -> Iterator[str]:
+    """The name of a new, empty database on the shared server."""
+    name = postgres.create_database()
+    yield name
+    postgres.drop_database(name)
+
+
+@pytest.fixture
+def postgres_url(postgres: Cluster, postgres_database: str) -> str:
+    """The URL of a new, empty database on the shared server, by its socket."""
+    return postgres.url(postgres_database)
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Cluster]:
+    """A PostgreSQL server of this test alone, which may stop, kill and reconfigure it."""
+    from tests.servers.cluster import Cluster  # noqa: PLC0415 - only where a server is asked for
+
+    with Cluster() as cluster:
+        yield cluster
