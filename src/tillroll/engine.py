@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from tillroll.ledger.commands import Request
     from tillroll.stores.base import Store, Writer
+    from tillroll.stores.bridge import Bridge
 
 T = TypeVar("T")
 
@@ -60,6 +61,16 @@ _INTERRUPTED = Answer(
         "the thread that wrote the batch was interrupted: ask again with the same request_id"
     )
 )
+
+
+def answer_in(
+    tx: Writer, project: str, scale: int, requests: Sequence[Request], at: int
+) -> list[Answer]:
+    """Answer requests within a database transaction under way: load, decide, append."""
+    book = load_book(tx, project, requests, at)
+    answers = decide_batch(book, requests, at, Rules(tx.prices(project), scale))
+    tx.append(project, book)
+    return answers
 
 
 class Ticket:
@@ -100,7 +111,13 @@ class LoopTicket(Ticket):
 
 
 class Engine:
-    """The queue in front of one store, and the rule of who writes."""
+    """The queue in front of one store, and the rule of who writes.
+
+    Attributes:
+        bridge: How to reach an event loop that owns the connection; the engine's own has none.
+    """
+
+    bridge: Bridge | None = None
 
     def __init__(
         self,
@@ -392,12 +409,7 @@ class Engine:
     def _write_once(self, requests: Sequence[Request]) -> list[Answer]:
         self._recover()
         with self.store.write() as tx:
-            at = self.clock()
-            book = load_book(tx, self.project, requests, at)
-            rules = Rules(tx.prices(self.project), self.store.scale)
-            answers = decide_batch(book, requests, at, rules)
-            tx.append(self.project, book)
-        return answers
+            return answer_in(tx, self.project, self.store.scale, requests, self.clock())
 
     def _one_by_one(self, requests: Sequence[Request]) -> list[Answer]:
         """Write each request on its own, so that only the guilty one fails."""
@@ -571,4 +583,4 @@ os.register_at_fork(
     before=_before_fork, after_in_parent=_fork_done, after_in_child=_after_fork_in_child
 )
 
-__all__ = ["BATCH_MAX", "BULK_MAX", "Engine", "now"]
+__all__ = ["BATCH_MAX", "BULK_MAX", "Engine", "answer_in", "now"]

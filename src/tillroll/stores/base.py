@@ -8,7 +8,7 @@ happened is then found out by `recover` and a look at the ids, never guessed.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from tillroll.ledger.book import Book
 from tillroll.ledger.chain import decode_entry
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Key = tuple[bytes, str]
 # The entry made by a request id, and the entries that refer to it, oldest first.
 Story = tuple["Entry | None", "list[Entry]"]
+Library = Literal["apsw", "sqlite3"]  # the copies of SQLite that a process may have
 
 BUSY_SECONDS = 10
 FORK_SECONDS = 10  # how long a fork waits for readers of the ledger in other threads

@@ -49,7 +49,7 @@ from tillroll.stores.base import (
     migrations,
     pending,
 )
-from tillroll.stores.postgres_rows import PostgresReader, PostgresWriter, Remembered
+from tillroll.stores.postgres_rows import COPY_MIN, PostgresReader, PostgresWriter, Remembered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,10 +124,10 @@ _ADVICE: dict[type[psycopg.Error], tuple[type[StoreUnavailable], str]] = {
     errors.UndefinedColumn: (SchemaMismatch, "columns are missing: run `tillroll migrate`"),
 }
 # Nothing was written, and the same may succeed at once.
-_AGAIN = (errors.DeadlockDetected, errors.SerializationFailure, errors.UniqueViolation)
+AGAIN = (errors.DeadlockDetected, errors.SerializationFailure, errors.UniqueViolation)
 # What one request can bring about by its data. Not translated: the engine then writes each request
 # of the batch by itself, so that only the guilty one fails.
-_GUILTY = (errors.DataError, errors.CheckViolation, errors.NotNullViolation)
+GUILTY = (errors.DataError, errors.CheckViolation, errors.NotNullViolation)
 
 
 class PostgresStore:
@@ -197,19 +197,10 @@ class PostgresStore:
     def _translating(self) -> Iterator[None]:
         try:
             yield
-        except _GUILTY:
+        except GUILTY:
             raise
         except psycopg.Error as error:
-            raise self._translate(error) from error
-
-    def _translate(self, error: psycopg.Error) -> StoreUnavailable:
-        """Return the error in our words. Only for what is known to have written nothing."""
-        said = str(error).strip().splitlines()
-        nothing = f"nothing was written ({type(error).__name__}: {said[0] if said else ''})"
-        for kind, (ours, advice) in _ADVICE.items():
-            if isinstance(error, kind):
-                return ours(f"{self.url}: {advice}; {nothing}")
-        return StoreUnavailable(f"{self.url}: {nothing}")
+            raise translated(self.url, error) from error
 
     def _connect(self, dsn: str) -> Connection:
         if self._closed:
@@ -315,8 +306,8 @@ class PostgresStore:
             # A server that answers with an error, and goes on, has rolled back.
             if connection.closed or problem.sqlstate is None:
                 self._drop_writer()
-                said = f"{self.url}: the commit erred: {_said(problem)}"
-                raise CommitUncertain(said) from problem
+                uncertain = f"{self.url}: the commit erred: {said(problem)}"
+                raise CommitUncertain(uncertain) from problem
             self._give_up(connection)
             self._raise_unwritten(connection, problem)
         except BaseException:
@@ -329,13 +320,13 @@ class PostgresStore:
 
     def _raise_unwritten(self, connection: Connection, problem: psycopg.Error) -> NoReturn:
         """Raise what an error before the commit means; nothing was written."""
-        if isinstance(problem, _GUILTY):
+        if isinstance(problem, GUILTY):
             raise problem
-        if isinstance(problem, _AGAIN):
-            raise Retry(f"{self.url}: {_said(problem)}") from problem
+        if isinstance(problem, AGAIN):
+            raise Retry(f"{self.url}: {said(problem)}") from problem
         if connection.closed:
-            raise Retry(f"{self.url}: the connection was lost: {_said(problem)}") from problem
-        raise self._translate(problem) from problem
+            raise Retry(f"{self.url}: the connection was lost: {said(problem)}") from problem
+        raise translated(self.url, problem) from problem
 
     def _give_up(self, connection: Connection) -> None:
         """Roll back; a connection that cannot even do that is thrown away."""
@@ -470,6 +461,8 @@ _INHERITED: list[object] = []
 class _Pipelined:
     """A database transaction of the store's own: begun with the first statements it sends."""
 
+    copy_min = COPY_MIN
+
     def __init__(self, connection: Connection, begin: list[str]) -> None:
         """Send through this connection; `begin` goes ahead of the first statements."""
         self._connection = connection
@@ -529,7 +522,17 @@ def _settings(*, local: bool) -> str:
     return f"SELECT {', '.join(calls)}"
 
 
-def _said(problem: psycopg.Error) -> str:
+def translated(url: str, error: psycopg.Error) -> StoreUnavailable:
+    """Return the error in our words. Only for what is known to have written nothing."""
+    nothing = f"nothing was written ({type(error).__name__}: {said(error)})"
+    for kind, (ours, advice) in _ADVICE.items():
+        if isinstance(error, kind):
+            return ours(f"{url}: {advice}; {nothing}")
+    return StoreUnavailable(f"{url}: {nothing}")
+
+
+def said(problem: psycopg.Error) -> str:
+    """Return the first line of what the server said."""
     lines = str(problem).strip().splitlines()
     return lines[0] if lines else type(problem).__name__
 
@@ -616,4 +619,4 @@ def _contradictions(reader: PostgresReader) -> Iterator[str]:
             yield f"price version {number} of {project!r}: a column differs from it"
 
 
-__all__ = ["PostgresStore"]
+__all__ = ["AGAIN", "GUILTY", "PostgresStore", "said", "translated"]
