@@ -28,7 +28,7 @@ from django.utils.connection import ConnectionProxy
 from psycopg.adapt import Loader
 from psycopg.rows import dict_row, tuple_row
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 ORDERS = "CREATE TABLE IF NOT EXISTS orders (id text PRIMARY KEY)"
 
@@ -145,10 +145,12 @@ def sqlalchemy_session(url: str) -> Iterator[Side]:
 
 @contextmanager
 def sqlalchemy_autobegin(url: str) -> Iterator[Side]:
+    """The session of a thread, as web frameworks hand it out; begun by its first statement."""
     engine = _engine(url)
-    with Session(engine) as session:
-        run = session.execute
-        yield Side(session, ended(session), lambda sql: _all(run(sqlalchemy.text(sql))))
+    session = scoped_session(sessionmaker(engine))
+    run = session.execute
+    yield Side(session, ended(session), lambda sql: _all(run(sqlalchemy.text(sql))))
+    session.remove()
     engine.dispose()
 
 

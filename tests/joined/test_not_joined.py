@@ -188,6 +188,14 @@ def test_a_database_without_a_ledger(ledger: tillroll.Ledger, url: str, postgres
         connection.commit()
 
 
+def test_an_attached_file_is_not_committed_together(tmp_path: Path):
+    url = f"sqlite:///{tmp_path}/app.db"
+    with opened(url) as ledger, closing(sqlite3.connect(tmp_path / "own.db")) as connection:
+        connection.execute("ATTACH ? AS credits", (path_of(url),))
+        with pytest.raises(tillroll.SchemaMismatch):
+            ledger.join(connection).grant("acme", 1)
+
+
 def test_a_database_of_another_ledger(
     ledger: tillroll.Ledger, url: str, postgres: Cluster, tmp_path: Path
 ):

@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from tillroll.stores.hosts import Host
     from tillroll.stores.sqlite_library import LibraryConnection
 
-# Changes nothing, and takes the lock that changing something would take.
-_LOCK = "UPDATE tillroll_meta SET value = value WHERE name = ''"
-_SECRET = "SELECT value FROM tillroll_meta WHERE name = 'secret'"  # noqa: S105 - not the secret
+# Changes nothing, and takes the lock that changing something would take. `main`, since a commit to
+# an attached file does not take place together with one to the host's own
+# (https://www.sqlite.org/lang_attach.html).
+_LOCK = "UPDATE main.tillroll_meta SET value = value WHERE name = ''"
+_SECRET = "SELECT value FROM main.tillroll_meta WHERE name = 'secret'"  # noqa: S105 - no secret
 
 
 class JoinedSqlite(JoinedStore):
