@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.servers.cluster import Cluster
+    from tests.servers.pgbouncer import PgBouncer
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +43,14 @@ def own_postgres() -> Iterator[Cluster]:
 
     with Cluster() as cluster:
         yield cluster
+
+
+@pytest.fixture
+def pgbouncer(postgres: Cluster) -> Iterator[PgBouncer]:
+    """PgBouncer before the shared server, pooling by transaction, two connections a database."""
+    from tests.servers.pgbouncer import PgBouncer, program  # noqa: PLC0415 - as above
+
+    if not program():
+        pytest.skip("needs PgBouncer: apt-get install pgbouncer")
+    with PgBouncer(postgres) as bouncer:
+        yield bouncer
