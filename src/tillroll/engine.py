@@ -76,6 +76,8 @@ def answer_in(
 class Ticket:
     """Requests of one caller that blocks until they are answered."""
 
+    __slots__ = ("answers", "done", "requests", "woken")
+
     def __init__(self, requests: Sequence[Request]) -> None:
         """Hold these requests until someone leads them."""
         self.requests = requests
@@ -89,6 +91,8 @@ class Ticket:
 class Act(Ticket):
     """Something else to be done in a database transaction of its own, between batches."""
 
+    __slots__ = ("act", "error", "result")
+
     def __init__(self, act: Callable[[Writer], object]) -> None:
         """Hold the act until someone leads it."""
         super().__init__(())
@@ -100,10 +104,12 @@ class Act(Ticket):
 class LoopTicket(Ticket):
     """Requests of one caller on an event loop; led by the engine's worker thread."""
 
+    __slots__ = ("future", "loop")
+
     def __init__(self, requests: Sequence[Request], loop: asyncio.AbstractEventLoop) -> None:
         """Hold these requests; `future` gets the answers on `loop`."""
         self.requests = requests
-        self.answers = []
+        self.answers: list[Answer] = []
         self.done = False
         self.woken = None
         self.loop = loop
@@ -315,7 +321,8 @@ class Engine:
             self._leader = 0
             heir = self._queue[0] if self._queue else None
             if heir is None:
-                self._calm.notify_all()
+                if self._closed:
+                    self._calm.notify_all()
             elif heir.woken is None:
                 assert isinstance(heir, LoopTicket)
                 self._holder = heir

@@ -474,11 +474,12 @@ def _history(reader: Reader, owner: bytes) -> Iterator[Stored]:
 def _history_until(reader: Reader, owner: bytes, account: str, at: int) -> Iterator[Stored]:
     """Yield the entries of an account, oldest first, then those that fell due by `at` since."""
     yield from _history(reader, owner)
-    for _, entry, body, hash_, metadata in _unbooked(reader, owner, account, at):
+    for sealed in _unbooked(reader, owner, account, at):
+        entry = sealed.entry
         yield Stored(
-            body,
-            hash_,
-            metadata,
+            sealed.body,
+            sealed.hash,
+            sealed.metadata,
             entry.seq,
             entry.request_id,
             entry.ref,

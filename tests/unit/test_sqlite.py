@@ -1,4 +1,4 @@
-"""What only SQLite has: plans of queries, and triggers that keep what is written."""
+"""What only SQLite has: plans of queries, triggers that keep what is written, columns."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,3 +42,18 @@ def test_a_page_is_read_from_an_index_without_sorting(connection: apsw.Connectio
 def test_what_is_written_for_good_cannot_be_deleted(connection: apsw.Connection, sql: str):
     with pytest.raises(apsw.ConstraintError, match="never deleted"):
         connection.execute(sql)
+
+
+def test_the_column_of_what_falls_due_follows_the_account(tmp_path: Path):
+    """It is written only where it changed; a scan by due time and `check` rely on it."""
+    with tillroll.open(tmp_path / "credits.db") as ledger:
+        ledger.grant("acme", 100)
+        for number in range(3):  # nothing due, then a hold, then nothing again
+            ledger.consume("acme", units=1)
+            hold = ledger.hold("acme", units=5, request_id=f"hold-{number}")
+            ledger.consume("acme", units=1)  # as due as before
+            assert ledger.store.check() == []
+            ledger.settle("acme", hold.id, units=2)
+            assert ledger.store.check() == []
+        ledger.consume("acme", units=1)
+        assert ledger.store.check() == []

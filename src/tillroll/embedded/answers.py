@@ -19,19 +19,21 @@ if TYPE_CHECKING:
 
 def new_id() -> str:
     """Return a UUIDv7: unique, and ordered by time so that the index of ids grows at its end."""
-    millis = time.time_ns() // 1_000_000
+    millis = f"{time.time_ns() // 1_000_000:012x}"
     try:
         tail = _TAILS.popleft()
     except IndexError:
-        _TAILS.extend(os.urandom(_TAIL_BYTES).hex() for _ in range(_TAILS_MADE))
+        made = os.urandom(_TAIL_BYTES * _TAILS_MADE).hex()
+        _TAILS.extend([made[n : n + _TAIL] for n in range(0, len(made), _TAIL)])
         tail = os.urandom(_TAIL_BYTES).hex()
-    variant = "89ab"[int(tail[3], 16) & 3]
-    return f"{millis >> 16:08x}-{millis & 0xFFFF:04x}-7{tail[:3]}-{variant}{tail[4:7]}-{tail[7:19]}"
+    return f"{millis[:8]}-{millis[8:]}-7{tail[:3]}-{_VARIANT[tail[3]]}{tail[4:7]}-{tail[7:19]}"
 
 
-# Random parts made ahead: each call to the system lets go of Python's lock, and taking it back from
-# a busy thread costs more than the id. A forked child must not use its parent's.
+# Random parts made ahead by one call: each call to the system lets go of Python's lock, and taking
+# it back from a busy thread costs more than the id. A forked child must not use its parent's.
+_VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))  # two of the four bits are fixed
 _TAIL_BYTES = 10
+_TAIL = 2 * _TAIL_BYTES  # hexadecimal digits
 _TAILS_MADE = 256
 _TAILS: deque[str] = deque()
 os.register_at_fork(after_in_child=_TAILS.clear)

@@ -38,13 +38,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _running_loop() -> asyncio.AbstractEventLoop:
-    """Return the loop of the caller. asyncio takes half of all import time, so it comes late."""
-    import asyncio  # noqa: PLC0415 - whoever calls this has loaded it
-
-    return asyncio.get_running_loop()
-
-
 def _sync(
     build: Callable[Concatenate[Verbs, P], Request],
 ) -> Callable[Concatenate[Ledger, P], Receipt]:
@@ -66,7 +59,7 @@ def _async(
     @functools.wraps(build)
     async def verb(self: AsyncLedger, *args: P.args, **kwargs: P.kwargs) -> Receipt:
         request = build(self._verbs, *args, **kwargs)
-        answers = await self._engine.submit((request,), _running_loop())
+        answers = await self._engine.submit((request,), self._running_loop())
         return receipt_of(answers[0], request, self.scale)
 
     verb.__annotations__ = {**build.__annotations__, "return": "Receipt"}
@@ -123,7 +116,7 @@ def _threaded(
         bridge = self._engine.bridge
         if bridge is not None:
             return await bridge.away(work)
-        import asyncio  # noqa: PLC0415 - see _running_loop
+        import asyncio  # noqa: PLC0415 - see AsyncLedger
 
         return await asyncio.to_thread(work)
 
@@ -295,6 +288,9 @@ class AsyncLedger(_Batches):
 
     def __init__(self, engine: Carrier) -> None:
         """Carry verbs to this engine."""
+        import asyncio  # noqa: PLC0415 - half of all import time, and only who awaits needs it
+
+        self._running_loop = asyncio.get_running_loop
         self._engine = engine
         self._verbs = _verbs_of(engine)
         self._reads = Reads(engine, self._verbs)
@@ -319,7 +315,7 @@ class AsyncLedger(_Batches):
         return Ledger(self._engine)
 
     async def _ask(self, request: Request) -> Receipt:
-        answers = await self._engine.submit((request,), _running_loop())
+        answers = await self._engine.submit((request,), self._running_loop())
         return receipt_of(answers[0], request, self.scale)
 
     balance = _threaded(Reads.balance)
@@ -362,7 +358,7 @@ class AsyncLedger(_Batches):
         requests = [item for item in built if isinstance(item, Request)]
         if not requests:
             return self._outcomes(built, [])
-        answers = await self._engine.submit(requests, _running_loop())
+        answers = await self._engine.submit(requests, self._running_loop())
         return self._outcomes(built, answers)
 
     def join(self, connection: object) -> AsyncLedger:
@@ -381,7 +377,7 @@ class AsyncLedger(_Batches):
 
     async def close(self) -> None:
         """Answer what waits, turn new requests away, close the store. May be called twice."""
-        await _running_loop().run_in_executor(None, self._engine.close)
+        await self._running_loop().run_in_executor(None, self._engine.close)
 
     async def __aenter__(self) -> Self:
         """Use the ledger as a context manager that closes it."""
@@ -655,7 +651,7 @@ class AsyncOpenHold(_HoldBase):
         if self._ledger.is_joined:
             await self.end(error)  # nothing may go on behind the host's back
             return
-        import asyncio  # noqa: PLC0415 - see _running_loop
+        import asyncio  # noqa: PLC0415 - see AsyncLedger
 
         await asyncio.shield(self.end(error))
 
@@ -702,7 +698,7 @@ class PendingHold:
         """
         if self._ledger.is_joined:
             return await (await self._begin()).__aenter__()
-        import asyncio  # noqa: PLC0415 - see _running_loop
+        import asyncio  # noqa: PLC0415 - see AsyncLedger
 
         opening = asyncio.ensure_future(self._begin())
         try:
@@ -728,7 +724,7 @@ _RELEASES: set[asyncio.Future[Receipt]] = set()  # a loop keeps no task alive by
 
 def _release_unused(opening: asyncio.Future[AsyncOpenHold]) -> None:
     """Release a hold that was opened for a task that is gone; one of another attempt is left."""
-    import asyncio  # noqa: PLC0415 - see _running_loop
+    import asyncio  # noqa: PLC0415 - see AsyncLedger
 
     if opening.cancelled() or opening.exception() is not None or opening.result().receipt.replayed:
         return

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from msgspec import Struct, field
 
 from tillroll.ledger import commands as c
@@ -24,7 +22,7 @@ class Rules(Struct, frozen=True):
     scale: int = 6
 
 
-class Sealed(NamedTuple):
+class Sealed(Struct, frozen=True, gc=False):
     """An entry with its canonical bytes and its place in the account's chain."""
 
     account_id: bytes
@@ -34,7 +32,7 @@ class Sealed(NamedTuple):
     metadata: str | None
 
 
-class Answer(NamedTuple):
+class Answer(Struct, frozen=True):
     """What became of one request."""
 
     outcome: Entry | Refusal | TillrollError
@@ -73,7 +71,7 @@ class Book(Struct):
         return [root, *acts] if isinstance(root, Entry) else acts
 
 
-class Case(NamedTuple):
+class Case(Struct, frozen=True, gc=False):
     """One request before the account it concerns, at one moment."""
 
     account: Account

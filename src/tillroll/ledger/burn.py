@@ -7,9 +7,9 @@ may owe is burnt last (decisions/0008).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from tillroll.ledger.types import NEVER, OVERDRAFT, Bucket
+from tillroll.ledger.types import NEVER, OVERDRAFT, Bucket, Posting
 
 if TYPE_CHECKING:
     from tillroll.ledger.types import Account, Grant, Terms
@@ -51,43 +51,50 @@ def is_over(terms: Terms, at: int) -> bool:
     return terms.expires_at is not None and terms.expires_at <= at
 
 
+def pays(grant: Grant, wallet: str, operation: str | None, at: int) -> bool:
+    """Return whether a grant may pay for this operation now, with whatever it has left."""
+    terms = grant.terms
+    return (
+        terms.wallet == wallet
+        and (terms.expires_at is None or at < terms.expires_at)
+        and (not terms.applies_to or applies(terms, operation))
+    )
+
+
 def draw(
     account: Account,
     wallet: str,
     operation: str | None,
     units: int,
     at: int,
+    target: Literal["used", "held"],
     *,
     overdraft: bool = True,
-) -> tuple[list[tuple[str, int]], int]:
+) -> tuple[tuple[Posting, ...], int]:
     """Choose the lines that pay `units`, in burn order; change nothing.
 
     Without `overdraft` nothing is owed anew, but what came back to the overdraft's line after a
     grant had repaid it is free like any other units.
 
     Returns:
-        The (line, units) pairs, and what could not be found: 0 where the account can pay.
+        The postings to `target`, and what could not be found: 0 where the account can pay.
     """
-    chosen: list[tuple[str, int]] = []
+    postings: list[Posting] = []
     missing = units
-    for grant in account.grants.values():
+    for line, grant in account.grants.items():
         if missing == 0:
             break
-        terms = grant.terms
-        if grant.remaining == 0 or terms.wallet != wallet:
-            continue
-        if is_over(terms, at) or not applies(terms, operation):
-            continue
-        taken = min(missing, grant.remaining)
-        chosen.append((terms.id, taken))
-        missing -= taken
+        if grant.remaining and pays(grant, wallet, operation, at):
+            taken = min(missing, grant.remaining)
+            postings.append(Posting("available", target, line, taken))
+            missing -= taken
     if missing:
         most = headroom(account, wallet) if overdraft else surplus(account, wallet)
         taken = min(missing, most)
         if taken > 0:
-            chosen.append((OVERDRAFT, taken))
+            postings.append(Posting("available", target, OVERDRAFT, taken))
             missing -= taken
-    return chosen, missing
+    return tuple(postings), missing
 
 
 def headroom(account: Account, wallet: str) -> int:
@@ -107,11 +114,7 @@ def surplus(account: Account, wallet: str) -> int:
 def spendable(account: Account, wallet: str, operation: str | None, at: int) -> int:
     """Return the units that may pay for this operation now."""
     return headroom(account, wallet) + sum(
-        grant.remaining
-        for grant in account.grants.values()
-        if grant.terms.wallet == wallet
-        and not is_over(grant.terms, at)
-        and applies(grant.terms, operation)
+        grant.remaining for grant in account.grants.values() if pays(grant, wallet, operation, at)
     )
 
 

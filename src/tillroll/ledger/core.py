@@ -30,6 +30,8 @@ from tillroll.ledger.fold import apply
 from tillroll.ledger.moves import paid_lines
 
 REFUSAL_LIFE = 90 * DAY
+# What these make is known by the id of their request, and they need nothing made before.
+_NAMED_BY_REQUEST = (c.Work, c.Grant)
 
 
 def decide_batch(book: Book, requests: Sequence[c.Request], at: int, rules: Rules) -> list[Answer]:
@@ -53,7 +55,7 @@ def missing_stories(book: Book, requests: Sequence[c.Request], at: int) -> set[t
     settles: dict[tuple[bytes, str], str] = {}
     for request in requests:
         owner, command = request.account_id, request.command
-        if isinstance(command, c.Consume | c.Hold | c.Grant):
+        if isinstance(command, _NAMED_BY_REQUEST):
             seen.add((owner, request.request_id))
         elif isinstance(command, WORK_IN_FLIGHT):
             hold = book.accounts[owner].holds.get(command.hold_id)
@@ -93,14 +95,15 @@ def _refund_trail(book: Book, owner: bytes, charge: str) -> Iterator[str]:
 
 
 def _answer(book: Book, request: c.Request, at: int, rules: Rules) -> Answer:
-    key = (request.account_id, request.request_id)
-    account = book.accounts[request.account_id]
+    owner = request.account_id
+    key = (owner, request.request_id)
+    account = book.accounts[owner]
     at = max(at, account.at)  # an account's time never runs backwards
     earlier = book.answers.get(key)
     if earlier is not None and not _decides_again(request, earlier):
         return _repeat(book, request, earlier, at)
     if account.next_due_at <= at:
-        advance_in(book, request.account_id, at)
+        advance_in(book, owner, at)
     try:
         outcome = decide(Case(account, request, at, rules, book))
     except InvalidInput as problem:
@@ -110,11 +113,11 @@ def _answer(book: Book, request: c.Request, at: int, rules: Rules) -> Answer:
         return _point(book, request, outcome, at)
     book.answers[key] = outcome
     if isinstance(outcome, Refusal):
-        book.refused.append((request.account_id, outcome))
+        book.refused.append((owner, outcome))
         return Answer(outcome)
-    append(book, request.account_id, outcome, request.metadata)
+    append(book, owner, outcome, request.metadata)
     if account.next_due_at <= at:
-        advance_in(book, request.account_id, at)
+        advance_in(book, owner, at)
     return Answer(outcome)
 
 

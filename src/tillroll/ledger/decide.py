@@ -7,8 +7,9 @@ refusals' precedence (errors.REFUSALS).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from tillroll.ledger import budgets, calendar
@@ -36,6 +37,7 @@ from tillroll.ledger.types import (
 from tillroll.ledger.units import UNITS_MAX
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from decimal import Decimal
 from tillroll.ledger.book import Answer, Case
 from tillroll.ledger.fold import hold_of
@@ -82,32 +84,8 @@ def decide(case: Case) -> Entry | Refusal | Answer:
         InvalidInput: The request can never be right; nothing is remembered.
     """
     command = case.request.command
-    refusal = _refuse_by_status(case)
-    if refusal is not None:
-        return refusal
-    match command:
-        case c.Consume():
-            return _consume(case, command)
-        case c.Hold():
-            return _hold(case, command)
-        case c.Settle():
-            return _settle(case, command)
-        case c.Release():
-            return _release(case, command)
-        case c.Extend():
-            return _extend(case, command)
-        case c.InDoubt():
-            return _in_doubt(case, command)
-        case c.Grant():
-            return _grant(case, command)
-        case c.Void():
-            return _void(case, command)
-        case c.Refund():
-            return _refund(case, command)
-        case c.Adjust():
-            return _adjust(case, command)
-        case _:
-            return _govern(case, command)
+    refusal = None if case.account.status == "open" else _refuse_by_status(case)
+    return refusal or _RULES.get(type(command), _govern)(case, command)
 
 
 WORK_IN_FLIGHT = (c.Settle, c.Release, c.InDoubt, c.Extend)
@@ -115,13 +93,12 @@ WORK_IN_FLIGHT = (c.Settle, c.Release, c.InDoubt, c.Extend)
 
 def _refuse_by_status(case: Case) -> Refusal | None:
     """Refuse what a frozen or closed account may not do; work in flight may always end."""
-    status = case.account.status
     command = case.request.command
-    if status == "open" or isinstance(command, WORK_IN_FLIGHT):
+    if isinstance(command, WORK_IN_FLIGHT):
         return None
-    if status == "closed":
+    if case.account.status == "closed":
         return refuse(case, "account_closed", "the account is closed")
-    if isinstance(command, c.Consume | c.Hold):
+    if isinstance(command, c.Work):
         return refuse(
             case,
             "account_frozen",
@@ -131,7 +108,7 @@ def _refuse_by_status(case: Case) -> Refusal | None:
     return None
 
 
-class _Amount(NamedTuple):
+class _Amount(Struct, frozen=True, gc=False):
     units: int
     wallet: str
     price: PricedBy | None
@@ -213,28 +190,35 @@ def _consume(case: Case, command: c.Consume) -> Entry | Refusal:
     amount = _price(case, command)
     if isinstance(amount, Refusal):
         return amount
-    units, wallet, price = amount
+    units, wallet = amount.units, amount.wallet
     if account.budgets:
         spend = Spend(wallet, command.operation, command.model, command.tags)
         tight = budgets.tightest(account, spend, case.at)
         if tight is not None and tight.left < units:
             return over_budget(case, tight, units, wallet)
-    lines, missing = draw(account, wallet, command.operation, units, case.at)
+    postings, missing = draw(account, wallet, command.operation, units, case.at, "used")
     if missing:
         return insufficient(case, units, wallet, command.operation)
-    return entry_of(
+    entry = entry_of(
         case,
         "consume",
         wallet,
         units,
-        tuple([Posting("available", "used", line, n) for line, n in lines]),
+        postings,
         effective_at=effective_at,
         operation=command.operation,
-        model=command.model,
-        meters=command.meters,
-        attributes=command.attributes,
-        price=price,
     )
+    return _with_work(entry, command.model, command, amount.price)
+
+
+def _with_work(
+    entry: Entry, model: str | None, told: c.Work | c.Settle, price: PricedBy | None
+) -> Entry:
+    """Put in what was told of the work, which mostly is no more than the operation."""
+    meters, attributes = told.meters, told.attributes
+    if model is None and meters is None and attributes is None and price is None:
+        return entry
+    return replace(entry, model=model, meters=meters, attributes=attributes, price=price)
 
 
 def _hold(case: Case, command: c.Hold) -> Entry | Refusal:
@@ -248,7 +232,7 @@ def _hold(case: Case, command: c.Hold) -> Entry | Refusal:
     amount = _price(case, command)
     if isinstance(amount, Refusal):
         return amount
-    units, wallet, price = amount
+    units, wallet = amount.units, amount.wallet
     floor = units if command.floor is None else command.floor
     if account.budgets:
         spend = Spend(wallet, command.operation, command.model, command.tags)
@@ -257,26 +241,23 @@ def _hold(case: Case, command: c.Hold) -> Entry | Refusal:
             if tight.left < floor or tight.left == 0:
                 return over_budget(case, tight, floor, wallet)
             units = tight.left
-    lines, missing = draw(account, wallet, command.operation, units, case.at)
+    postings, missing = draw(account, wallet, command.operation, units, case.at, "held")
     if missing:
         units -= missing
         if units < floor or units == 0:
             return insufficient(case, floor, wallet, command.operation)
-    return entry_of(
+    entry = entry_of(
         case,
         "hold",
         wallet,
         units,
-        tuple([Posting("available", "held", line, n) for line, n in lines]),
+        postings,
         effective_at=effective_at,
         operation=command.operation,
-        model=command.model,
-        meters=command.meters,
-        attributes=command.attributes,
-        price=price,
         deadline=case.at + life,
         ceiling=command.quote.ceiling if command.quote else None,
     )
+    return _with_work(entry, command.model, command, amount.price)
 
 
 def _settle(case: Case, command: c.Settle) -> Entry | Refusal | Answer:
@@ -287,7 +268,7 @@ def _settle(case: Case, command: c.Settle) -> Entry | Refusal | Answer:
     amount = _settle_amount(case, command, hold, held)
     if isinstance(amount, Refusal):
         return amount
-    units, _, price = amount
+    units = amount.units
     extra = units - held
     if extra > 0 and command.above == "refuse":
         return exceeds_hold(case, units, held)
@@ -296,32 +277,30 @@ def _settle(case: Case, command: c.Settle) -> Entry | Refusal | Answer:
         postings += returns(case.account, rest, case.at)
     shortfall = 0
     if extra > 0:
-        lines, shortfall = draw(
+        drawn, shortfall = draw(
             case.account,
             hold.wallet,
             hold.operation,
             extra,
             case.at,
+            "used",
             overdraft=command.above == "overdraft",
         )
-        postings += tuple(Posting("available", "used", line, n) for line, n in lines)
-    return entry_of(
+        postings += drawn
+    entry = entry_of(
         case,
         "settle",
         hold.wallet,
         units - shortfall,
         postings,
+        operation=hold.operation,
+        tags=hold.tags,
         ref=hold.id,
         final=command.final,
         shortfall=shortfall,
         policy=command.above,
-        operation=hold.operation,
-        model=hold.model,
-        tags=hold.tags,
-        meters=command.meters,
-        attributes=command.attributes,
-        price=price,
     )
+    return _with_work(entry, hold.model, command, amount.price)
 
 
 def _settle_amount(case: Case, command: c.Settle, hold: Hold, held: int) -> _Amount | Refusal:
@@ -343,7 +322,7 @@ def _settle_amount(case: Case, command: c.Settle, hold: Hold, held: int) -> _Amo
         )
     if isinstance(amount, Refusal) or hold.ceiling is None:
         return amount
-    return amount._replace(units=min(amount.units, max(hold.ceiling - hold.settled, 0)))
+    return replace(amount, units=min(amount.units, max(hold.ceiling - hold.settled, 0)))
 
 
 def _settle_ended(case: Case, command: c.Settle) -> Entry | Refusal | Answer:
@@ -379,12 +358,13 @@ def _settle_late(case: Case, command: c.Settle, story: list[Entry]) -> Entry | R
         return amount
     if amount.units > once_held and command.above == "refuse":
         return exceeds_hold(case, amount.units, once_held)
-    lines, shortfall = draw(
+    postings, shortfall = draw(
         case.account,
         opening.wallet,
         opening.operation,
         amount.units,
         case.at,
+        "used",
         overdraft=command.above == "overdraft",
     )
     if shortfall and command.above == "refuse":
@@ -395,7 +375,7 @@ def _settle_late(case: Case, command: c.Settle, story: list[Entry]) -> Entry | R
         "settle",
         opening.wallet,
         amount.units - shortfall,
-        tuple(Posting("available", "used", line, n) for line, n in lines),
+        postings,
         ref=command.hold_id,
         final=True,
         late=True,
@@ -717,3 +697,17 @@ def _effective(case: Case, effective_at: int | None) -> int:
     if effective_at > case.at + EARLY_MAX:
         raise InvalidInput("effective_at is more than 5 minutes ahead")
     return effective_at
+
+
+_RULES: dict[type[c.Command], Callable[[Case, Any], Entry | Refusal | Answer]] = {
+    c.Consume: _consume,
+    c.Hold: _hold,
+    c.Settle: _settle,
+    c.Release: _release,
+    c.Extend: _extend,
+    c.InDoubt: _in_doubt,
+    c.Grant: _grant,
+    c.Void: _void,
+    c.Refund: _refund,
+    c.Adjust: _adjust,
+}

@@ -49,7 +49,7 @@ def due_items(account: Account) -> Iterator[tuple[int, int, str]]:
 
 def next_due(account: Account) -> int:
     """Return when the clock will next change this account, `NEVER` where it will not."""
-    return min((item[0] for item in due_items(account)), default=NEVER)
+    return min(due_items(account), default=(NEVER,))[0]
 
 
 def advance(account: Account, at: int) -> Iterator[Entry]:

@@ -175,12 +175,12 @@ def _apply_hold(account: Account, entry: Entry) -> None:
 def _apply_hold_part(account: Account, entry: Entry) -> None:
     """Apply what takes from a hold or ends it: settle, release, and the deadline."""
     hold = account.holds.get(entry.ref or "")
-    counted = sum(
-        posting.units if posting.source == "available" else -posting.units
-        for posting in entry.postings
-        if posting.source == "available" or posting.target != "used"
-    )
     if account.budgets:
+        counted = sum(
+            posting.units if posting.source == "available" else -posting.units
+            for posting in entry.postings
+            if posting.source == "available" or posting.target != "used"
+        )
         opened_at = hold.opened_at if hold else entry.charged_at or entry.at
         opened = hold.seq if hold else entry.charged_seq
         budgets.count(account, _spend_of(entry), opened_at, counted, opened)

@@ -295,7 +295,7 @@ class Recurring(Struct, omit_defaults=True, gc=False):
     current: str | None = None
 
 
-class Account(Struct, omit_defaults=True):
+class Account(Struct, omit_defaults=True, gc=False):
     """The live state of one account: always `fold(apply, entries)`.
 
     Grants are kept in burn order. What is used up, settled or expired is not live any more; it is

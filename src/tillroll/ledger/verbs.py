@@ -89,8 +89,8 @@ class _Common(TypedDict, total=False):
     metadata_digest: bytes | None
 
 
-class _Work(TypedDict):
-    """What a consume and a hold share, checked."""
+class _Work(TypedDict, total=False):
+    """What a consume and a hold share, checked; what was not given is left out."""
 
     operation: str | None
     units: int | None
@@ -353,7 +353,7 @@ class Verbs:
             account, operation, units, meters, model, attributes, wallet, quote, effective_at
         )
         lowest = None if floor is None else parse_limit(floor, self.scale, "floor")
-        most = work["units"]
+        most = work.get("units")
         if lowest is not None and most is not None and lowest > most:
             raise InvalidInput("floor must not exceed units")
         life = _span(expires_in, "expires_in")
@@ -786,25 +786,35 @@ class Verbs:
             raise InvalidInput("a quote prices the work; give no units with it")
         if wallet is not None and units is None:
             raise InvalidInput("the price book names the wallet; give a wallet only with units")
-        claims = None
+        work: _Work = {}
         if quote is not None:
-            claims = self._read_quote(quote)
-            if claims.account != account or claims.operation != operation:
-                raise InvalidInput("the quote is for another account or operation")
-            if claims.model != model:
-                raise InvalidInput("the quote is for another model")
-        return {
-            "operation": _optional(operation, "operation"),
-            "units": None if units is None else parse_units(units, self.scale),
-            "meters": _meters(meters),
-            "model": _optional(model, "model"),
-            "attributes": _labels(attributes, "attributes"),
-            "wallet": None
-            if units is None
-            else _name(WALLET_DEFAULT if wallet is None else wallet, "wallet"),
-            "quote": claims,
-            "effective_at": _instant(effective_at, "effective_at"),
-        }
+            work["quote"] = self._claims(quote, account, operation, model)
+        if operation is not None:
+            work["operation"] = _text(operation, "operation")
+        if units is not None:
+            work["units"] = parse_units(units, self.scale)
+        if meters is not None:
+            work["meters"] = _meters(meters)
+        if model is not None:
+            work["model"] = _text(model, "model")
+        if attributes:
+            work["attributes"] = _labels(attributes, "attributes")
+        if units is not None:
+            work["wallet"] = WALLET_DEFAULT if wallet is None else _name(wallet, "wallet")
+        if effective_at is not None:
+            work["effective_at"] = _instant(effective_at, "effective_at")
+        return work
+
+    def _claims(
+        self, quote: str, account: str, operation: str | None, model: str | None
+    ) -> c.QuoteClaims:
+        """Return what a quote promises, if it is for this work."""
+        claims = self._read_quote(quote)
+        if claims.account != account or claims.operation != operation:
+            raise InvalidInput("the quote is for another account or operation")
+        if claims.model != model:
+            raise InvalidInput("the quote is for another model")
+        return claims
 
     def _common(self, tags: Mapping[str, str] | None, how: How) -> _Common:
         """Check what every command carries."""
@@ -863,9 +873,10 @@ class Verbs:
 
 
 def _text(value: object, name: str, most: int = ID_MAX, *, lines: bool = False) -> str:
-    if not isinstance(value, str):
-        raise InvalidInput(f"{name} must be a text")
-    value = str.__str__(value)  # the text itself, where an enum or a marked-up text was given
+    if type(value) is not str:
+        if not isinstance(value, str):
+            raise InvalidInput(f"{name} must be a text")
+        value = str.__str__(value)  # the text itself, where an enum or a marked-up text was given
     if not 1 <= len(value) <= most:
         raise InvalidInput(f"{name} must have 1 to {most} characters, not {len(value)}")
     if not (value.isascii() and value.isprintable()):  # the common case needs no search

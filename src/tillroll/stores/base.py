@@ -209,14 +209,14 @@ def load_book(reader: Reader, project: str, requests: Sequence[Request], at: int
 
 def least(account: Account) -> int:
     """Return the least of all that may never be negative on this account; at most 0."""
-    lowest = 0
+    amounts = [0]
     for grant in account.grants.values():
-        lowest = min(lowest, grant.remaining, grant.pinned)
+        amounts += grant.remaining, grant.pinned
     for hold in account.holds.values():
-        lowest = min(lowest, min(hold.lines.values(), default=0))
+        amounts += hold.lines.values()
     for wallet in account.wallets.values():
-        lowest = min(lowest, wallet.held)
-    return lowest
+        amounts.append(wallet.held)
+    return min(amounts)
 
 
 class Migration(NamedTuple):

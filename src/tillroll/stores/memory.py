@@ -211,10 +211,11 @@ class MemoryWriter(MemoryReader):
 
     def _append(self, project: str, book: Book) -> None:
         store = self._store
-        for owner, entry, body, hash_, metadata in book.appended:
+        for sealed in book.appended:
+            owner, entry = sealed.account_id, sealed.entry
             history = store.histories.setdefault(owner, [])
             assert len(history) == entry.seq - 1, "entries have no gaps"
-            history.append((body, hash_, metadata))
+            history.append((sealed.body, sealed.hash, sealed.metadata))
             if entry.request_id is not None:
                 store.by_request[owner, entry.request_id] = entry.seq
             if entry.ref is not None:

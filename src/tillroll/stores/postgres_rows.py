@@ -386,9 +386,9 @@ class PostgresWriter(PostgresReader):
 
     def _append_entries(self, entries: Sequence[Sealed]) -> None:
         if len(entries) < self._session.copy_min:
-            self.last += [(_ADD_ENTRY, _entry_row(*sealed)) for sealed in entries]
+            self.last += [(_ADD_ENTRY, _entry_row(sealed)) for sealed in entries]
         else:
-            lines = [_entry_line(*sealed) for sealed in entries]
+            lines = [_entry_line(sealed) for sealed in entries]
             self._session.copy(_COPY_ENTRIES, "".join(lines))
 
     def _is_stale(self, owner: bytes, touched: bool) -> bool:  # noqa: FBT001 - one caller, above
@@ -533,31 +533,32 @@ def _place(sealed: Sealed) -> tuple[bytes, int]:
     return sealed.account_id, sealed.entry.seq
 
 
-def _entry_row(
-    owner: bytes, entry: Entry, body: bytes, hash_: bytes, metadata: str | None
-) -> list[object]:
+def _entry_row(sealed: Sealed) -> list[object]:
+    entry = sealed.entry
     return [
-        owner.hex(),
+        sealed.account_id.hex(),
         entry.seq,
         entry.at,
         entry.effective_at,
         entry.request_id,
         entry.ref,
         entry.kind,
-        body.decode(),
-        hash_,
-        metadata,
+        sealed.body.decode(),
+        sealed.hash,
+        sealed.metadata,
     ]
 
 
-def _entry_line(owner: bytes, entry: Entry, body: bytes, hash_: bytes, metadata: str | None) -> str:
+def _entry_line(sealed: Sealed) -> str:
     """Return an entry as one line of COPY's text format."""
+    entry = sealed.entry
     request_id = "\\N" if entry.request_id is None else _escaped(entry.request_id)
     ref = "\\N" if entry.ref is None else _escaped(entry.ref)
-    meta = "\\N" if metadata is None else _escaped(metadata)
+    meta = "\\N" if sealed.metadata is None else _escaped(sealed.metadata)
     return (
-        f"{owner.hex()}\t{entry.seq}\t{entry.at}\t{entry.effective_at}\t{request_id}\t{ref}\t"
-        f"{entry.kind}\t{_escaped(body.decode())}\t\\\\x{hash_.hex()}\t{meta}\n"
+        f"{sealed.account_id.hex()}\t{entry.seq}\t{entry.at}\t{entry.effective_at}\t{request_id}"
+        f"\t{ref}\t{entry.kind}\t{_escaped(sealed.body.decode())}\t\\\\x{sealed.hash.hex()}"
+        f"\t{meta}\n"
     )
 
 
