@@ -219,6 +219,7 @@ def python_page() -> str:
             *group("## What may happen from now on", GOVERN),
             *group("## Reading", READS),
             *group("## Prices", PRICES),
+            *group("## Within your own transaction", ("join",)),
             *group("## Upkeep", UPKEEP),
             called("tillroll.copy", tillroll.copy),
             asynchronous(),
@@ -299,8 +300,9 @@ def asynchronous() -> str:
                 + ", ".join(f"`{name}`" for name in awaited)
                 + ". `hold` may be entered with `async with`, or awaited for an `AsyncOpenHold`, "
                 "which may be entered in turn; its verbs and `state()` are awaited too. Reads run "
-                "on a thread, so the loop never waits for the file. `sync` is the same ledger for "
-                "threads, with what is not awaited: `entries`, `accounts` and `preview`."
+                "on a thread, so the loop never waits for the file. `join` takes what has to be "
+                "awaited. `sync` is the same ledger for threads, with what is not awaited: "
+                "`entries`, `accounts` and `preview`."
             ),
         ]
     )
@@ -442,7 +444,8 @@ def refusals_page() -> str:
         )
         + "\n\n## The tree\n\n```text\n"
         + "\n".join(_tree(errors.TillrollError))
-        + "\n```"
+        + "\n```\n\n"
+        + wrapped(f"One warning: `DurabilityWarning`. {errors.DurabilityWarning.__doc__}")
     )
 
 

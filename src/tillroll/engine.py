@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from tillroll.ledger.commands import Request
     from tillroll.stores.base import Store, Writer
+    from tillroll.stores.bridge import Bridge
 
 T = TypeVar("T")
 
@@ -59,6 +60,17 @@ _INTERRUPTED = Answer(
         "the thread that wrote the batch was interrupted: ask again with the same request_id"
     )
 )
+
+
+def answer_in(
+    tx: Writer, project: str, scale: int, requests: Sequence[Request], at: int
+) -> list[Answer]:
+    """Answer requests within a database transaction under way: load, decide, append."""
+    book = load_book(tx, project, requests, at)
+    _still_here(tx)
+    answers = decide_batch(book, requests, at, Rules(tx.prices(project), scale))
+    tx.append(project, book)
+    return answers
 
 
 class Ticket:
@@ -105,7 +117,13 @@ class LoopTicket(Ticket):
 
 
 class Engine:
-    """The queue in front of one store, and the rule of who writes."""
+    """The queue in front of one store, and the rule of who writes.
+
+    Attributes:
+        bridge: How to reach an event loop that owns the connection; the engine's own has none.
+    """
+
+    bridge: Bridge | None = None
 
     def __init__(
         self,
@@ -385,16 +403,10 @@ class Engine:
     def _write(self, requests: Sequence[Request]) -> list[Answer]:
         """Decide and write these requests in one database transaction."""
         self._recover()
-        return persist(self.store, lambda tx: self._decide(tx, requests))
-
-    def _decide(self, tx: Writer, requests: Sequence[Request]) -> list[Answer]:
-        at = self.clock()
-        book = load_book(tx, self.project, requests, at)
-        _still_here(tx)
-        rules = Rules(tx.prices(self.project), self.store.scale)
-        answers = decide_batch(book, requests, at, rules)
-        tx.append(self.project, book)
-        return answers
+        return persist(
+            self.store,
+            lambda tx: answer_in(tx, self.project, self.store.scale, requests, self.clock()),
+        )
 
     def _one_by_one(self, requests: Sequence[Request]) -> list[Answer]:
         """Write each request on its own, so that only the guilty one fails."""
@@ -574,4 +586,4 @@ os.register_at_fork(
     before=_before_fork, after_in_parent=_fork_done, after_in_child=_after_fork_in_child
 )
 
-__all__ = ["BATCH_MAX", "BULK_MAX", "Engine", "now"]
+__all__ = ["BATCH_MAX", "BULK_MAX", "Engine", "answer_in", "now"]

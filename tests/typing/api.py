@@ -3,6 +3,7 @@
 Each public verb gets a line here whose inferred type is written out with `assert_type`.
 """
 
+import sqlite3
 from datetime import timedelta
 from decimal import Decimal
 from typing import assert_type
@@ -31,6 +32,7 @@ def for_threads(ledger: tillroll.Ledger) -> None:
     assert_type(ledger.verify().ok, bool)
     assert_type(ledger.quote("acme", "image.generate").token, str | None)
     assert_type(ledger.preview.refund("acme", "r1"), tillroll.Receipt)
+    assert_type(ledger.join(sqlite3.connect("app.db")), tillroll.Ledger)
     for outcome in ledger.consume_many([{"account": "acme", "units": 1}]):
         assert_type(outcome, tillroll.Outcome)
     with ledger.hold("acme", units=5, expires_in=timedelta(minutes=5)) as hold:

@@ -988,9 +988,15 @@ def bench_consume(
     common: Common | None = None,
 ) -> int:
     """Measure consumes a second, with the bare commit and the naive way in the same run."""
+    if store is not None and not store.startswith(("postgresql:", "postgres:")):
+        raise tillroll.InvalidInput("--store takes postgresql://...; SQLite needs none")
+    if store is not None:
+        from tillroll.cli import bench_postgres  # noqa: PLC0415 - an extra
+
+        return bench_postgres.consume(common or Common(), store, seconds, accounts)
     from tillroll.cli import bench  # noqa: PLC0415 - only when asked for
 
-    return bench.consume(common or Common(), seconds, accounts, store)
+    return bench.consume(common or Common(), seconds, accounts)
 
 
 @app.command

@@ -154,18 +154,12 @@ def _all_at_once(count: int, act: Callable[[int], bool]) -> int:
 # ---------------------------------------------------------------- consume
 
 
-def consume(common: c.Common, seconds: float, accounts: int, store: str | None = None) -> int:
+def consume(common: c.Common, seconds: float, accounts: int) -> int:
     """Measure consumes a second in one run: the floor, the naive way, and ours."""
     if not (_SECONDS_MIN <= seconds <= _SECONDS_MAX and accounts >= 1):
         raise tillroll.InvalidInput(
             f"--seconds must be {_SECONDS_MIN} to {_SECONDS_MAX:,}, and --accounts at least 1"
         )
-    if store is not None and store.startswith(("postgresql:", "postgres:")):
-        from tillroll.cli import bench_postgres  # noqa: PLC0415 - an extra
-
-        return bench_postgres.consume(common, store, seconds, accounts)
-    if store is not None:
-        raise tillroll.InvalidInput("--store takes postgresql://...; SQLite needs none")
     names = [f"account-{number}" for number in range(accounts)]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="tillroll-", dir=".") as folder:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
     from types import TracebackType
 
-    from tillroll.engine import Engine
+    from tillroll.embedded.joined import Carrier
     from tillroll.ledger.book import Answer
     from tillroll.ledger.commands import Above
     from tillroll.ledger.units import Units
@@ -112,14 +112,18 @@ def _threaded(
 
     @functools.wraps(read)
     async def awaited(self: AsyncLedger, *args: P.args, **kwargs: P.kwargs) -> R:
+        work = functools.partial(read, self._reads, *args, **kwargs)
+        bridge = self._engine.bridge
+        if bridge is not None:
+            return await bridge.away(work)
         import asyncio  # noqa: PLC0415 - see AsyncLedger
 
-        return await asyncio.to_thread(read, self._reads, *args, **kwargs)
+        return await asyncio.to_thread(work)
 
     return awaited  # type: ignore[return-value]  # functools.wraps hides it
 
 
-def _verbs_of(engine: Engine) -> Verbs:
+def _verbs_of(engine: Carrier) -> Verbs:
     read_quote = functools.partial(quotes.read, engine.store.secret)
     return Verbs(engine.project, engine.store.scale, new_id, read_quote)
 
@@ -165,7 +169,7 @@ class _Batches:
 class Preview:
     """The verbs that move units, decided as they would be decided now; nothing is written."""
 
-    def __init__(self, engine: Engine, verbs: Verbs) -> None:
+    def __init__(self, engine: Carrier, verbs: Verbs) -> None:
         """Preview through this engine."""
         self._engine = engine
         self._verbs = verbs
@@ -192,7 +196,7 @@ class Ledger(Reads, _Batches):
     Open one with `tillroll.open`.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Carrier) -> None:
         """Carry verbs to this engine."""
         super().__init__(engine, _verbs_of(engine))
 
@@ -248,6 +252,24 @@ class Ledger(Reads, _Batches):
         requests = [item for item in built if isinstance(item, Request)]
         return self._outcomes(built, self._engine.execute(requests) if requests else [])
 
+    def join(self, connection: object) -> Ledger:
+        """Return this ledger within your own transactions on `connection`.
+
+        What its verbs do is committed with your rows or rolled back with them, by you; and an
+        account that they touch stays locked until then. See the guide.
+
+        Args:
+            connection: Of the same database: of psycopg 3 or sqlite3, a session or connection of
+                SQLAlchemy, or `django.db.connection`. SQLite must have been opened with
+                `library="sqlite3"`.
+
+        Raises:
+            InvalidInput: It cannot be joined; the message says what can.
+        """
+        from tillroll.embedded.joined import joined  # noqa: PLC0415 - only who joins loads it
+
+        return Ledger(joined(self._engine, connection, asynchronous=False))
+
     def close(self) -> None:
         """Answer what waits, turn new requests away, close the store. May be called twice."""
         self._engine.close()
@@ -264,7 +286,7 @@ class Ledger(Reads, _Batches):
 class AsyncLedger(_Batches):
     """The same verbs to be awaited; the event loop never waits for a disk."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Carrier) -> None:
         """Carry verbs to this engine."""
         import asyncio  # noqa: PLC0415 - half of all import time, and only who awaits needs it
 
@@ -280,8 +302,16 @@ class AsyncLedger(_Batches):
         return f"<AsyncLedger {self._engine.store.url} project={self.project!r}>"
 
     @property
+    def is_joined(self) -> bool:
+        """Whether the verbs run within a transaction of the caller's own; see `join`."""
+        return self._engine.bridge is not None
+
+    @property
     def sync(self) -> Ledger:
-        """The same ledger for threads: for iterating entries and accounts, and for previews."""
+        """The same ledger for threads: for iterating entries and accounts, and for previews.
+
+        That of a joined ledger is for other threads than the event loop's.
+        """
         return Ledger(self._engine)
 
     async def _ask(self, request: Request) -> Receipt:
@@ -330,6 +360,20 @@ class AsyncLedger(_Batches):
             return self._outcomes(built, [])
         answers = await self._engine.submit(requests, self._running_loop())
         return self._outcomes(built, answers)
+
+    def join(self, connection: object) -> AsyncLedger:
+        """Return this ledger within your own transactions on `connection`; see `Ledger.join`.
+
+        Args:
+            connection: Of the same database: an `AsyncConnection` of psycopg 3, a connection of
+                aiosqlite, an `AsyncSession` or `AsyncConnection` of SQLAlchemy.
+
+        Raises:
+            InvalidInput: It cannot be joined, or no event loop runs here.
+        """
+        from tillroll.embedded.joined import joined  # noqa: PLC0415 - only who joins loads it
+
+        return AsyncLedger(joined(self._engine, connection, asynchronous=True))
 
     async def close(self) -> None:
         """Answer what waits, turn new requests away, close the store. May be called twice."""
@@ -604,6 +648,9 @@ class AsyncOpenHold(_HoldBase):
 
         The ending is shielded: a task that is cancelled twice still ends its hold.
         """
+        if self._ledger.is_joined:
+            await self.end(error)  # nothing may go on behind the host's back
+            return
         import asyncio  # noqa: PLC0415 - see AsyncLedger
 
         await asyncio.shield(self.end(error))
@@ -649,6 +696,8 @@ class PendingHold:
 
         A task that is cancelled here does no work: its hold is released as soon as it is known.
         """
+        if self._ledger.is_joined:
+            return await (await self._begin()).__aenter__()
         import asyncio  # noqa: PLC0415 - see AsyncLedger
 
         opening = asyncio.ensure_future(self._begin())

@@ -22,11 +22,15 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from tillroll.copying import Copied
-    from tillroll.stores.base import Store
+    from tillroll.stores.base import Library, Store
 
 
 def open_store(
-    url: str | os.PathLike[str], *, scale: int | None = None, create: bool = True
+    url: str | os.PathLike[str],
+    *,
+    scale: int | None = None,
+    create: bool = True,
+    library: Library = "apsw",
 ) -> Store:
     """Return the store of a URL: SQLite (or the path of a file), PostgreSQL, or `memory://`.
 
@@ -34,12 +38,15 @@ def open_store(
         url: `sqlite:///file.db`, `file.db`, `postgresql://user@host/database`, `memory://`.
         scale: Decimals of the units, fixed when the store is made.
         create: Make the file or the tables where there are none.
+        library: Which copy of SQLite opens a file; see `open_ledger`.
 
     Raises:
         InvalidInput: No such kind of store.
         StoreUnavailable: The store cannot be used; nothing was written.
     """
     text = os.fspath(url)
+    if library != "apsw" and isinstance(url, str) and text.startswith(("memory://", *_POSTGRES)):
+        raise InvalidInput("a library can be chosen for SQLite only")
     if isinstance(url, str) and text == "memory://":
         return MemoryStore(scale=scale)
     if isinstance(url, str) and text.startswith("sqlite:///"):
@@ -55,7 +62,7 @@ def open_store(
         raise InvalidInput("name a file, such as sqlite:///credits.db, or use memory://")
     from tillroll.stores.sqlite import SqliteStore  # noqa: PLC0415 - only who uses it loads it
 
-    return SqliteStore(text, scale=scale, create=create)
+    return SqliteStore(text, scale=scale, create=create, library=library)
 
 
 def copy_ledger(
@@ -114,6 +121,7 @@ def open_ledger(
     scale: int | None = None,
     clock: Callable[[], datetime] | None = None,
     waiting_max: int = WAITING_MAX,
+    library: Library = "apsw",
 ) -> Ledger:
     """Open a ledger, creating its store where there is none.
 
@@ -124,13 +132,16 @@ def open_ledger(
         scale: Decimals of the units, fixed when the store is made; 6 if left out.
         clock: Returns the time as an aware datetime; the system's clock if left out.
         waiting_max: How many requests may wait before new ones are turned away.
+        library: Which copy of SQLite to use: "apsw", which carries a current one, or "sqlite3",
+            Python's own. A process that opens the file by other means as well, as whoever joins
+            does, must use the copy that those use.
 
     Raises:
         StoreUnavailable: The store cannot be used; nothing was written.
         SchemaMismatch: It was written by a newer tillroll.
         InvalidInput: No such kind of store, or another scale than the store has.
     """
-    return Ledger(_engine(url, project, scale, clock, waiting_max))
+    return Ledger(_engine(url, project, scale, clock, waiting_max, library))
 
 
 def open_async(
@@ -140,9 +151,10 @@ def open_async(
     scale: int | None = None,
     clock: Callable[[], datetime] | None = None,
     waiting_max: int = WAITING_MAX,
+    library: Library = "apsw",
 ) -> AsyncLedger:
     """Open a ledger for an event loop; see `open`."""
-    return AsyncLedger(_engine(url, project, scale, clock, waiting_max))
+    return AsyncLedger(_engine(url, project, scale, clock, waiting_max, library))
 
 
 def _engine(
@@ -151,11 +163,11 @@ def _engine(
     scale: int | None,
     clock: Callable[[], datetime] | None,
     waiting_max: int,
+    library: Library,
 ) -> Engine:
     ticks = now if clock is None else functools.partial(_ticks, clock)
-    engine = Engine(
-        open_store(url, scale=scale), project=project, clock=ticks, waiting_max=waiting_max
-    )
+    store = open_store(url, scale=scale, library=library)
+    engine = Engine(store, project=project, clock=ticks, waiting_max=waiting_max)
     _OPEN.add(engine)
     return engine
 

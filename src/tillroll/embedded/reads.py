@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from decimal import Decimal
 
-    from tillroll.engine import Engine
+    from tillroll.embedded.joined import Carrier
     from tillroll.ledger.pricing import Price, PriceBook, PriceVersion
     from tillroll.ledger.receipts import Receipt
     from tillroll.ledger.verbs import Meter, Span, Verbs
@@ -68,7 +68,7 @@ class Quote(Struct, frozen=True):
 class Reads:
     """What can be asked of a ledger without a verb."""
 
-    def __init__(self, engine: Engine, verbs: Verbs) -> None:
+    def __init__(self, engine: Carrier, verbs: Verbs) -> None:
         """Look through this engine."""
         self._engine = engine
         self._verbs = verbs

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
 
 from tillroll.ledger.book import Book
 from tillroll.ledger.chain import decode_entry
@@ -28,6 +28,7 @@ T = TypeVar("T")
 Key = tuple[bytes, str]
 # The entry made by a request id, and the entries that refer to it, oldest first.
 Story = tuple["Entry | None", "list[Entry]"]
+Library = Literal["apsw", "sqlite3"]  # the copies of SQLite that a process may have
 
 BUSY_SECONDS = 10
 TRIES = 5  # of one batch, where another process was faster each time

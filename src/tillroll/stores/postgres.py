@@ -50,7 +50,14 @@ from tillroll.stores.base import (
     migrations,
     pending,
 )
-from tillroll.stores.postgres_rows import Doubt, PostgresReader, PostgresWriter, Remembered, Way
+from tillroll.stores.postgres_rows import (
+    COPY_MIN,
+    Doubt,
+    PostgresReader,
+    PostgresWriter,
+    Remembered,
+    Way,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,10 +165,10 @@ _ADVICE: dict[type[psycopg.Error], tuple[type[StoreUnavailable], str]] = {
     errors.UndefinedColumn: (SchemaMismatch, "columns are missing: run `tillroll migrate`"),
 }
 # Nothing was written, and the same may succeed at once.
-_AGAIN = (errors.DeadlockDetected, errors.SerializationFailure, errors.UniqueViolation)
+AGAIN = (errors.DeadlockDetected, errors.SerializationFailure, errors.UniqueViolation)
 # What one request can bring about by its data. Not translated: the engine then writes each request
 # of the batch by itself, so that only the guilty one fails.
-_GUILTY = (errors.DataError, errors.CheckViolation, errors.NotNullViolation)
+GUILTY = (errors.DataError, errors.CheckViolation, errors.NotNullViolation)
 
 
 class PostgresStore:
@@ -244,18 +251,10 @@ class PostgresStore:
     def _translating(self) -> Iterator[None]:
         try:
             yield
-        except _GUILTY:
+        except GUILTY:
             raise
         except psycopg.Error as error:
-            raise self._translate(error) from error
-
-    def _translate(self, error: psycopg.Error) -> StoreUnavailable:
-        """Return the error in our words. Only for what is known to have written nothing."""
-        nothing = f"nothing was written ({type(error).__name__}: {_said(error)})"
-        for kind, (ours, advice) in _ADVICE.items():
-            if isinstance(error, kind):
-                return ours(f"{self.url}: {advice}; {nothing}")
-        return StoreUnavailable(f"{self.url}: {nothing}")
+            raise translated(self.url, error) from error
 
     def _connect(self, dsn: str) -> Connection:
         if self._closed:
@@ -265,7 +264,7 @@ class PostgresStore:
         except psycopg.Error as error:
             raise StoreUnavailable(
                 f"{self.url} cannot be reached: look whether the server runs, takes this user and "
-                f"has connections left (max_connections); nothing was written ({_said(error)})"
+                f"has connections left (max_connections); nothing was written ({said(error)})"
             ) from error
         with self._translating():
             # A pooler in transaction mode answers for another server process than it names; there
@@ -374,8 +373,8 @@ class PostgresStore:
             if connection.closed or problem.sqlstate is None:
                 self._forget()
                 self._drop_writer()
-                said = f"{self.url}: the commit erred: {_said(problem)}"
-                raise CommitUncertain(said) from problem
+                uncertain = f"{self.url}: the commit erred: {said(problem)}"
+                raise CommitUncertain(uncertain) from problem
             self._give_up(connection, writer)
             self._raise_unwritten(connection, problem)
         except BaseException:
@@ -388,17 +387,17 @@ class PostgresStore:
 
     def _raise_unwritten(self, connection: Connection, problem: psycopg.Error) -> NoReturn:
         """Raise what an error before the commit means; nothing was written."""
-        if isinstance(problem, _GUILTY):
+        if isinstance(problem, GUILTY):
             raise problem
         if isinstance(problem, errors.InvalidSqlStatementName):
             # Prepared in a pipeline that an error ended before the server came to it.
             self._drop_writer()
-            raise Retry(f"{self.url}: {_said(problem)}") from problem
-        if isinstance(problem, _AGAIN):
-            raise Retry(f"{self.url}: {_said(problem)}") from problem
+            raise Retry(f"{self.url}: {said(problem)}") from problem
+        if isinstance(problem, AGAIN):
+            raise Retry(f"{self.url}: {said(problem)}") from problem
         if connection.closed and not isinstance(problem, NoAnswer):
-            raise Retry(f"{self.url}: the connection was lost: {_said(problem)}") from problem
-        raise self._translate(problem) from problem
+            raise Retry(f"{self.url}: the connection was lost: {said(problem)}") from problem
+        raise translated(self.url, problem) from problem
 
     def _give_up(self, connection: Connection, writer: PostgresWriter) -> None:
         """Roll back, and forget what was changed; a connection that cannot do it is thrown away."""
@@ -593,6 +592,8 @@ class _Pace:
 class _Pipelined:
     """A database transaction of the store's own: begun with the first statements it sends."""
 
+    copy_min = COPY_MIN
+
     def __init__(self, connection: Connection, begin: list[str]) -> None:
         """Send through this connection; `begin` goes ahead of the first statements."""
         self._connection = connection
@@ -658,7 +659,17 @@ def _settings(settings: dict[str, str], *, local: bool) -> str:
     return f"SELECT {', '.join(calls)}"
 
 
-def _said(problem: psycopg.Error) -> str:
+def translated(url: str, error: psycopg.Error) -> StoreUnavailable:
+    """Return the error in our words. Only for what is known to have written nothing."""
+    nothing = f"nothing was written ({type(error).__name__}: {said(error)})"
+    for kind, (ours, advice) in _ADVICE.items():
+        if isinstance(error, kind):
+            return ours(f"{url}: {advice}; {nothing}")
+    return StoreUnavailable(f"{url}: {nothing}")
+
+
+def said(problem: psycopg.Error) -> str:
+    """Return what the server said, on one line."""
     return " ".join(str(problem).split()) or type(problem).__name__
 
 
@@ -742,4 +753,4 @@ def _contradictions(reader: PostgresReader) -> Iterator[str]:
             yield f"price version {number} of {project!r}: a column differs from it"
 
 
-__all__ = ["PostgresStore"]
+__all__ = ["AGAIN", "GUILTY", "PostgresStore", "said", "translated"]

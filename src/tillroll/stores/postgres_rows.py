@@ -201,7 +201,13 @@ UNION SELECT account FROM tillroll_refusals WHERE request_id = %s AND project = 
 
 
 class Session(Protocol):
-    """A database transaction under way, as far as statements are concerned."""
+    """A database transaction under way, as far as statements are concerned.
+
+    Attributes:
+        copy_min: From how many entries on they go out by COPY.
+    """
+
+    copy_min: int
 
     def run(self, *statements: Statement) -> list[Rows]:
         """Run statements in order, in one round trip where that can be; return their rows."""
@@ -485,7 +491,7 @@ class PostgresWriter(PostgresReader):
             self.last.append((_COUNT_REPLAYS, _columns(repeats)))
 
     def _append_entries(self, entries: Sequence[Sealed]) -> None:
-        if len(entries) < COPY_MIN:
+        if len(entries) < self._session.copy_min:
             self.last += [(_ADD_ENTRY, _entry_row(sealed)) for sealed in entries]
         else:
             lines = [_entry_line(sealed) for sealed in entries]
@@ -681,8 +687,9 @@ def _entry_line(sealed: Sealed) -> str:
     ref = "\\N" if entry.ref is None else _escaped(entry.ref)
     meta = "\\N" if sealed.metadata is None else _escaped(sealed.metadata)
     return (
-        f"{sealed.account_id.hex()}\t{entry.seq}\t{entry.at}\t{entry.effective_at}\t{request_id}\t"
-        f"{ref}\t{entry.kind}\t{_escaped(sealed.body.decode())}\t\\\\x{sealed.hash.hex()}\t{meta}\n"
+        f"{sealed.account_id.hex()}\t{entry.seq}\t{entry.at}\t{entry.effective_at}\t{request_id}"
+        f"\t{ref}\t{entry.kind}\t{_escaped(sealed.body.decode())}\t\\\\x{sealed.hash.hex()}"
+        f"\t{meta}\n"
     )
 
 

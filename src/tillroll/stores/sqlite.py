@@ -19,7 +19,7 @@ import threading
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import apsw
 import msgspec
@@ -64,8 +64,13 @@ from tillroll.stores.base import (
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from types import ModuleType
 
     from tillroll.ledger.book import Book, Sealed
+    from tillroll.stores.base import Library
+    from tillroll.stores.sqlite_library import LibraryConnection
+
+    Connection = apsw.Connection | LibraryConnection
 
 _FULL = 2  # what PRAGMA synchronous answers for FULL
 # The first SQLite without the WAL-reset bug.
@@ -179,7 +184,7 @@ def _for_rows(template: str, rows: int, columns: int) -> str:
 
 
 def _many(
-    connection: apsw.Connection, template: str, rows: Sequence[tuple[object, ...]]
+    connection: Connection, template: str, rows: Sequence[tuple[object, ...]]
 ) -> Iterator[tuple[Any, ...]]:
     """Run a statement over rows, many at a time, in powers of two so that few are prepared."""
     first = 0
@@ -211,10 +216,10 @@ _NOT_OURS: set[str] = set()
 
 # What one request can bring about by its data. Not translated: the engine then writes each request
 # of the batch by itself, so that only the guilty one fails.
-_GUILTY = (apsw.ConstraintError, apsw.MismatchError, apsw.TooBigError, apsw.RangeError)
+GUILTY = (apsw.ConstraintError, apsw.MismatchError, apsw.TooBigError, apsw.RangeError)
 
 
-def _translate(error: apsw.Error, path: str) -> StoreUnavailable:
+def translated(error: apsw.Error, path: str) -> StoreUnavailable:
     """Return the error in our words. Only for what is known to have written nothing."""
     nothing = f"nothing was written ({type(error).__name__}: {error})"
     if isinstance(error, apsw.BusyError | apsw.LockedError):
@@ -243,8 +248,8 @@ class _Translating:
         pass
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, apsw.Error) and not isinstance(error, _GUILTY):
-            raise _translate(error, self.path) from error
+        if isinstance(error, apsw.Error) and not isinstance(error, GUILTY):
+            raise translated(error, self.path) from error
 
 
 class SqliteStore:
@@ -257,6 +262,7 @@ class SqliteStore:
         scale: int | None = None,
         create: bool = True,
         vfs: str | None = None,
+        library: Library = "apsw",
         busy_seconds: float = BUSY_SECONDS,
     ) -> None:
         """Open the file, creating it and applying migrations where needed.
@@ -265,7 +271,9 @@ class SqliteStore:
             path: The database file. Its folder must exist.
             scale: Decimals of the units; fixed when the file is made. None: what the file has.
             create: Make the file where there is none.
-            vfs: The name of a registered SQLite VFS, for tests that make writes fail.
+            vfs: The name of a VFS registered with apsw, for tests that make writes fail.
+            library: "apsw", which carries a current SQLite, or "sqlite3", Python's own, which a
+                process that opens the file by other means as well has to use.
             busy_seconds: How long to wait for another process that keeps the file locked.
 
         Raises:
@@ -273,8 +281,7 @@ class SqliteStore:
             SchemaMismatch: It was written by a newer tillroll.
             InvalidInput: It has another scale than asked for.
         """
-        if apsw.SQLITE_VERSION_NUMBER < VERSION_MIN:
-            raise StoreUnavailable(f"SQLite {apsw.sqlite_lib_version()} can corrupt a WAL file")
+        _check_library(library, vfs)
         if scale is not None and not (type(scale) is int and 0 <= scale <= SCALE_MAX):
             raise InvalidInput(f"scale must be 0 to {SCALE_MAX}")
         self.path = os.fspath(path)
@@ -282,15 +289,15 @@ class SqliteStore:
         self._translating = _Translating(self.path)
         self._create = create
         self._vfs = vfs
+        self.library = library
         self._busy_milliseconds = int(busy_seconds * 1000)
         self._calm = threading.Condition()  # guards the two below; told when a reader leaves
-        self._idle: list[apsw.Connection] = []
-        self._lent: dict[apsw.Connection, int] = {}  # to the thread of that number
+        self._idle: list[Connection] = []
+        self._lent: dict[Connection, int] = {}  # to the thread of that number
         self._states: dict[bytes, Account] = {}
         self._prices: dict[str, PriceBook] = {}
-        self._moved: str | Literal[False] | None = False  # False where it has not been looked up
         self._data_version = -1
-        self._writer: apsw.Connection | None = None
+        self._writer: Connection | None = None
         self._checkpoint_pages = CHECKPOINT_PAGES
         self._log_pages = 0
         self._dirty = False  # a write is under way, or was interrupted
@@ -318,7 +325,7 @@ class SqliteStore:
 
     # ------------------------------------------------------------ connections
 
-    def _connect(self) -> apsw.Connection:
+    def _connect(self) -> Connection:
         if self._closed:
             raise StoreClosed("the ledger is closed; nothing was written")
         if os.path.realpath(self.path) in _NOT_OURS:
@@ -326,6 +333,21 @@ class SqliteStore:
                 f"this process was forked while its parent was reading {self.path}, whose locks "
                 f"it cannot share: fork when nobody reads, or spawn; nothing was written"
             )
+        if self.library == "sqlite3":
+            connection: Connection = _library().connect(
+                self.path, create=self._create, busy_milliseconds=self._busy_milliseconds
+            )
+        else:
+            connection = self._connect_apsw()
+        try:
+            # To the end: a cursor stops at each row, and so would never come to the later ones.
+            connection.execute(_PRAGMAS).fetchall()
+        except apsw.ReadOnlyError:
+            # A file that may only be read can still be looked at.
+            connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    def _connect_apsw(self) -> apsw.Connection:
         flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if self._create else 0)
         try:
             connection = apsw.Connection(self.path, flags=flags, vfs=self._vfs)
@@ -337,12 +359,6 @@ class SqliteStore:
             else:
                 raise
         connection.set_busy_timeout(self._busy_milliseconds)
-        try:
-            # To the end: a cursor stops at each row, and so would never come to the later ones.
-            connection.execute(_PRAGMAS).fetchall()
-        except apsw.ReadOnlyError:
-            # A file that may only be read can still be looked at.
-            connection.execute("PRAGMA query_only = ON")
         # SQLite would checkpoint within COMMIT, and an error there is none of the commit.
         connection.set_wal_hook(self._note_log)
         return connection
@@ -352,7 +368,7 @@ class SqliteStore:
         self._log_pages = pages
         return apsw.SQLITE_OK
 
-    def _migrate(self, connection: apsw.Connection, scale: int | None) -> None:
+    def _migrate(self, connection: Connection, scale: int | None) -> None:
         """Apply what is pending, one database transaction a step; several processes may race."""
         known = migrations("sqlite")
         if not list(pending(known, _applied(connection))):
@@ -398,7 +414,7 @@ class SqliteStore:
                 if version != self._data_version or len(self._states) > CACHED_ACCOUNTS_MAX:
                     self._forget()
                     self._data_version = version
-                yield SqliteWriter(connection, self)
+                yield SqliteWriter(connection, self._states, self._prices)
             except GeneratorExit:
                 # Ctrl-C came between here and the caller's block, and this is the garbage
                 # collector, at any later time, in any thread: the next write has cleaned up.
@@ -409,7 +425,7 @@ class SqliteStore:
             self._commit(connection)
             self._dirty = False
 
-    def _commit(self, connection: apsw.Connection) -> None:
+    def _commit(self, connection: Connection) -> None:
         try:
             connection.execute("COMMIT")
         except apsw.FullError:
@@ -423,13 +439,15 @@ class SqliteStore:
         except BaseException:
             self._give_up(connection)
             raise
-        if self._log_pages >= self._checkpoint_pages:
+        # Of the other library the length is not known: there SQLite checkpoints by itself, each
+        # 1,000 pages, and an error of that is none of the commit either.
+        if self._log_pages >= self._checkpoint_pages and isinstance(connection, apsw.Connection):
             self._log_pages = 0
             # One that errs is tried again after the next commit; the log is all that matters.
             with suppress(apsw.Error):
                 connection.wal_checkpoint()
 
-    def _give_up(self, connection: apsw.Connection) -> None:
+    def _give_up(self, connection: Connection) -> None:
         """Roll back; a connection that cannot even do that is thrown away."""
         self._forget()
         if not _rolled_back(connection):
@@ -439,7 +457,6 @@ class SqliteStore:
     def _forget(self) -> None:
         self._states.clear()
         self._prices.clear()
-        self._moved = False
         self._data_version = -1
 
     @contextmanager
@@ -458,13 +475,13 @@ class SqliteStore:
             finally:
                 self._take_back(connection)
 
-    def _lend(self) -> apsw.Connection:
+    def _lend(self) -> Connection:
         with self._calm:
             connection = self._idle.pop() if self._idle else self._connect()
             self._lent[connection] = threading.get_ident()
             return connection
 
-    def _take_back(self, connection: apsw.Connection) -> None:
+    def _take_back(self, connection: Connection) -> None:
         with self._calm:
             if self._lent.pop(connection, None) is None:
                 return  # lent in the parent of this forked process
@@ -520,9 +537,13 @@ class SqliteStore:
         with self.read() as reader:
             ask = reader.connection.execute
             mode, sync = ask("PRAGMA journal_mode").get, ask("PRAGMA synchronous").get
-        library = apsw.sqlite_lib_version()
+        version, sound = apsw.sqlite_lib_version(), True
+        if self.library == "sqlite3":
+            sound = _library().is_sound()
+            bug = "" if sound else ", which can corrupt a log that two write at once"
+            version = f"{_library().version()} of Python's sqlite3{bug}"
         return [
-            ("SQLite", library, apsw.SQLITE_VERSION_NUMBER >= VERSION_MIN),
+            ("SQLite", version, sound),
             ("journal_mode", mode, mode == "wal"),
             ("synchronous", "FULL" if sync == _FULL else str(sync), sync == _FULL),
             ("scale", str(self.scale), True),
@@ -586,7 +607,7 @@ class SqliteReader:
 
     states_trail = False
 
-    def __init__(self, connection: apsw.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         """Read through this connection."""
         self.connection = connection
 
@@ -731,15 +752,21 @@ class SqliteReader:
 class SqliteWriter(SqliteReader):
     """What may be done within one database transaction that writes."""
 
-    def __init__(self, connection: apsw.Connection, store: SqliteStore) -> None:
-        """Write through this connection, remembering states in the store."""
+    def __init__(
+        self, connection: Connection, states: dict[bytes, Account], prices: dict[str, PriceBook]
+    ) -> None:
+        """Write through this connection, with what is remembered of accounts and prices.
+
+        What is remembered is changed on the way: after a rollback it has to be forgotten.
+        """
         super().__init__(connection)
-        self._store = store
+        self._states = states
+        self._prices = prices
         self._due: dict[bytes, int] = {}  # next_due_at as the rows have it
 
     def accounts(self, wanted: Iterable[tuple[bytes, str]]) -> dict[bytes, Account]:
         """Return accounts, remembered ones first; nobody else has written since."""
-        known = self._store._states  # noqa: SLF001 - the store's own other half
+        known = self._states
         for owner, name in wanted:
             account = known.get(owner)
             if account is None:
@@ -749,7 +776,7 @@ class SqliteWriter(SqliteReader):
 
     def prices(self, project: str) -> PriceBook:
         """Return the price book, remembered while nobody else has written."""
-        known = self._store._prices  # noqa: SLF001 - the store's own other half
+        known = self._prices
         book = known.get(project)
         if book is None:
             book = known[project] = super().prices(project)
@@ -815,7 +842,7 @@ class SqliteWriter(SqliteReader):
                 encode_version(version).decode(),
             ),
         )
-        self._store._prices.clear()  # noqa: SLF001 - the store's own other half
+        self._prices.clear()
 
     def erase_metadata(self, account_id: bytes) -> int:
         """Erase the metadata of all entries of an account."""
@@ -826,12 +853,6 @@ class SqliteWriter(SqliteReader):
         )
         return self.connection.changes()
 
-    def moved_to(self) -> str | None:
-        """Return where this ledger went, remembered while nobody else has written."""
-        if self._store._moved is False:  # noqa: SLF001 - the store's own other half
-            self._store._moved = super().moved_to()  # noqa: SLF001
-        return self._store._moved  # noqa: SLF001
-
     def add_repeats(self, repeats: Sequence[Repeats]) -> None:
         """Write how often requests were repeated."""
         rows = [(name, owner, times, last_at) for owner, name, times, last_at in repeats]
@@ -839,7 +860,6 @@ class SqliteWriter(SqliteReader):
 
     def set_moved(self, to: str | None) -> None:
         """Mark the ledger as gone to another place, or as here again."""
-        self._store._moved = to  # noqa: SLF001 - the store's own other half
         if to is None:
             self.connection.execute("DELETE FROM tillroll_meta WHERE name = 'moved_to'")
         else:
@@ -852,7 +872,29 @@ class SqliteWriter(SqliteReader):
         return len(old)
 
 
-def _contradictions(connection: apsw.Connection) -> Iterator[str]:
+def _check_library(library: str, vfs: str | None) -> None:
+    """Refuse a library that cannot keep a ledger."""
+    if library not in ("apsw", "sqlite3"):
+        raise InvalidInput(f"there is no library {library!r}: use 'apsw' or 'sqlite3'")
+    if library == "sqlite3":
+        if vfs is not None:
+            raise InvalidInput("a VFS of apsw is not known to the library 'sqlite3'")
+        if _library().is_old():
+            raise StoreUnavailable(
+                f"SQLite {_library().version()} of Python's sqlite3 is too old; nothing was written"
+            )
+    elif apsw.SQLITE_VERSION_NUMBER < VERSION_MIN:
+        raise StoreUnavailable(f"SQLite {apsw.sqlite_lib_version()} can corrupt a WAL file")
+
+
+def _library() -> ModuleType:
+    """Return the adapter of Python's sqlite3, loaded only where it is used."""
+    from tillroll.stores import sqlite_library  # noqa: PLC0415
+
+    return sqlite_library
+
+
+def _contradictions(connection: Connection) -> Iterator[str]:
     """Yield what no refolding finds: rows without an owner, and columns that repeat it wrongly."""
     for (owner,) in connection.execute(_ORPHANS):
         yield f"account_id {owner} has entries but no account"
@@ -874,18 +916,18 @@ def _contradictions(connection: apsw.Connection) -> Iterator[str]:
         columns = (account_id(project, name), refusal.request_id, refusal.at)
         if columns != (owner, request_id, at):
             yield f"refusal {request_id!r} of {name!r}: a column differs from it"
-    for project, number, *columns, body in connection.execute(_PRICE_COLUMNS):
+    for project, number, *told, body in connection.execute(_PRICE_COLUMNS):
         try:
             version = decode_version(body.encode())
         except TillrollError as problem:
             yield f"price version {number} of {project!r} cannot be read: {problem}"
             continue
         repeated_ = [version.digest, version.author, version.reason, version.applied_at]
-        if version.number != number or repeated_ != columns:
+        if version.number != number or repeated_ != told:
             yield f"price version {number} of {project!r}: a column differs from it"
 
 
-def _applied(connection: apsw.Connection) -> dict[int, str]:
+def _applied(connection: Connection) -> dict[int, str]:
     """Return the migrations applied so far; none where the file is new."""
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
     if "tillroll_migrations" not in tables:
@@ -897,7 +939,7 @@ def _applied(connection: apsw.Connection) -> dict[int, str]:
     return dict(connection.execute("SELECT number, checksum FROM tillroll_migrations"))
 
 
-def _rolled_back(connection: apsw.Connection) -> bool:
+def _rolled_back(connection: Connection) -> bool:
     """End the database transaction if SQLite has not done so itself (it has, on a full disk)."""
     try:
         if connection.in_transaction:
@@ -907,7 +949,7 @@ def _rolled_back(connection: apsw.Connection) -> bool:
     return True
 
 
-def _dispose(connection: apsw.Connection) -> None:
+def _dispose(connection: Connection) -> None:
     """Close a connection, whatever the disk says to it: nothing committed depends on it."""
     with suppress(apsw.Error):
         connection.close(True)  # noqa: FBT003 - apsw's own positional flag: force

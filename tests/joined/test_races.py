@@ -1,0 +1,242 @@
+"""Transactions that join one account at the same time: one after another, or an error."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import IsolationLevel
+
+import tillroll
+from tests.joined.conftest import opened
+from tests.joined.sides import path_of
+from tillroll.embedded.joined import joined
+from tillroll.testing import conformance
+
+AT_ONCE = threading.BoundedSemaphore(16)  # connections of one test
+
+
+@contextmanager
+def connected(url: str, *, begun: bool = False) -> Iterator[Any]:
+    """A transaction of its own connection; begun, it has no lock yet."""
+    if url.startswith("sqlite"):
+        connection: Any = sqlite3.connect(path_of(url), timeout=30)
+        if begun:
+            connection.execute("BEGIN")
+    else:
+        connection = psycopg.connect(url)
+    try:
+        yield connection
+        connection.commit()
+    finally:
+        connection.close()
+
+
+def test_six_of_twenty_holds_are_granted(url: str, ledger: tillroll.Ledger):
+    ledger.grant("acme", 500)
+
+    def hold(nth: int) -> bool:
+        with connected(url) as connection:
+            try:
+                ledger.join(connection).hold("acme", units=75, request_id=f"h{nth}")
+            except tillroll.InsufficientUnits:
+                return False
+            return True
+
+    with ThreadPoolExecutor(20) as pool:
+        granted = list(pool.map(hold, range(20)))
+    assert sum(granted) == 6
+    assert ledger.balance("acme").held == 450
+    assert ledger.verify().ok
+
+
+def test_joined_and_not_joined_in_turns(url: str, ledger: tillroll.Ledger):
+    ledger.grant("acme", 100)
+
+    def consume(nth: int) -> int:
+        if nth % 2:
+            return ledger.consume("acme", units=1, request_id=f"r{nth // 4}").seq
+        with connected(url, begun=True) as connection:
+            return ledger.join(connection).consume("acme", units=1, request_id=f"r{nth // 4}").seq
+
+    with ThreadPoolExecutor(8) as pool:
+        seqs = list(pool.map(consume, range(80)))
+    assert len(set(seqs)) == 20
+    assert ledger.balance("acme").used == 20
+    assert ledger.verify().ok
+
+
+# ---------------------------------------------------------------- snapshots
+
+LEVELS = [IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE]
+
+
+@contextmanager
+def snapshot(url: str, level: IsolationLevel) -> Iterator[psycopg.Connection]:
+    """A transaction that sees what was committed before it began, and nothing else."""
+    with psycopg.connect(url) as connection:
+        connection.isolation_level = level
+        connection.execute("SELECT count(*) FROM tillroll_accounts")
+        yield connection
+
+
+@pytest.fixture
+def postgres_ledger(postgres_url: str) -> Iterator[tillroll.Ledger]:
+    with tillroll.open(postgres_url) as ledger:
+        ledger.grant("acme", 100)
+        yield ledger
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_snapshot_is_enough_where_nobody_writes(
+    postgres_url: str, postgres_ledger: tillroll.Ledger, level: IsolationLevel
+):
+    postgres_ledger.grant("other", 5)
+    with snapshot(postgres_url, level) as connection:
+        postgres_ledger.consume("other", units=1)
+        joined_ = postgres_ledger.join(connection)
+        assert joined_.consume("acme", units=10, request_id="r1").available == 90
+        assert joined_.consume("acme", units=10, request_id="r1").replayed
+        assert joined_.consume("acme", units=10, request_id="r2").available == 80
+        with pytest.raises(tillroll.InsufficientUnits):
+            joined_.consume("acme", units=500, request_id="r3")
+        assert joined_.grant("new", 1).available == 1
+    assert postgres_ledger.balance("acme").available == 80
+    assert postgres_ledger.verify().ok
+
+
+def charge(ledger: tillroll.Ledger) -> None:
+    ledger.consume("acme", units=50, request_id="theirs")
+
+
+def refuse(ledger: tillroll.Ledger) -> None:
+    with pytest.raises(tillroll.InsufficientUnits):
+        ledger.consume("acme", units=500, request_id="ours")
+
+
+def many(ledger: tillroll.Ledger) -> None:
+    for _ in range(40):  # enough to have the account's row written
+        ledger.consume("acme", units=1)
+
+
+@pytest.mark.parametrize("meanwhile", [charge, refuse, many])
+@pytest.mark.parametrize("units", [20, 500], ids=["charged", "refused"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_an_old_snapshot_decides_nothing(
+    postgres_url: str,
+    postgres_ledger: tillroll.Ledger,
+    level: IsolationLevel,
+    units: int,
+    meanwhile: Callable[[tillroll.Ledger], None],
+):
+    ledger = postgres_ledger
+    with snapshot(postgres_url, level) as connection:
+        meanwhile(ledger)
+        left = ledger.balance("acme").available
+        with pytest.raises(tillroll.StoreBusy, match="as a whole"):
+            ledger.join(connection).consume("acme", units=units, request_id="ours")
+        connection.rollback()
+    assert ledger.balance("acme").available == left
+    assert ledger.verify().ok
+    if meanwhile is not refuse:
+        with pytest.raises(tillroll.NotFound):
+            ledger.explain("ours")
+
+
+def test_an_account_made_since_the_snapshot(postgres_url: str, postgres_ledger: tillroll.Ledger):
+    with snapshot(postgres_url, LEVELS[0]) as connection:
+        postgres_ledger.grant("new", 10)
+        with pytest.raises(tillroll.StoreBusy):
+            postgres_ledger.join(connection).consume("new", units=1)
+        connection.rollback()
+    assert postgres_ledger.balance("new").available == 10
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_six_of_twenty_holds_out_of_snapshots(
+    postgres_url: str, postgres_ledger: tillroll.Ledger, level: IsolationLevel
+):
+    ledger = postgres_ledger
+    ledger.grant("acme", 400)
+
+    def hold(nth: int) -> bool:
+        while True:
+            try:
+                with snapshot(postgres_url, level) as connection:
+                    ledger.join(connection).hold("acme", units=75, request_id=f"h{nth}")
+                    return True
+            except tillroll.InsufficientUnits:
+                return False
+            except (tillroll.StoreBusy, psycopg.errors.SerializationFailure):
+                continue
+
+    with ThreadPoolExecutor(4) as pool:
+        granted = list(pool.map(hold, range(20)))
+    assert sum(granted) == 6
+    assert ledger.balance("acme").held == 450
+    assert ledger.verify().ok
+
+
+# ---------------------------------------------------------------- every promise
+
+
+class EachCommitted:
+    """Carries each verb of a ledger within a transaction of its own connection."""
+
+    bridge = None
+
+    def __init__(self, ledger: tillroll.Ledger) -> None:
+        self.engine = ledger._engine
+        self.store = self.engine.store
+        self.project = self.engine.project
+        self.clock = self.engine.clock
+
+    @contextmanager
+    def joined(self) -> Iterator[Any]:
+        with AT_ONCE, connected(self.store._dsn if pg(self.store) else self.store.url) as host:
+            yield joined(self.engine, host, asynchronous=False)
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        with self.joined() as carrier:
+            return carrier.execute(requests)
+
+    def perform(self, act: Callable[[Any], Any]) -> Any:
+        with self.joined() as carrier:
+            return carrier.perform(act)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def pg(store: Any) -> bool:
+    return store.url.startswith("postgresql")
+
+
+@pytest.fixture(scope="module", params=["postgres", "sqlite"])
+def shared_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Where a ledger can be that all checks share."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path_factory.mktemp('shared')}/app.db"
+        return
+    cluster = request.getfixturevalue("postgres")
+    name = cluster.create_database()
+    yield cluster.url(name)
+    cluster.drop_database(name)
+
+
+@pytest.mark.parametrize("item", conformance.CHECKS, ids=lambda item: item.__name__)
+def test_promise(item: conformance.Check, shared_url: str):
+    def factory(clock: Callable[[], datetime]) -> tillroll.Ledger:
+        return tillroll.Ledger(EachCommitted(opened(shared_url, clock=clock)))
+
+    report = conformance.run(factory, only=item.__name__)
+    assert report.ok, str(report)
