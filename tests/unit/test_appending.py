@@ -9,6 +9,8 @@ import psycopg
 import pytest
 
 import tillroll
+from tillroll.embedded import Ledger
+from tillroll.engine import Engine
 from tillroll.stores.postgres import PostgresStore
 
 
@@ -159,3 +161,28 @@ def test_the_way_can_be_changed_while_others_write(postgres_url: str):
     assert ledgers[0].verify().ok
     for ledger in ledgers:
         ledger.close()
+
+
+@pytest.mark.parametrize("url", ["postgres_url", "appending_url"])
+def test_what_falls_due_is_never_written_too_late(url: str, request: pytest.FixtureRequest):
+    """Another process has put it off meanwhile; what is remembered here is not what is there."""
+    now = [1_700_000_000_000_000]
+    where = request.getfixturevalue(url)
+    here, there = (Ledger(Engine(PostgresStore(where), clock=lambda: now[0])) for _ in range(2))
+    here.grant("acme", 1_000)
+    here.hold("acme", units=1, request_id="first", expires_in="1m")
+    here.settle("acme", "first", units=1)
+    for _ in range(40):
+        here.consume("acme", units=1)
+    now[0] += 61_000_000
+    while there.book_due():  # nothing fell due, and the row says so now
+        pass
+    here.hold("acme", units=1, request_id="second", expires_in="1m")
+    now[0] += 61_000_000
+    assert there.book_due() == 1
+    assert there.balance("acme").held == 0
+    kinds = [receipt.kind for receipt in there.entries("acme")]
+    assert kinds[-1] == "hold_expired"
+    assert here.verify().ok
+    here.close()
+    there.close()

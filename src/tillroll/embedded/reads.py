@@ -364,7 +364,7 @@ class Reads:
         def act(tx: Writer) -> int:
             names = tx.due(self.project, at, limit)
             owners = {account_id(self.project, name): name for name in names}
-            book = Book(accounts=dict(tx.load(self.project, owners, ())[0]))
+            book = Book(accounts=dict(tx.load(self.project, owners, ())[0]), at=at)
             for owner in owners:
                 advance_in(book, owner, max(at, book.accounts[owner].at))
             tx.append(self.project, book)

@@ -55,6 +55,7 @@ class Book(Struct):
         appended: What this batch adds to the histories, in order.
         refused: What this batch adds to the remembered refusals.
         replayed: The requests that were repeats.
+        at: The moment of the batch.
     """
 
     accounts: dict[bytes, Account] = field(default_factory=dict)
@@ -63,6 +64,7 @@ class Book(Struct):
     appended: list[Sealed] = field(default_factory=list)
     refused: list[tuple[bytes, Refusal]] = field(default_factory=list)
     replayed: list[tuple[bytes, str, int]] = field(default_factory=list)
+    at: int = 0
 
     def story(self, account_id: bytes, name: str) -> list[Entry]:
         """Return the entry that made this id and those that acted on it, oldest first."""

@@ -272,7 +272,7 @@ def load_book(reader: Reader, project: str, requests: Sequence[Request], at: int
         for key, found in answers.items()
         if isinstance(found, Entry) or found.at > at - REFUSAL_LIFE
     }
-    book = Book(accounts=accounts, answers=live)
+    book = Book(accounts=accounts, answers=live, at=at)
     while missing := missing_stories(book, requests, at):
         for key, (root, acts) in reader.stories(missing).items():
             book.stories[key] = acts

@@ -53,7 +53,14 @@ FROM unnest(%s::uuid[], %s::text[]) AS w (account_id, account) ORDER BY account_
 ON CONFLICT (account_id) DO NOTHING
 """
 _LOCK = """
-SELECT 1 FROM tillroll_accounts WHERE account_id = ANY(%s::uuid[]) ORDER BY account_id FOR UPDATE
+SELECT uuid_send(account_id), next_due_at FROM tillroll_accounts
+WHERE account_id = ANY(%s::uuid[]) ORDER BY account_id FOR UPDATE
+"""
+# What a row says falls due next is never too late; who appends cannot know what it says by now.
+_LOWER_DUE = """
+UPDATE tillroll_accounts AS a SET next_due_at = w.next_due_at
+FROM unnest(%s::uuid[], %s::bigint[]) AS w (account_id, next_due_at)
+WHERE a.account_id = w.account_id AND a.next_due_at > w.next_due_at
 """
 _STATES = """
 SELECT uuid_send(account_id), seq, head, next_due_at, state FROM tillroll_accounts
@@ -231,7 +238,7 @@ class Remembered(Struct, gc=False):
     Attributes:
         account: The state, entries folded on top included.
         seq: Where the state stands that is stored in the row; 0 where there is none.
-        due: What the row says falls due next.
+        due: What the row says falls due next; certain under the lock only.
         trail: How many entries may lie behind the row before it is written anew.
     """
 
@@ -445,6 +452,8 @@ class PostgresWriter(PostgresReader):
         states, trails = rows.get("states", []), rows.get("trails", []) + rows.get("added", [])
         fresh = _revive({owner: wanted[owner] for owner in new}, known, states, trails)
         known.update(fresh)
+        for owner, due in rows.get("lock", []):
+            known[owner].due = due
         return {owner: known[owner].account for owner in wanted}, _found(rows["answers"])
 
     def prices(self, project: str) -> PriceBook:
@@ -468,9 +477,15 @@ class PostgresWriter(PostgresReader):
         if book.appended:
             self._append_entries(sorted(book.appended, key=_place))
         touched = {sealed.account_id for sealed in book.appended}
-        stale = [owner for owner in book.accounts if self._is_stale(owner, owner in touched)]
+        stale = [owner for owner in touched if self._is_behind(owner)]
+        stale += [o for o in book.accounts if o not in touched and self._is_early(o, book.at)]
         if stale:
             self.last.append((_SET_STATES, self._state_columns(project, sorted(stale))))
+        if self._way == "append":
+            dues = [(owner.hex(), self._states[owner].account.next_due_at) for owner in touched]
+            dues = sorted(due for due in dues if due[1] < NEVER)
+            if dues:
+                self.last.append((_LOWER_DUE, _columns(dues)))
         if book.refused:
             # A request refused twice in one batch (retry_refused) keeps the last refusal.
             rows = {
@@ -497,17 +512,24 @@ class PostgresWriter(PostgresReader):
             lines = [_entry_line(sealed) for sealed in entries]
             self._session.copy(_COPY_ENTRIES, "".join(lines))
 
-    def _is_stale(self, owner: bytes, touched: bool) -> bool:  # noqa: FBT001 - one caller, above
-        """Return whether an account's row has to be written, to be a state and a bound of it."""
+    def _is_behind(self, owner: bytes) -> bool:
+        """Return whether the row of an account that got entries has to be written."""
         known = self._states[owner]
-        account = known.account
-        if not touched:
-            return known.due < account.next_due_at
-        return (
-            known.seq == 0
-            or account.seq - known.seq >= known.trail
-            or account.next_due_at < known.due
-        )
+        behind = known.account.seq - known.seq
+        late = known.account.next_due_at < known.due
+        return known.seq == 0 or behind >= known.trail or late
+
+    def _is_early(self, owner: bytes, at: int) -> bool:
+        """Return whether a row names a time that has passed, though nothing fell due then.
+
+        Raises:
+            Doubt: It does, and somebody may append to the account meanwhile.
+        """
+        known = self._states[owner]
+        early = known.due <= at and known.due < known.account.next_due_at
+        if early and self._way != "alone":
+            raise Doubt("what falls due may only be put off while nobody appends")
+        return early
 
     def _state_columns(self, project: str, owners: Sequence[bytes]) -> list[object]:
         rows = []
