@@ -231,6 +231,7 @@ class PostgresStore:
                 )
             self.scale = int(meta["scale"])
             self.secret = bytes.fromhex(meta["secret"])
+            self.spread = "spread" in meta
         except (KeyError, ValueError) as error:
             self.close()
             raise StoreCorrupt(
@@ -345,7 +346,7 @@ class PostgresStore:
             begin.append(_settings(self._session, local=True))
         session = _Pipelined(connection, begin)
         way = self._pace.way
-        writer = PostgresWriter(session, self._states, self._prices, way)
+        writer = PostgresWriter(session, self._states, self._prices, way, spread=self.spread)
         try:
             try:
                 yield writer
@@ -476,6 +477,18 @@ class PostgresStore:
         self.wait_for_writers()
         with self.write() as tx:
             tx.set_writing(way)
+
+    def distribute(self) -> None:
+        """Spread the ledger's tables over a Citus cluster, by account; once, on the coordinator.
+
+        Raises:
+            StoreUnavailable: The server has no Citus, or the tables are spread already; nothing
+                was changed.
+        """
+        with self._translating(), self._connect(self._dsn) as connection:
+            for step in migrations("citus"):
+                connection.execute(step.sql)
+        self.spread = True
 
     def wait_for_writers(self) -> None:
         """Wait for every transaction that has locked an account, or that appends."""

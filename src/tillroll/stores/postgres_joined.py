@@ -168,8 +168,8 @@ class _JoinedReader(PostgresReader):
 class _JoinedWriter(PostgresWriter):
     """Writes under the locks of the host's transaction, with nothing remembered."""
 
-    def __init__(self, session: _Hosted, way: Way) -> None:
-        super().__init__(session, {}, {}, way)
+    def __init__(self, session: _Hosted, way: Way, *, spread: bool) -> None:
+        super().__init__(session, {}, {}, way, spread=spread)
         self._hosted = session
 
     def load(
@@ -201,6 +201,7 @@ class JoinedPostgres(JoinedStore):
         """Join the transactions of this host to the ledger in `origin`."""
         super().__init__(origin, host, bridge)
         self._way: Way = "locks"
+        self._spread: bool = getattr(origin, "spread", False)
         if host.plain:
             self._check_driver(host.given)
 
@@ -228,7 +229,7 @@ class JoinedPostgres(JoinedStore):
         """Write within the host's transaction; see `JoinedStore`."""
         session = self._enter(_SAVEPOINT)
         try:
-            writer = _JoinedWriter(session, self._way)
+            writer = _JoinedWriter(session, self._way, spread=self._spread)
             yield writer
             session.run(*writer.last, _RELEASE)
         except Doubt:

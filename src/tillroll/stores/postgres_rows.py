@@ -10,8 +10,9 @@ outweigh it, and whoever loads it folds those entries on top. So most charges wr
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -46,22 +47,53 @@ TRAIL_MIN = 16
 TRAIL_BYTES = 512
 COPY_MIN = 5  # below, single rows are quicker: they go out together with the commit
 
-_NEW_ACCOUNTS = """
+
+class PerRow(NamedTuple):
+    """One thing done to many rows: by one statement, or by one for each row.
+
+    On a cluster each account is on one server, and a statement about one account goes straight
+    there; one about many that locks or resolves conflicts is refused, or slow
+    (docs/operating/citus.md). Both take the same values, in the same order.
+    """
+
+    many: str
+    one: str
+
+
+_NEW_ACCOUNTS = PerRow(
+    many="""
 INSERT INTO tillroll_accounts
-SELECT account_id, %s, account, 0, '', 0, %s, 0, ''
-FROM unnest(%s::uuid[], %s::text[]) AS w (account_id, account) ORDER BY account_id
+SELECT account_id, project, account, 0, '', 0, next_due_at, 0, ''
+FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::bigint[])
+    AS w (account_id, project, account, next_due_at) ORDER BY account_id
 ON CONFLICT (account_id) DO NOTHING
-"""
-_LOCK = """
+""",
+    one="""
+INSERT INTO tillroll_accounts VALUES (%s::uuid, %s, %s, 0, '', 0, %s, 0, '')
+ON CONFLICT (account_id) DO NOTHING
+""",
+)
+_LOCK = PerRow(
+    many="""
 SELECT uuid_send(account_id), next_due_at FROM tillroll_accounts
 WHERE account_id = ANY(%s::uuid[]) ORDER BY account_id FOR UPDATE
-"""
+""",
+    one="""
+SELECT uuid_send(account_id), next_due_at FROM tillroll_accounts
+WHERE account_id = %s::uuid FOR UPDATE
+""",
+)
 # What a row says falls due next is never too late; who appends cannot know what it says by now.
-_LOWER_DUE = """
+_LOWER_DUE = PerRow(
+    many="""
 UPDATE tillroll_accounts AS a SET next_due_at = w.next_due_at
-FROM unnest(%s::uuid[], %s::bigint[]) AS w (account_id, next_due_at)
+FROM unnest(%s::bigint[], %s::uuid[]) AS w (next_due_at, account_id)
 WHERE a.account_id = w.account_id AND a.next_due_at > w.next_due_at
-"""
+""",
+    one="""
+UPDATE tillroll_accounts SET next_due_at = least(next_due_at, %s) WHERE account_id = %s::uuid
+""",
+)
 _STATES = """
 SELECT uuid_send(account_id), seq, head, next_due_at, state FROM tillroll_accounts
 WHERE account_id = ANY(%s::uuid[]) AND seq > 0
@@ -75,25 +107,33 @@ CROSS JOIN LATERAL (
     ORDER BY t.account_id, t.seq
 ) AS e WHERE a.account_id = ANY(%s::uuid[])
 """
-_ADDED = """
+_ADDED = PerRow(
+    many="""
 SELECT uuid_send(e.account_id), e.seq, e.body, e.hash
 FROM unnest(%s::uuid[], %s::bigint[]) AS w (account_id, seq)
 CROSS JOIN LATERAL (
     SELECT * FROM tillroll_entries AS t WHERE t.account_id = w.account_id AND t.seq > w.seq
     ORDER BY t.account_id, t.seq
 ) AS e
-"""
+""",
+    one="""
+SELECT uuid_send(account_id), seq, body, hash FROM tillroll_entries
+WHERE account_id = %s::uuid AND seq > %s ORDER BY seq
+""",
+)
 # One pair is compared from below and from above, and not for equality: that only fits the index
 # that begins with the id. By the account's key, a long history would be read row by row.
 _ANSWERS = """
-SELECT uuid_send(w.account_id), w.request_id, e.body, r.body
+SELECT uuid_send(e.account_id), e.request_id, e.body, NULL
 FROM unnest(%s::uuid[], %s::text[]) AS w (account_id, request_id)
-LEFT JOIN tillroll_entries AS e
+INNER JOIN tillroll_entries AS e
     ON (e.request_id, e.account_id) >= (w.request_id, w.account_id)
     AND (e.request_id, e.account_id) <= (w.request_id, w.account_id)
-LEFT JOIN tillroll_refusals AS r
+UNION ALL
+SELECT uuid_send(r.account_id), r.request_id, NULL, r.body
+FROM unnest(%s::uuid[], %s::text[]) AS w (account_id, request_id)
+INNER JOIN tillroll_refusals AS r
     ON w.request_id = r.request_id AND w.account_id = r.account_id
-WHERE e.body IS NOT NULL OR r.body IS NOT NULL
 """
 _ACTS = """
 SELECT uuid_send(e.account_id), e.ref, e.body
@@ -144,34 +184,57 @@ _ADD_ENTRY = f"""
 INSERT INTO tillroll_entries ({_ENTRY_COLUMNS})
 VALUES (%s::uuid, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 """  # noqa: S608 - only our own constants
-_SET_STATES = """
+_SET_STATES = PerRow(
+    many="""
 INSERT INTO tillroll_accounts
-SELECT w.account_id, %s, w.account, w.seq, w.head, w.at, w.next_due_at, w.least, w.state
-FROM unnest(
-    %s::uuid[], %s::text[], %s::bigint[], %s::bytea[], %s::bigint[], %s::bigint[], %s::bigint[],
-    %s::text[]
-) AS w (account_id, account, seq, head, at, next_due_at, least, state)
+SELECT * FROM unnest(
+    %s::uuid[], %s::text[], %s::text[], %s::bigint[], %s::bytea[], %s::bigint[], %s::bigint[],
+    %s::bigint[], %s::text[]
+) AS w (account_id, project, account, seq, head, at, next_due_at, least, state)
 ORDER BY w.account_id
 ON CONFLICT (account_id) DO UPDATE SET
     seq = excluded.seq, head = excluded.head, at = excluded.at,
     next_due_at = excluded.next_due_at, least = excluded.least, state = excluded.state
 WHERE tillroll_accounts.seq <= excluded.seq
-"""
-_SET_REFUSALS = """
+""",
+    one="""
+INSERT INTO tillroll_accounts VALUES (%s::uuid, %s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (account_id) DO UPDATE SET
+    seq = excluded.seq, head = excluded.head, at = excluded.at,
+    next_due_at = excluded.next_due_at, least = excluded.least, state = excluded.state
+WHERE tillroll_accounts.seq <= excluded.seq
+""",
+)
+_SET_REFUSALS = PerRow(
+    many="""
 INSERT INTO tillroll_refusals (request_id, account_id, project, account, recorded_at, body)
-SELECT w.request_id, w.account_id, %s, w.account, w.recorded_at, w.body
-FROM unnest(%s::text[], %s::uuid[], %s::text[], %s::bigint[], %s::text[])
-    AS w (request_id, account_id, account, recorded_at, body)
+SELECT * FROM unnest(%s::text[], %s::uuid[], %s::text[], %s::text[], %s::bigint[], %s::text[])
 ON CONFLICT (request_id, account_id) DO UPDATE SET
     recorded_at = excluded.recorded_at, body = excluded.body
-"""
-_COUNT_REPLAYS = """
+""",
+    one="""
+INSERT INTO tillroll_refusals (request_id, account_id, project, account, recorded_at, body)
+VALUES (%s, %s::uuid, %s, %s, %s, %s)
+ON CONFLICT (request_id, account_id) DO UPDATE SET
+    recorded_at = excluded.recorded_at, body = excluded.body
+""",
+)
+_COUNT_REPLAYS = PerRow(
+    many="""
 INSERT INTO tillroll_replays (request_id, account_id, times, last_at)
 SELECT * FROM unnest(%s::text[], %s::uuid[], %s::bigint[], %s::bigint[])
 ON CONFLICT (request_id, account_id) DO UPDATE SET
     times = tillroll_replays.times + excluded.times,
     last_at = greatest(tillroll_replays.last_at, excluded.last_at)
-"""
+""",
+    one="""
+INSERT INTO tillroll_replays (request_id, account_id, times, last_at)
+VALUES (%s, %s::uuid, %s, %s)
+ON CONFLICT (request_id, account_id) DO UPDATE SET
+    times = tillroll_replays.times + excluded.times,
+    last_at = greatest(tillroll_replays.last_at, excluded.last_at)
+""",
+)
 _DROP_REFUSALS = """
 WITH old AS (
     SELECT request_id, account_id FROM tillroll_refusals
@@ -282,12 +345,12 @@ class PostgresReader:
 
     def answers(self, keys: Sequence[Key]) -> dict[Key, Entry | Refusal]:
         """Return what was answered to these keys; an entry wins over an older refusal."""
-        return _found(self.ask(_ANSWERS, *_keys(keys))) if keys else {}
+        return _found(self.ask(_ANSWERS, *_keys(keys) * 2)) if keys else {}
 
     def stories(self, keys: Collection[Key]) -> dict[Key, Story]:
         """Return, for each id, the entry that made it and those that refer to it."""
         wanted = _keys(keys)
-        roots, acts = self._session.run((_ANSWERS, wanted), (_ACTS, wanted))
+        roots, acts = self._session.run((_ANSWERS, wanted * 2), (_ACTS, wanted))
         stories: dict[Key, Story] = {key: (None, []) for key in keys}
         for owner, name, body, _ in roots:
             if body is not None:
@@ -392,13 +455,17 @@ class PostgresWriter(PostgresReader):
         states: dict[bytes, Remembered],
         prices: dict[str, tuple[int, PriceBook]],
         way: Way = "locks",
+        *,
+        spread: bool = False,
     ) -> None:
         """Write through this session, with what this process remembers of accounts and prices.
 
-        What is remembered is changed on the way: after a rollback it has to be forgotten.
+        What is remembered is changed on the way: after a rollback it has to be forgotten. `spread`
+        says that the accounts are on several servers.
         """
         super().__init__(session)
         self._way = way
+        self._spread = spread
         self.loaded: set[bytes] = set()
         self.appends: bool | None = None
         self._states = states
@@ -421,26 +488,27 @@ class PostgresWriter(PostgresReader):
         self.loaded.update(wanted)
         new = [owner for owner in wanted if owner not in known]
         old = [owner for owner in wanted if owner in known]
-        seqs = _array([str(known[owner].account.seq) for owner in old])
-        names = [wanted[owner] for owner in new]
-        statements: dict[str, Statement] = {
-            "share": (_SHARE_GATE, ()),
-            "close": (_CLOSE_GATE, ()),
-            "make": (_NEW_ACCOUNTS, [project, NEVER, _ids(new), names]),
-            "lock": (_LOCK, [_ids(wanted)]),
-            "states": (_STATES, [_ids(new)]),
-            "trails": (_TRAILS, [_ids(new)]),
-            "added": (_ADDED, [_ids(old), seqs]),
-            "answers": (_ANSWERS, _keys(keys)),
-            "prices": (_PRICES_KNOWN, [project]),
-            "place": (_PLACE, ()),
+        statements: dict[str, list[Statement]] = {
+            "share": [(_SHARE_GATE, ())],
+            "close": [(_CLOSE_GATE, ())],
+            "make": self._each(
+                _NEW_ACCOUNTS, [(owner.hex(), project, wanted[owner], NEVER) for owner in new]
+            ),
+            "lock": self._each(_LOCK, [(owner.hex(),) for owner in sorted(wanted)]),
+            "states": [(_STATES, [_ids(new)])] if new else [],
+            "trails": [(_TRAILS, [_ids(new)])] if new else [],
+            "added": self._each(_ADDED, [(o.hex(), known[o].account.seq) for o in old]),
+            "answers": [(_ANSWERS, _keys(keys) * 2)],
+            "prices": [(_PRICES_KNOWN, [project])],
+            "place": [(_PLACE, ())],
         }
-        needless = set(_NEEDLESS[self._way])
-        needless |= set() if new else {"make", "states", "trails"}
-        needless |= set() if old else {"added"}
-        for name in needless:
-            del statements[name]
-        rows = dict(zip(statements, self._session.run(*statements.values()), strict=True))
+        for needless in _NEEDLESS[self._way]:
+            statements[needless] = []
+        answers = iter(self._session.run(*itertools.chain.from_iterable(statements.values())))
+        rows = {
+            name: [row for _ in parts for row in next(answers)]
+            for name, parts in statements.items()
+        }
         self._versions[project] = rows["prices"][0][0]
         place: dict[str, str] = dict(rows["place"])
         self._moved = place.get("moved_to")
@@ -449,10 +517,9 @@ class PostgresWriter(PostgresReader):
             raise Doubt("appending was ended")
         if place.get("writing", "locks") == "locks":
             self._way = "alone"  # nobody appends, so there is nobody to keep out
-        states, trails = rows.get("states", []), rows.get("trails", []) + rows.get("added", [])
-        fresh = _revive({owner: wanted[owner] for owner in new}, known, states, trails)
-        known.update(fresh)
-        for owner, due in rows.get("lock", []):
+        names = {owner: wanted[owner] for owner in new}
+        known.update(_revive(names, known, rows["states"], rows["trails"] + rows["added"]))
+        for owner, due in rows["lock"]:
             known[owner].due = due
         return {owner: known[owner].account for owner in wanted}, _found(rows["answers"])
 
@@ -479,31 +546,29 @@ class PostgresWriter(PostgresReader):
         touched = {sealed.account_id for sealed in book.appended}
         stale = [owner for owner in touched if self._is_behind(owner)]
         stale += [o for o in book.accounts if o not in touched and self._is_early(o, book.at)]
-        if stale:
-            self.last.append((_SET_STATES, self._state_columns(project, sorted(stale))))
+        self.last += self._each(_SET_STATES, [self._state(project, o) for o in sorted(stale)])
         if self._way == "append":
-            dues = [(owner.hex(), self._states[owner].account.next_due_at) for owner in touched]
-            dues = sorted(due for due in dues if due[1] < NEVER)
-            if dues:
-                self.last.append((_LOWER_DUE, _columns(dues)))
+            dues = [(self._states[o].account.next_due_at, o.hex()) for o in sorted(touched)]
+            self.last += self._each(_LOWER_DUE, [row for row in dues if row[0] < NEVER])
         if book.refused:
             # A request refused twice in one batch (retry_refused) keeps the last refusal.
             rows = {
                 (refusal.request_id, owner): (
                     refusal.request_id,
                     owner.hex(),
+                    project,
                     book.accounts[owner].account,
                     refusal.at,
                     encode(refusal).decode(),
                 )
                 for owner, refusal in book.refused
             }
-            self.last.append((_SET_REFUSALS, [project, *_columns(rows.values())]))
+            self.last += self._each(_SET_REFUSALS, list(rows.values()))
         if book.replayed:
             times = Counter((name, owner.hex()) for owner, name, _ in book.replayed)
             last = {(name, owner.hex()): at for owner, name, at in book.replayed}
-            repeats = ((*key, count, last[key]) for key, count in sorted(times.items()))
-            self.last.append((_COUNT_REPLAYS, _columns(repeats)))
+            repeats = [(*key, count, last[key]) for key, count in sorted(times.items())]
+            self.last += self._each(_COUNT_REPLAYS, repeats)
 
     def _append_entries(self, entries: Sequence[Sealed]) -> None:
         if len(entries) < self._session.copy_min:
@@ -531,27 +596,32 @@ class PostgresWriter(PostgresReader):
             raise Doubt("what falls due may only be put off while nobody appends")
         return early
 
-    def _state_columns(self, project: str, owners: Sequence[bytes]) -> list[object]:
-        rows = []
-        for owner in owners:
-            known = self._states[owner]
-            account = known.account
-            state = encode_state(account).decode()
-            known.seq, known.due = account.seq, account.next_due_at
-            known.trail = TRAIL_MIN + len(state) // TRAIL_BYTES
-            rows.append(
-                (
-                    owner.hex(),
-                    account.account,
-                    account.seq,
-                    account.head,
-                    account.at,
-                    account.next_due_at,
-                    least(account),
-                    state,
-                )
-            )
-        return [project, *_columns(rows)]
+    def _state(self, project: str, owner: bytes) -> tuple[object, ...]:
+        """Return the row of an account as it has to be now, and note that it is."""
+        known = self._states[owner]
+        account = known.account
+        state = encode_state(account).decode()
+        known.seq, known.due = account.seq, account.next_due_at
+        known.trail = TRAIL_MIN + len(state) // TRAIL_BYTES
+        return (
+            owner.hex(),
+            project,
+            account.account,
+            account.seq,
+            account.head,
+            account.at,
+            account.next_due_at,
+            least(account),
+            state,
+        )
+
+    def _each(self, act: PerRow, rows: Sequence[Sequence[object]]) -> list[Statement]:
+        """Return the statements that do something to each of these rows."""
+        if not rows:
+            return []
+        if self._spread:
+            return [(act.one, row) for row in rows]
+        return [(act.many, _columns(rows))]
 
     def add_price_version(self, project: str, version: PriceVersion) -> None:
         """Write a new price version; another of its number makes the batch try again."""
@@ -643,10 +713,13 @@ def _catch_up(account: Account, entry: Entry, hash_: bytes) -> None:
 
 
 def _found(rows: Rows) -> dict[Key, Entry | Refusal]:
-    return {
-        (owner, name): decode_refusal(refusal) if entry is None else decode_entry(entry)
-        for owner, name, entry, refusal in rows
-    }
+    found: dict[Key, Entry | Refusal] = {}
+    for owner, name, entry, refusal in rows:
+        if entry is not None:
+            found[owner, name] = decode_entry(entry)
+        else:
+            found.setdefault((owner, name), decode_refusal(refusal))
+    return found
 
 
 def _stored(row: tuple[Any, ...]) -> Stored:
