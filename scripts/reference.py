@@ -221,6 +221,7 @@ def python_page() -> str:
             *group("## Prices", PRICES),
             *group("## Upkeep", UPKEEP),
             called("tillroll.copy", tillroll.copy),
+            called("tillroll.migrate", tillroll.migrate),
             asynchronous(),
             "## Answers",
             *(answer(kind) for kind in ANSWERS),
@@ -241,6 +242,7 @@ ANSWERS: tuple[type, ...] = (
     tillroll.Outcome,
     tillroll.Verification,
     tillroll.Copied,
+    tillroll.Migrated,
 )
 
 
@@ -380,7 +382,7 @@ ERROR_ADVICE: dict[str, tuple[int, str]] = {
     "store_corrupt": (503, "Restore the file from a backup, and run `tillroll doctor`"),
     "store_closed": (503, "Open the ledger again"),
     "overloaded": (503, "Wait a moment, then ask again"),
-    "schema_mismatch": (503, "Upgrade tillroll"),
+    "schema_mismatch": (503, "Upgrade tillroll, or run `tillroll migrate`: the message says"),
     "outcome_unknown": (503, "Ask again with the same request_id, which settles it"),
 }
 

@@ -18,11 +18,11 @@ from tillroll.stores.base import CommitUncertain
 from tillroll.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     from tillroll.copying import Copied
-    from tillroll.stores.base import Store
+    from tillroll.stores.base import Migrated, Store
 
 
 def open_store(
@@ -39,13 +39,25 @@ def open_store(
         InvalidInput: No such kind of store.
         StoreUnavailable: The store cannot be used; nothing was written.
     """
+    kind, place = _place(url)
+    if kind == "memory":
+        return MemoryStore(scale=scale)
+    if kind == "postgresql":
+        return _open_postgres(place, scale=scale, create=create)
+    from tillroll.stores.sqlite import SqliteStore  # noqa: PLC0415 - only who uses it loads it
+
+    return SqliteStore(place, scale=scale, create=create)
+
+
+def _place(url: str | os.PathLike[str]) -> tuple[str, str]:
+    """Return what kind of store a URL names, and where it is: a path, or a URL of libpq's."""
     text = os.fspath(url)
     if isinstance(url, str) and text == "memory://":
-        return MemoryStore(scale=scale)
+        return "memory", ""
     if isinstance(url, str) and text.startswith("sqlite:///"):
         text = text.removeprefix("sqlite:///")
     elif isinstance(url, str) and text.startswith(_POSTGRES):
-        return _open_postgres(text, scale=scale, create=create)
+        return "postgresql", text.replace("+psycopg://", "://", 1)
     elif isinstance(url, str) and "://" in text:
         raise InvalidInput(
             f"no store for {text.split('://')[0]!r}: use sqlite:///file.db, "
@@ -53,9 +65,7 @@ def open_store(
         )
     if text in ("", ":memory:"):
         raise InvalidInput("name a file, such as sqlite:///credits.db, or use memory://")
-    from tillroll.stores.sqlite import SqliteStore  # noqa: PLC0415 - only who uses it loads it
-
-    return SqliteStore(text, scale=scale, create=create)
+    return "sqlite", text
 
 
 def copy_ledger(
@@ -94,17 +104,67 @@ def copy_ledger(
             raise OutcomeUnknown(f"{problem}: copy again, it goes on where it was") from problem
 
 
+def migrate_store(
+    url: str | os.PathLike[str],
+    *,
+    plan: bool = False,
+    scale: int | None = None,
+    role: str | None = None,
+    row_level_security: bool | None = None,
+) -> Migrated:
+    """Bring the tables of a store up to date, making them where there are none.
+
+    `open` does so too, where it may. This is for whoever wants to see it first, or has the
+    application use a role that may not make tables.
+
+    Args:
+        url: The store, as for `open`.
+        plan: Only return what would be done; nothing is written, no file is made.
+        scale: Decimals of the units, fixed when the store is made; 6 if left out.
+        role: PostgreSQL only: give this role what the application needs, and nothing else.
+        row_level_security: PostgreSQL only: True shows roles other than the owner no rows but
+            those of the project that their session names; False ends that; None leaves it.
+
+    Raises:
+        StoreUnavailable: The store cannot be used; nothing was written.
+        StoreBusy: Another process is migrating, or keeps a table locked; what is not in the
+            answer to a plan now was written. Migrate again.
+        SchemaMismatch: The store is newer than this tillroll, or a step was altered since.
+        InvalidInput: No such kind of store, or no such role.
+    """
+    kind, place = _place(url)
+    if kind == "postgresql":
+        with _needing_psycopg():
+            from tillroll.stores import postgres_schema  # noqa: PLC0415 - an extra
+        return postgres_schema.migrate(
+            place, plan=plan, scale=scale, role=role, row_level_security=row_level_security
+        )
+    if kind == "memory":
+        raise InvalidInput("a ledger in memory has no tables to migrate")
+    if role is not None or row_level_security is not None:
+        raise InvalidInput("roles and row-level security are PostgreSQL's; SQLite has files' modes")
+    from tillroll.stores import sqlite  # noqa: PLC0415 - only who uses it loads it
+
+    return sqlite.migrate(place, plan=plan, scale=scale)
+
+
 _POSTGRES = ("postgresql://", "postgres://", "postgresql+psycopg://")
 
 
 def _open_postgres(url: str, *, scale: int | None, create: bool) -> Store:
-    try:
+    with _needing_psycopg():
         from tillroll.stores.postgres import PostgresStore  # noqa: PLC0415 - an extra
+    return PostgresStore(url, scale=scale, migrate=create)
+
+
+@contextlib.contextmanager
+def _needing_psycopg() -> Iterator[None]:
+    try:
+        yield
     except ImportError as problem:
         raise InvalidInput(
             f"PostgreSQL needs psycopg: pip install 'tillroll[postgres]' ({problem})"
         ) from None
-    return PostgresStore(url.replace("+psycopg://", "://", 1), scale=scale, migrate=create)
 
 
 def open_ledger(

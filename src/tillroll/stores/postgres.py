@@ -96,6 +96,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
 VERSION_MIN = 140_000
 CONNECT_SECONDS = 10
 STATEMENT_SECONDS = 60
+MIGRATE_LOCK_SECONDS = 5  # how long one step may keep others waiting that want the same table
 READERS_MAX = 8  # idle connections kept; more are opened while more read at once
 # One number that all tillrolls agree on: two that migrate one database wait for each other.
 _MIGRATING = 0x7_1110_7011
@@ -200,8 +201,8 @@ class PostgresStore:
             "statement_timeout": f"{statement_seconds}s",
             "idle_in_transaction_session_timeout": f"{statement_seconds}s",
         }
-        self._dsn, self.url = _parsed(url)
-        self._read_dsn = self._dsn if read_url is None else _parsed(read_url)[0]
+        self._dsn, self.url = parsed(url)
+        self._read_dsn = self._dsn if read_url is None else parsed(read_url)[0]
         self._mutex = threading.Lock()  # guards the idle readers
         self._idle: list[Connection] = []
         self._lent: set[Connection] = set()
@@ -248,22 +249,12 @@ class PostgresStore:
 
     def _translate(self, error: psycopg.Error) -> StoreUnavailable:
         """Return the error in our words. Only for what is known to have written nothing."""
-        nothing = f"nothing was written ({type(error).__name__}: {_said(error)})"
-        for kind, (ours, advice) in _ADVICE.items():
-            if isinstance(error, kind):
-                return ours(f"{self.url}: {advice}; {nothing}")
-        return StoreUnavailable(f"{self.url}: {nothing}")
+        return in_our_words(error, self.url)
 
     def _connect(self, dsn: str) -> Connection:
         if self._closed:
             raise StoreClosed("the ledger is closed; nothing was written")
-        try:
-            connection = Connection.connect(dsn, autocommit=True, row_factory=tuple_row)
-        except psycopg.Error as error:
-            raise StoreUnavailable(
-                f"{self.url} cannot be reached: look whether the server runs, takes this user and "
-                f"has connections left (max_connections); nothing was written ({_said(error)})"
-            ) from error
+        connection = connect(dsn, self.url)
         with self._translating():
             # A pooler in transaction mode answers for another server process than it names; there
             # neither settings nor prepared statements of a session would stay.
@@ -314,20 +305,25 @@ class PostgresStore:
     def _migrate(self, connection: Connection, scale: int | None, *, apply: bool) -> None:
         """Apply what is pending, one database transaction a step; several processes may race."""
         known = migrations("postgres")
-        steps = list(pending(known, _applied(connection)))
+        steps = list(pending(known, applied_steps(connection)))
         if steps and not apply:
             raise SchemaMismatch(
                 f"{self.url} lacks {', '.join(step.name for step in steps)}: run "
                 f"`tillroll migrate`; nothing was written"
             )
         for step in steps:
-            _apply_step(connection, known, step)
-        if steps:
-            connection.execute(
-                "INSERT INTO tillroll_meta VALUES ('scale', %s), ('secret', %s) "
-                "ON CONFLICT DO NOTHING",
-                (str(SCALE_DEFAULT if scale is None else scale), secrets.token_hex(32)),
-            )
+            try:
+                _apply_step(connection, known, step, scale)
+            except errors.LockNotAvailable as problem:
+                raise StoreBusy(
+                    f"{self.url}: another process is migrating, or keeps a table locked. Migrate "
+                    f"again; nothing of {step.name} was written ({_said(problem)})"
+                ) from problem
+            except errors.InsufficientPrivilege as problem:
+                raise SchemaMismatch(
+                    f"{self.url} lacks {step.name}, and the role may not make it: run `tillroll "
+                    f"migrate` as the owner of the tables; nothing was written ({_said(problem)})"
+                ) from problem
 
     # ------------------------------------------------------------ the contract
 
@@ -566,7 +562,27 @@ class _Pipelined:
             copy.write(data)
 
 
-def _parsed(url: str) -> tuple[str, str]:
+def connect(dsn: str, url: str) -> Connection:
+    """Connect to what libpq is told; in messages it is called by its URL."""
+    try:
+        return Connection.connect(dsn, autocommit=True, row_factory=tuple_row)
+    except psycopg.Error as error:
+        raise StoreUnavailable(
+            f"{url} cannot be reached: look whether the server runs, takes this user and has "
+            f"connections left (max_connections); nothing was written ({_said(error)})"
+        ) from error
+
+
+def in_our_words(error: psycopg.Error, url: str) -> StoreUnavailable:
+    """Return an error that is known to have written nothing, with what to do about it."""
+    nothing = f"nothing was written ({type(error).__name__}: {_said(error)})"
+    for kind, (ours, advice) in _ADVICE.items():
+        if isinstance(error, kind):
+            return ours(f"{url}: {advice}; {nothing}")
+    return StoreUnavailable(f"{url}: {nothing}")
+
+
+def parsed(url: str) -> tuple[str, str]:
     """Return what libpq is to connect to, and the same to be shown: without a password."""
     try:
         parts = conninfo.conninfo_to_dict(url)
@@ -611,7 +627,7 @@ def _clock_agrees(server: float) -> bool:
 CLOCK_SECONDS_MAX = 5.0
 
 
-def _applied(connection: Connection) -> dict[int, str]:
+def applied_steps(connection: Connection) -> dict[int, str]:
     """Return the migrations applied so far; none where there are no tables yet."""
     tables = {
         name
@@ -629,10 +645,14 @@ def _applied(connection: Connection) -> dict[int, str]:
     return dict(connection.execute("SELECT number, checksum FROM tillroll_migrations").fetchall())
 
 
-def _apply_step(connection: Connection, known: list[Migration], step: Migration) -> None:
+def _apply_step(
+    connection: Connection, known: list[Migration], step: Migration, scale: int | None
+) -> None:
     with connection.transaction():
+        # Whoever waits for a lock on a table keeps everybody after him waiting, too.
+        connection.execute(_settings({"lock_timeout": f"{MIGRATE_LOCK_SECONDS}s"}, local=True))
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATING,))
-        applied = _applied(connection)
+        applied = applied_steps(connection)
         if step not in pending(known, applied):
             return  # another process was faster
         if not applied:
@@ -644,6 +664,11 @@ def _apply_step(connection: Connection, known: list[Migration], step: Migration)
         connection.execute(
             "INSERT INTO tillroll_migrations VALUES (%s, %s, %s)",
             (step.number, step.name, step.checksum),
+        )
+        # With the first step, so that a database has these or no tables.
+        connection.execute(
+            "INSERT INTO tillroll_meta VALUES ('scale', %s), ('secret', %s) ON CONFLICT DO NOTHING",
+            (str(SCALE_DEFAULT if scale is None else scale), secrets.token_hex(32)),
         )
 
 
