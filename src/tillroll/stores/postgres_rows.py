@@ -14,6 +14,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from msgspec import Struct
+from psycopg.errors import InsufficientPrivilege
 
 from tillroll.ledger.chain import (
     decode_account,
@@ -23,7 +24,7 @@ from tillroll.ledger.chain import (
     encode_state,
 )
 from tillroll.ledger.due import next_due
-from tillroll.ledger.errors import StoreCorrupt
+from tillroll.ledger.errors import StoreCorrupt, StoreReadOnly
 from tillroll.ledger.fold import apply
 from tillroll.ledger.pricing import PriceBook, decode_version, encode_version
 from tillroll.ledger.types import NEVER, Account, Entry, Refusal
@@ -500,7 +501,13 @@ class PostgresWriter(PostgresReader):
 
     def erase_metadata(self, account_id: bytes) -> int:
         """Erase the metadata of all entries of an account."""
-        count: int = self.ask(_ERASE_METADATA, account_id.hex())[0][0]
+        try:
+            count: int = self.ask(_ERASE_METADATA, account_id.hex())[0][0]
+        except InsufficientPrivilege as problem:
+            raise StoreReadOnly(
+                "erasing metadata changes rows of the history, which only the owner of the tables "
+                "may do: open the ledger with that role; nothing was written"
+            ) from problem
         return count
 
     def prune_refusals(self, before: int, limit: int = 1_000) -> int:
