@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 
 def open_store(
-    url: str | os.PathLike[str], *, scale: int | None = None, create: bool = True
+    url: str | os.PathLike[str],
+    *,
+    scale: int | None = None,
+    create: bool = True,
+    project: str | None = None,
+    read_url: str | None = None,
 ) -> Store:
     """Return the store of a URL: SQLite (or the path of a file), PostgreSQL, or `memory://`.
 
@@ -34,16 +39,23 @@ def open_store(
         url: `sqlite:///file.db`, `file.db`, `postgresql://user@host/database`, `memory://`.
         scale: Decimals of the units, fixed when the store is made.
         create: Make the file or the tables where there are none.
+        project: Which one it is opened for, where not for all; PostgreSQL may have to be told.
+        read_url: PostgreSQL only: where to read from, such as a standby.
 
     Raises:
         InvalidInput: No such kind of store.
         StoreUnavailable: The store cannot be used; nothing was written.
     """
     kind, place = _place(url)
+    if kind == "postgresql":
+        with _needing_psycopg():
+            from tillroll.stores.postgres import PostgresStore  # noqa: PLC0415 - an extra
+        where = None if read_url is None else _read_place(read_url)
+        return PostgresStore(place, scale=scale, read_url=where, project=project, migrate=create)
+    if read_url is not None:
+        raise InvalidInput(f"read_url is for standbys of PostgreSQL; {kind} has none")
     if kind == "memory":
         return MemoryStore(scale=scale)
-    if kind == "postgresql":
-        return _open_postgres(place, scale=scale, create=create)
     from tillroll.stores.sqlite import SqliteStore  # noqa: PLC0415 - only who uses it loads it
 
     return SqliteStore(place, scale=scale, create=create)
@@ -151,10 +163,11 @@ def migrate_store(
 _POSTGRES = ("postgresql://", "postgres://", "postgresql+psycopg://")
 
 
-def _open_postgres(url: str, *, scale: int | None, create: bool) -> Store:
-    with _needing_psycopg():
-        from tillroll.stores.postgres import PostgresStore  # noqa: PLC0415 - an extra
-    return PostgresStore(url, scale=scale, migrate=create)
+def _read_place(url: str) -> str:
+    kind, place = _place(url)
+    if kind != "postgresql":
+        raise InvalidInput("read_url must name a PostgreSQL server, as the url does")
+    return place
 
 
 @contextlib.contextmanager
@@ -174,6 +187,7 @@ def open_ledger(
     scale: int | None = None,
     clock: Callable[[], datetime] | None = None,
     waiting_max: int = WAITING_MAX,
+    read_url: str | None = None,
 ) -> Ledger:
     """Open a ledger, creating its store where there is none.
 
@@ -184,13 +198,16 @@ def open_ledger(
         scale: Decimals of the units, fixed when the store is made; 6 if left out.
         clock: Returns the time as an aware datetime; the system's clock if left out.
         waiting_max: How many requests may wait before new ones are turned away.
+        read_url: PostgreSQL only: a standby, for whatever only looks (balances, statements, usage,
+            explanations, verification, previews, quotes). It may be behind; a balance says by its
+            `seq` how far it came. What writes never reads from there.
 
     Raises:
         StoreUnavailable: The store cannot be used; nothing was written.
         SchemaMismatch: It was written by a newer tillroll.
         InvalidInput: No such kind of store, or another scale than the store has.
     """
-    return Ledger(_engine(url, project, scale, clock, waiting_max))
+    return Ledger(_engine(url, project, scale, clock, waiting_max, read_url))
 
 
 def open_async(
@@ -200,9 +217,10 @@ def open_async(
     scale: int | None = None,
     clock: Callable[[], datetime] | None = None,
     waiting_max: int = WAITING_MAX,
+    read_url: str | None = None,
 ) -> AsyncLedger:
     """Open a ledger for an event loop; see `open`."""
-    return AsyncLedger(_engine(url, project, scale, clock, waiting_max))
+    return AsyncLedger(_engine(url, project, scale, clock, waiting_max, read_url))
 
 
 def _engine(
@@ -211,10 +229,14 @@ def _engine(
     scale: int | None,
     clock: Callable[[], datetime] | None,
     waiting_max: int,
+    read_url: str | None,
 ) -> Engine:
     ticks = now if clock is None else functools.partial(_ticks, clock)
     engine = Engine(
-        open_store(url, scale=scale), project=project, clock=ticks, waiting_max=waiting_max
+        open_store(url, scale=scale, project=project, read_url=read_url),
+        project=project,
+        clock=ticks,
+        waiting_max=waiting_max,
     )
     _OPEN.add(engine)
     return engine

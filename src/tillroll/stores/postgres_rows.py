@@ -124,6 +124,14 @@ _ADD_ENTRY = f"""
 INSERT INTO tillroll_entries ({_ENTRY_COLUMNS})
 VALUES (%s::uuid, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 """  # noqa: S608 - only our own constants
+# Where row-level security forbids COPY.
+_ADD_ENTRIES = f"""
+INSERT INTO tillroll_entries ({_ENTRY_COLUMNS})
+SELECT * FROM unnest(
+    %s::uuid[], %s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::text[],
+    %s::text[], %s::bytea[], %s::text[]
+)
+"""  # noqa: S608 - only our own constants
 _SET_STATES = """
 INSERT INTO tillroll_accounts
 SELECT w.account_id, %s, w.account, w.seq, w.head, w.at, w.next_due_at, w.least, w.state
@@ -338,7 +346,10 @@ class PostgresWriter(PostgresReader):
 
     Attributes:
         last: What is still to be sent, together with the commit.
+        copies: Whether many entries may go in by COPY.
     """
+
+    copies = True
 
     def __init__(
         self,
@@ -431,6 +442,8 @@ class PostgresWriter(PostgresReader):
     def _append_entries(self, entries: Sequence[Sealed]) -> None:
         if len(entries) < COPY_MIN:
             self.last += [(_ADD_ENTRY, _entry_row(sealed)) for sealed in entries]
+        elif not self.copies:
+            self.last.append((_ADD_ENTRIES, _columns(map(_entry_row, entries))))
         else:
             lines = [_entry_line(sealed) for sealed in entries]
             self._session.copy(_COPY_ENTRIES, "".join(lines))
