@@ -673,7 +673,8 @@ PAGES: dict[str, Callable[[], str]] = {
 def main() -> int:
     """Write the pages, or compare them."""
     os.environ.update(COLUMNS=str(COLUMNS), NO_COLOR="1", TERM="dumb")
-    os.environ.pop("TILLROLL_DATABASE_URL", None)  # shown as a default otherwise
+    for name in ("TILLROLL_DATABASE_URL", "TILLROLL_READ_DATABASE_URL"):
+        os.environ.pop(name, None)  # shown as a default otherwise
     check = "--check" in sys.argv[1:]
     stale = []
     for name, make in PAGES.items():
