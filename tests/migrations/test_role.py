@@ -141,6 +141,14 @@ def test_which_roles_can_be_limited(owners_url: str, postgres: Cluster, postgres
     postgres.run(f"REVOKE postgres FROM {postgres_role}")
 
 
+def test_only_the_owner_gives_rights(url: str, postgres_role: str):
+    """PostgreSQL itself only warns that nothing was granted."""
+    for asked in ({"role": "postgres"}, {"role": postgres_role}, {"row_level_security": True}):
+        with pytest.raises(tillroll.TillrollError, match="owner") as problem:
+            tillroll.migrate(url, **asked)
+        assert problem.value.written == "nothing"
+
+
 def test_tables_in_another_schema(owners_url: str, postgres: Cluster, postgres_role: str):
     with psycopg.connect(owners_url) as owner:
         owner.execute('CREATE SCHEMA "Till roll"')

@@ -676,7 +676,7 @@ def _said(problem: psycopg.Error) -> str:
 
 
 def _clock_difference(server: float) -> str:
-    return f"{server - time.time():+.1f} s against ours"
+    return f"{round(server - time.time(), 1) + 0.0:+.1f} s against ours"  # no -0.0
 
 
 def _clock_agrees(server: float) -> bool:

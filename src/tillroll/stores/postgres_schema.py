@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import errors, sql
 
-from tillroll.ledger.errors import InvalidInput, StoreBusy
+from tillroll.ledger.errors import InvalidInput, StoreBusy, StoreReadOnly
 from tillroll.stores.base import Migrated, migrations, pending
 from tillroll.stores.postgres import (
     MIGRATE_LOCK_SECONDS,
@@ -70,6 +70,9 @@ SELECT pg_has_role(r.oid, coalesce(
     (SELECT oid FROM pg_roles WHERE rolname = current_user)
 ), 'USAGE') FROM pg_roles AS r WHERE r.rolname = %s
 """
+_OWNED = """
+SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = to_regclass('tillroll_entries')
+"""
 _SECURED = """
 SELECT relrowsecurity FROM pg_class WHERE oid = to_regclass('tillroll_entries')
 """
@@ -99,6 +102,12 @@ def migrate(
         if not plan:
             PostgresStore(url, scale=scale).close()
             if extra:
+                if connection.execute(_OWNED).fetchone() != (True,):
+                    # PostgreSQL would only warn that nothing was granted.
+                    raise StoreReadOnly(
+                        f"{shown}: rights and policies are the owner's to give: migrate under that "
+                        f"role; nothing of them was written"
+                    )
                 _run(connection, extra, shown)
         texts = tuple(statement.as_string(connection) for statement in extra)
     return Migrated(shown, plan, steps, texts, known[-1].number)
