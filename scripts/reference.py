@@ -222,6 +222,7 @@ def python_page() -> str:
             *group("## Within your own transaction", ("join",)),
             *group("## Upkeep", UPKEEP),
             called("tillroll.copy", tillroll.copy),
+            called("tillroll.migrate", tillroll.migrate),
             asynchronous(),
             "## Answers",
             *(answer(kind) for kind in ANSWERS),
@@ -242,6 +243,7 @@ ANSWERS: tuple[type, ...] = (
     tillroll.Outcome,
     tillroll.Verification,
     tillroll.Copied,
+    tillroll.Migrated,
 )
 
 
@@ -382,7 +384,7 @@ ERROR_ADVICE: dict[str, tuple[int, str]] = {
     "store_corrupt": (503, "Restore the file from a backup, and run `tillroll doctor`"),
     "store_closed": (503, "Open the ledger again"),
     "overloaded": (503, "Wait a moment, then ask again"),
-    "schema_mismatch": (503, "Upgrade tillroll"),
+    "schema_mismatch": (503, "Upgrade tillroll, or run `tillroll migrate`: the message says"),
     "outcome_unknown": (503, "Ask again with the same request_id, which settles it"),
 }
 
@@ -674,7 +676,8 @@ PAGES: dict[str, Callable[[], str]] = {
 def main() -> int:
     """Write the pages, or compare them."""
     os.environ.update(COLUMNS=str(COLUMNS), NO_COLOR="1", TERM="dumb")
-    os.environ.pop("TILLROLL_DATABASE_URL", None)  # shown as a default otherwise
+    for name in ("TILLROLL_DATABASE_URL", "TILLROLL_READ_DATABASE_URL"):
+        os.environ.pop(name, None)  # shown as a default otherwise
     check = "--check" in sys.argv[1:]
     stale = []
     for name, make in PAGES.items():

@@ -36,6 +36,16 @@ def postgres_url(postgres: Cluster, postgres_database: str) -> str:
     return postgres.url(postgres_database)
 
 
+@pytest.fixture
+def postgres_role(postgres: Cluster, postgres_database: str) -> Iterator[str]:
+    """The name of a new role, which may log in and has no rights."""
+    name = f"role_of_{postgres_database}"
+    postgres.run(f"CREATE ROLE {name} LOGIN")
+    yield name
+    postgres.run(f"DROP OWNED BY {name}", database=postgres_database)
+    postgres.run(f"DROP ROLE {name}")
+
+
 @pytest.fixture(scope="session")
 def kept_postgres_url(postgres: Cluster) -> str:
     """The URL of a database that tests share, each with accounts of its own."""

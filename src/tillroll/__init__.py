@@ -20,6 +20,7 @@ from tillroll.embedded import (
     open_async,
 )
 from tillroll.embedded import copy_ledger as copy
+from tillroll.embedded import migrate_store as migrate
 from tillroll.embedded import open_ledger as open  # noqa: A004 - reads as tillroll.open
 from tillroll.ledger.errors import (
     REFUSALS,
@@ -56,6 +57,7 @@ from tillroll.ledger.errors import (
 )
 from tillroll.ledger.receipts import Receipt
 from tillroll.queries import Balance, Page, Verification
+from tillroll.stores.base import Migrated
 
 __version__ = "0.1.0"
 
@@ -79,6 +81,7 @@ __all__ = [
     "InsufficientUnits",
     "InvalidInput",
     "Ledger",
+    "Migrated",
     "NotFound",
     "OpenHold",
     "Outcome",
@@ -103,6 +106,7 @@ __all__ = [
     "Unpriced",
     "Verification",
     "copy",
+    "migrate",
     "open",
     "open_async",
 ]

@@ -22,6 +22,8 @@ from tests.servers.cluster import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.servers.cluster import Cluster
 
 START_SECONDS = 30
@@ -41,6 +43,7 @@ class PgBouncer:
         cluster: The server behind it, which it reaches by the socket.
         pool_size: How many connections it keeps to each database.
         mode: When a client gives its connection back: after each `transaction`, or `session`.
+        users: Roles that may come in, besides the superuser.
         settings: Further ones of its section `[pgbouncer]`.
     """
 
@@ -50,12 +53,14 @@ class PgBouncer:
         *,
         pool_size: int = 2,
         mode: str = "transaction",
+        users: Sequence[str] = (),
         settings: dict[str, str] | None = None,
     ) -> None:
         self.cluster = cluster
         self.port = free_port()
         self.folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._users = (SUPERUSER, *users)
         self._settings = {
             "listen_addr": "127.0.0.1",
             "listen_port": str(self.port),
@@ -86,7 +91,7 @@ class PgBouncer:
             raise NoServer("PgBouncer is not installed")
         self.folder = new_folder("tillroll-bouncer-")
         users, config, log = (self.folder / name for name in ("users", "config", "log"))
-        users.write_text(f'"{SUPERUSER}" ""\n', encoding="utf-8")
+        users.write_text("".join(f'"{name}" ""\n' for name in self._users), encoding="utf-8")
         settings = {"auth_file": str(users), **self._settings}
         lines = [f"{name} = {value}" for name, value in settings.items()]
         behind = f"* = host={self.cluster.folder} port={self.cluster.port}"

@@ -15,6 +15,7 @@ public_names: list[str] = tillroll.__all__
 
 def for_threads(ledger: tillroll.Ledger) -> None:
     assert_type(tillroll.open("sqlite:///credits.db"), tillroll.Ledger)
+    assert_type(tillroll.migrate("sqlite:///credits.db", plan=True), tillroll.Migrated)
     receipt = ledger.grant("acme", 1000, category="promo", expires_in="90d", tags={"a": "b"})
     assert_type(receipt, tillroll.Receipt)
     assert_type(receipt.units, Decimal)

@@ -753,6 +753,43 @@ def copy(
 
 
 @app.command
+def migrate(
+    *,
+    plan: Annotated[
+        bool, Parameter(negative=(), help="Show what is pending and write nothing.")
+    ] = False,
+    role: Annotated[
+        str | None,
+        Parameter(help="PostgreSQL: give this role what the application needs, nothing else."),
+    ] = None,
+    row_level_security: Annotated[
+        bool | None, Parameter(help="PostgreSQL: show a session the rows of its project only.")
+    ] = None,
+    writing: Annotated[
+        Literal["locks", "append"] | None,
+        Parameter(help="PostgreSQL: by locks, or by appending where one process is mostly alone."),
+    ] = None,
+    distributed: Annotated[
+        Literal["citus"] | None, Parameter(help="Spread a new ledger over a cluster, by account.")
+    ] = None,
+    scale: Annotated[int | None, Parameter(help="Decimals of the units, fixed for ever.")] = None,
+    common: Common | None = None,
+) -> int:
+    """Bring the tables up to date, or show what that would do."""
+    from tillroll.cli import migrating  # noqa: PLC0415 - only when asked for
+
+    return migrating.run(
+        common or Common(),
+        plan=plan,
+        scale=scale,
+        role=role,
+        row_level_security=row_level_security,
+        writing=writing,
+        distributed=distributed,
+    )
+
+
+@app.command
 def book_due(*, common: Common | None = None) -> None:
     """Book what fell due on accounts that nobody touched."""
     common = common or Common()

@@ -41,13 +41,20 @@ class Common:
         ),
     ] = "sqlite:///tillroll.db"
     project: Annotated[str, Parameter(help="The isolation boundary.")] = "default"
+    read_db: Annotated[
+        str | None,
+        Parameter(
+            env_var=["TILLROLL_READ_DATABASE_URL"],
+            help="PostgreSQL: a standby to read from; it may be behind.",
+        ),
+    ] = None
     json: Annotated[bool, Parameter(negative=(), help="Print JSON instead of text and tables.")] = (
         False
     )
 
     def open(self) -> tillroll.Ledger:
         """Open the ledger that the options name."""
-        return tillroll.open(self.db, project=self.project)
+        return tillroll.open(self.db, project=self.project, read_url=self.read_db)
 
 
 def say(text: str, *, console: Console = out, style: str = "", markup: bool = True) -> None:

@@ -13,7 +13,13 @@ from tillroll.embedded.ledger import (
     PendingHold,
     Preview,
 )
-from tillroll.embedded.opening import copy_ledger, open_async, open_ledger, open_store
+from tillroll.embedded.opening import (
+    copy_ledger,
+    migrate_store,
+    open_async,
+    open_ledger,
+    open_store,
+)
 from tillroll.embedded.reads import Quote
 
 __all__ = [
@@ -26,6 +32,7 @@ __all__ = [
     "Preview",
     "Quote",
     "copy_ledger",
+    "migrate_store",
     "open_async",
     "open_ledger",
     "open_store",

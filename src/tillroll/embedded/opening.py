@@ -7,7 +7,7 @@ import contextlib
 import functools
 import os
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tillroll import copying
 from tillroll.embedded.ledger import AsyncLedger, Ledger
@@ -18,11 +18,11 @@ from tillroll.stores.base import CommitUncertain
 from tillroll.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     from tillroll.copying import Copied
-    from tillroll.stores.base import Library, Store
+    from tillroll.stores.base import Library, Migrated, Store
 
 
 def open_store(
@@ -31,6 +31,8 @@ def open_store(
     scale: int | None = None,
     create: bool = True,
     library: Library = "apsw",
+    project: str | None = None,
+    read_url: str | None = None,
 ) -> Store:
     """Return the store of a URL: SQLite (or the path of a file), PostgreSQL, or `memory://`.
 
@@ -39,20 +41,39 @@ def open_store(
         scale: Decimals of the units, fixed when the store is made.
         create: Make the file or the tables where there are none.
         library: Which copy of SQLite opens a file; see `open_ledger`.
+        project: Which one it is opened for, where not for all; PostgreSQL may have to be told.
+        read_url: PostgreSQL only: where to read from, such as a standby.
 
     Raises:
         InvalidInput: No such kind of store.
         StoreUnavailable: The store cannot be used; nothing was written.
     """
-    text = os.fspath(url)
-    if library != "apsw" and isinstance(url, str) and text.startswith(("memory://", *_POSTGRES)):
+    kind, place = _place(url)
+    if library != "apsw" and kind != "sqlite":
         raise InvalidInput("a library can be chosen for SQLite only")
-    if isinstance(url, str) and text == "memory://":
+    if kind == "postgresql":
+        with _needing_psycopg():
+            from tillroll.stores.postgres import PostgresStore  # noqa: PLC0415 - an extra
+        where = None if read_url is None else _read_place(read_url)
+        return PostgresStore(place, scale=scale, read_url=where, project=project, migrate=create)
+    if read_url is not None:
+        raise InvalidInput(f"read_url is for standbys of PostgreSQL; {kind} has none")
+    if kind == "memory":
         return MemoryStore(scale=scale)
+    from tillroll.stores.sqlite import SqliteStore  # noqa: PLC0415 - only who uses it loads it
+
+    return SqliteStore(place, scale=scale, create=create, library=library)
+
+
+def _place(url: str | os.PathLike[str]) -> tuple[str, str]:
+    """Return what kind of store a URL names, and where it is: a path, or a URL of libpq's."""
+    text = os.fspath(url)
+    if isinstance(url, str) and text == "memory://":
+        return "memory", ""
     if isinstance(url, str) and text.startswith("sqlite:///"):
         text = text.removeprefix("sqlite:///")
     elif isinstance(url, str) and text.startswith(_POSTGRES):
-        return _open_postgres(text, scale=scale, create=create)
+        return "postgresql", text.replace("+psycopg://", "://", 1)
     elif isinstance(url, str) and "://" in text:
         raise InvalidInput(
             f"no store for {text.split('://')[0]!r}: use sqlite:///file.db, "
@@ -60,9 +81,7 @@ def open_store(
         )
     if text in ("", ":memory:"):
         raise InvalidInput("name a file, such as sqlite:///credits.db, or use memory://")
-    from tillroll.stores.sqlite import SqliteStore  # noqa: PLC0415 - only who uses it loads it
-
-    return SqliteStore(text, scale=scale, create=create, library=library)
+    return "sqlite", text
 
 
 def copy_ledger(
@@ -101,17 +120,79 @@ def copy_ledger(
             raise OutcomeUnknown(f"{problem}: copy again, it goes on where it was") from problem
 
 
+def migrate_store(
+    url: str | os.PathLike[str],
+    *,
+    plan: bool = False,
+    scale: int | None = None,
+    role: str | None = None,
+    row_level_security: bool | None = None,
+    writing: Literal["locks", "append"] | None = None,
+    distributed: Literal["citus"] | None = None,
+) -> Migrated:
+    """Bring the tables of a store up to date, making them where there are none.
+
+    `open` does so too, where it may. This is for whoever wants to see it first, or has the
+    application use a role that may not make tables.
+
+    Args:
+        url: The store, as for `open`.
+        plan: Only return what would be done; nothing is written, no file is made.
+        scale: Decimals of the units, fixed when the store is made; 6 if left out.
+        role: PostgreSQL only: give this role what the application needs, and nothing else.
+        row_level_security: PostgreSQL only: True shows roles other than the owner no rows but
+            those of the project that their session names; False ends that; None leaves it.
+        writing: PostgreSQL only: how all processes write from now on, by locks or by appending
+            (decisions/0011); None leaves it. Safe while others write.
+        distributed: PostgreSQL only: spread a new ledger over a Citus cluster, by account; once.
+
+    Raises:
+        StoreUnavailable: The store cannot be used; nothing was written.
+        StoreBusy: Another process is migrating, or keeps a table locked; what is not in the
+            answer to a plan now was written. Migrate again.
+        SchemaMismatch: The store is newer than this tillroll, or a step was altered since.
+        InvalidInput: No such kind of store, or no such role.
+    """
+    kind, place = _place(url)
+    if kind == "postgresql":
+        with _needing_psycopg():
+            from tillroll.stores import postgres_schema  # noqa: PLC0415 - an extra
+        return postgres_schema.migrate(
+            place,
+            plan=plan,
+            scale=scale,
+            role=role,
+            row_level_security=row_level_security,
+            writing=writing,
+            distributed=distributed,
+        )
+    if kind == "memory":
+        raise InvalidInput("a ledger in memory has no tables to migrate")
+    if (role, row_level_security, writing, distributed) != (None, None, None, None):
+        raise InvalidInput("that is PostgreSQL's: a SQLite file has one writer and the file's mode")
+    from tillroll.stores import sqlite  # noqa: PLC0415 - only who uses it loads it
+
+    return sqlite.migrate(place, plan=plan, scale=scale)
+
+
 _POSTGRES = ("postgresql://", "postgres://", "postgresql+psycopg://")
 
 
-def _open_postgres(url: str, *, scale: int | None, create: bool) -> Store:
+def _read_place(url: str) -> str:
+    kind, place = _place(url)
+    if kind != "postgresql":
+        raise InvalidInput("read_url must name a PostgreSQL server, as the url does")
+    return place
+
+
+@contextlib.contextmanager
+def _needing_psycopg() -> Iterator[None]:
     try:
-        from tillroll.stores.postgres import PostgresStore  # noqa: PLC0415 - an extra
+        yield
     except ImportError as problem:
         raise InvalidInput(
             f"PostgreSQL needs psycopg: pip install 'tillroll[postgres]' ({problem})"
         ) from None
-    return PostgresStore(url.replace("+psycopg://", "://", 1), scale=scale, migrate=create)
 
 
 def open_ledger(
@@ -122,6 +203,7 @@ def open_ledger(
     clock: Callable[[], datetime] | None = None,
     waiting_max: int = WAITING_MAX,
     library: Library = "apsw",
+    read_url: str | None = None,
 ) -> Ledger:
     """Open a ledger, creating its store where there is none.
 
@@ -135,13 +217,16 @@ def open_ledger(
         library: Which copy of SQLite to use: "apsw", which carries a current one, or "sqlite3",
             Python's own. A process that opens the file by other means as well, as whoever joins
             does, must use the copy that those use.
+        read_url: PostgreSQL only: a standby, for whatever only looks (balances, statements, usage,
+            explanations, verification, previews, quotes). It may be behind; a balance says by its
+            `seq` how far it came. What writes never reads from there.
 
     Raises:
         StoreUnavailable: The store cannot be used; nothing was written.
         SchemaMismatch: It was written by a newer tillroll.
         InvalidInput: No such kind of store, or another scale than the store has.
     """
-    return Ledger(_engine(url, project, scale, clock, waiting_max, library))
+    return Ledger(_engine(url, project, scale, clock, waiting_max, library, read_url))
 
 
 def open_async(
@@ -152,9 +237,10 @@ def open_async(
     clock: Callable[[], datetime] | None = None,
     waiting_max: int = WAITING_MAX,
     library: Library = "apsw",
+    read_url: str | None = None,
 ) -> AsyncLedger:
     """Open a ledger for an event loop; see `open`."""
-    return AsyncLedger(_engine(url, project, scale, clock, waiting_max, library))
+    return AsyncLedger(_engine(url, project, scale, clock, waiting_max, library, read_url))
 
 
 def _engine(
@@ -164,10 +250,15 @@ def _engine(
     clock: Callable[[], datetime] | None,
     waiting_max: int,
     library: Library,
+    read_url: str | None,
 ) -> Engine:
     ticks = now if clock is None else functools.partial(_ticks, clock)
-    store = open_store(url, scale=scale, library=library)
-    engine = Engine(store, project=project, clock=ticks, waiting_max=waiting_max)
+    engine = Engine(
+        open_store(url, scale=scale, project=project, read_url=read_url, library=library),
+        project=project,
+        clock=ticks,
+        waiting_max=waiting_max,
+    )
     _OPEN.add(engine)
     return engine
 

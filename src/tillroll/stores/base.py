@@ -302,6 +302,29 @@ class Migration(NamedTuple):
     checksum: str
 
 
+class Migrated(NamedTuple):
+    """What was done to a store's tables, or would be.
+
+    Attributes:
+        url: The store.
+        planned: Whether this is only the plan: nothing was written.
+        steps: The steps of the schema that were pending, in order: number, name, SQL, checksum.
+        statements: What was run besides: rights of a role, policies of row-level security.
+        schema: The number of the newest step that this tillroll knows.
+    """
+
+    url: str
+    planned: bool
+    steps: tuple[Migration, ...]
+    statements: tuple[str, ...]
+    schema: int
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as plain values for JSON."""
+        steps = [step._asdict() for step in self.steps]
+        return {**self._asdict(), "steps": steps, "statements": list(self.statements)}
+
+
 def migrations(dialect: str) -> list[Migration]:
     """Return the migrations of a dialect in order, read from the package."""
     from importlib.resources import files  # noqa: PLC0415 - slow to import, used once a store

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import msgspec
 import psycopg
-from psycopg import conninfo, errors
+from psycopg import conninfo, errors, sql
 from psycopg.rows import tuple_row
 
 from tillroll.ledger.commands import account_id
@@ -79,6 +79,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     """
 
     patience: float | None = None
+    pooled = False  # whether the server behind it may be another one in each transaction
 
     def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
         """Wait for the server, as long as there is patience."""
@@ -105,6 +106,7 @@ CONNECT_SECONDS = 10
 STATEMENT_SECONDS = 60
 CALM_BATCHES = 16  # then a process dares to append again
 WAYS: tuple[Way, ...] = ("append", "locks", "alone")
+MIGRATE_LOCK_SECONDS = 5  # how long one step may keep others waiting that want the same table
 READERS_MAX = 8  # idle connections kept; more are opened while more read at once
 # One number that all tillrolls agree on: two that migrate one database wait for each other.
 _MIGRATING = 0x7_1110_7011
@@ -121,6 +123,20 @@ _BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _RECOVERED = """
 INSERT INTO tillroll_meta VALUES ('recoveries', '1')
 ON CONFLICT (name) DO UPDATE SET value = (tillroll_meta.value::bigint + 1)::text
+"""
+_SECURED = "SELECT row_security_active(to_regclass('tillroll_entries')::oid)"
+# The time, and how far the log is written: of a standby, how far it came.
+_CLOCK = """
+SELECT extract(epoch FROM clock_timestamp())::float8, (
+    CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END
+)::text
+"""
+_BEHIND = """
+SELECT
+    pg_is_in_recovery(),
+    CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END,
+    greatest(pg_wal_lsn_diff(%s::pg_lsn, pg_last_wal_replay_lsn()), 0)::bigint,
+    extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8
 """
 # What must be on for an acknowledged write to survive a power cut.
 _DURABLE = ("fsync", "full_page_writes", "synchronous_commit")
@@ -180,6 +196,7 @@ class PostgresStore:
         *,
         scale: int | None = None,
         read_url: str | None = None,
+        project: str | None = None,
         migrate: bool = True,
         busy_seconds: float = BUSY_SECONDS,
         statement_seconds: float = STATEMENT_SECONDS,
@@ -190,6 +207,8 @@ class PostgresStore:
             url: `postgresql://user@host/database`, or anything that libpq takes.
             scale: Decimals of the units; fixed when the tables are made. None: what they have.
             read_url: Where to read from, such as a standby; reads may then be behind. None: `url`.
+            project: Whose rows a role under row-level security is to see. The owner of the tables
+                sees all, and needs none.
             migrate: Apply pending migrations; where False, tables that are not there are an error.
             busy_seconds: How long to wait for another process that keeps an account locked.
             statement_seconds: How long a statement that writes may take, and how long to wait for
@@ -209,8 +228,10 @@ class PostgresStore:
             "statement_timeout": f"{statement_seconds}s",
             "idle_in_transaction_session_timeout": f"{statement_seconds}s",
         }
-        self._dsn, self.url = _parsed(url)
-        self._read_dsn = self._dsn if read_url is None else _parsed(read_url)[0]
+        self._project = {} if project is None else {"tillroll.project": project}
+        self._session |= self._project
+        self._dsn, self.url = parsed(url)
+        self._read_dsn, self._read_url = parsed(read_url) if read_url else (self._dsn, self.url)
         self._mutex = threading.Lock()  # guards the idle readers
         self._idle: list[Connection] = []
         self._lent: set[Connection] = set()
@@ -219,7 +240,7 @@ class PostgresStore:
         self._prices: dict[str, tuple[int, PriceBook]] = {}
         self._warned: list[str] = []
         self._pace = _Pace()
-        self._pooled = False
+        self._secured = False  # whether row-level security counts for our role
         self._closed = False
         try:
             self._writer = self._connect_writer()
@@ -257,32 +278,34 @@ class PostgresStore:
         except psycopg.Error as error:
             raise translated(self.url, error) from error
 
-    def _connect(self, dsn: str) -> Connection:
+    def _connect(self, dsn: str, url: str) -> Connection:
         if self._closed:
             raise StoreClosed("the ledger is closed; nothing was written")
-        try:
-            connection = Connection.connect(dsn, autocommit=True, row_factory=tuple_row)
-        except psycopg.Error as error:
-            raise StoreUnavailable(
-                f"{self.url} cannot be reached: look whether the server runs, takes this user and "
-                f"has connections left (max_connections); nothing was written ({said(error)})"
-            ) from error
+        connection = connect(dsn, url)
         with self._translating():
             # A pooler in transaction mode answers for another server process than it names; there
             # neither settings nor prepared statements of a session would stay.
             real = connection.execute("SELECT pg_backend_pid()").fetchall()[0][0]
-            self._pooled = real != connection.info.backend_pid
-            if self._pooled:
+            connection.pooled = real != connection.info.backend_pid
+            if connection.pooled:
                 connection.prepare_threshold = None
             return connection
 
     def _connect_writer(self) -> Connection:
-        connection = self._connect(self._dsn)
+        connection = self._connect(self._dsn, self.url)
         connection.patience = self._statement_seconds + 1
         connection.add_notice_handler(self._note)
-        if not self._pooled:
-            with self._translating():
+        with self._translating():
+            if not connection.pooled:
                 connection.execute(_settings(self._session, local=False))
+            # Whoever is subject to row-level security must not COPY into the table.
+            self._secured = connection.execute(_SECURED).fetchone() == (True,)
+        if self._secured and not self._project:
+            connection.close()
+            raise StoreReadOnly(
+                f"{self.url} shows this role the rows of one project only, and none was named: "
+                f"do what is about all of them as the owner of the tables; nothing was written"
+            )
         return connection
 
     def _note(self, notice: psycopg.errors.Diagnostic) -> None:
@@ -317,20 +340,25 @@ class PostgresStore:
     def _migrate(self, connection: Connection, scale: int | None, *, apply: bool) -> None:
         """Apply what is pending, one database transaction a step; several processes may race."""
         known = migrations("postgres")
-        steps = list(pending(known, _applied(connection)))
+        steps = list(pending(known, applied_steps(connection)))
         if steps and not apply:
             raise SchemaMismatch(
                 f"{self.url} lacks {', '.join(step.name for step in steps)}: run "
                 f"`tillroll migrate`; nothing was written"
             )
         for step in steps:
-            _apply_step(connection, known, step)
-        if steps:
-            connection.execute(
-                "INSERT INTO tillroll_meta VALUES ('scale', %s), ('secret', %s) "
-                "ON CONFLICT DO NOTHING",
-                (str(SCALE_DEFAULT if scale is None else scale), secrets.token_hex(32)),
-            )
+            try:
+                _apply_step(connection, known, step, scale)
+            except errors.LockNotAvailable as problem:
+                raise StoreBusy(
+                    f"{self.url}: another process is migrating, or keeps a table locked. Migrate "
+                    f"again; nothing of {step.name} was written ({said(problem)})"
+                ) from problem
+            except errors.InsufficientPrivilege as problem:
+                raise SchemaMismatch(
+                    f"{self.url} lacks {step.name}, and the role may not make it: run `tillroll "
+                    f"migrate` as the owner of the tables; nothing was written ({said(problem)})"
+                ) from problem
 
     # ------------------------------------------------------------ the contract
 
@@ -342,11 +370,13 @@ class PostgresStore:
             self._forget()
             connection = self._writer = self._connect_writer()
         begin = [_BEGIN]
-        if self._pooled:
+        if connection.pooled:
             begin.append(_settings(self._session, local=True))
         session = _Pipelined(connection, begin)
-        way = self._pace.way
+        # An appender makes an account's row last; the policies want to see it first.
+        way = "locks" if self._secured and self._pace.way == "append" else self._pace.way
         writer = PostgresWriter(session, self._states, self._prices, way, spread=self.spread)
+        writer.copies = not self._secured
         try:
             try:
                 yield writer
@@ -390,6 +420,9 @@ class PostgresStore:
         """Raise what an error before the commit means; nothing was written."""
         if isinstance(problem, GUILTY):
             raise problem
+        if isinstance(problem, errors.FeatureNotSupported) and not self._secured:
+            self._drop_writer()  # row-level security came meanwhile: the next connection knows
+            raise Retry(f"{self.url}: {said(problem)}") from problem
         if isinstance(problem, errors.InvalidSqlStatementName):
             # Prepared in a pipeline that an error ended before the server came to it.
             self._drop_writer()
@@ -426,7 +459,10 @@ class PostgresStore:
         with self._translating():
             connection = self._lend()
             try:
-                yield PostgresReader(_Pipelined(connection, [_BEGIN_READ]))
+                begin = [_BEGIN_READ]
+                if connection.pooled and self._project:
+                    begin.append(_settings(self._project, local=True))
+                yield PostgresReader(_Pipelined(connection, begin))
             except msgspec.MsgspecError as error:
                 raise StoreCorrupt(
                     f"{self.url} holds a document that cannot be read ({error}): restore a "
@@ -441,7 +477,9 @@ class PostgresStore:
             with self._mutex:
                 connection = self._idle.pop() if self._idle else None
             if connection is None:
-                connection = self._connect(self._read_dsn)
+                connection = self._connect(self._read_dsn, self._read_url)
+                if self._project and not connection.pooled:
+                    connection.execute(_settings(self._project, local=False))
                 break
             with suppress(psycopg.Error):
                 connection.execute("SELECT 1")
@@ -485,7 +523,7 @@ class PostgresStore:
             StoreUnavailable: The server has no Citus, or the tables are spread already; nothing
                 was changed.
         """
-        with self._translating(), self._connect(self._dsn) as connection:
+        with self._translating(), self._connect(self._dsn, self.url) as connection:
             for step in migrations("citus"):
                 connection.execute(step.sql)
         self.spread = True
@@ -527,19 +565,39 @@ class PostgresStore:
 
     def facts(self) -> list[tuple[str, str, bool]]:
         """Return what `doctor` wants to know: name, value, whether it is as it must be."""
-        with self.read() as reader:
-            rows = reader.ask(_SETTINGS)
-            clock = reader.ask("SELECT extract(epoch FROM clock_timestamp())::float8")[0][0]
-        settings: dict[str, str] = dict(rows)
+        with self._translating(), self._connect(self._dsn, self.url) as connection:
+            settings: dict[str, str] = dict(connection.execute(_SETTINGS))
+            [(clock, here)] = connection.execute(_CLOCK).fetchall()
+            pooled = connection.pooled
+        reading = [] if self._read_dsn == self._dsn else [self._read_server(here)]
         return [
             ("PostgreSQL", settings["server_version"], True),
             *((name, settings[name], settings[name] not in ("off", "local")) for name in _DURABLE),
             ("data_checksums", settings["data_checksums"], settings["data_checksums"] == "on"),
             ("synchronous standbys", settings["synchronous_standby_names"] or "none", True),
-            ("pooler", "transaction mode" if self._pooled else "none", True),
+            ("pooler", "transaction mode" if pooled else "none", True),
+            ("row-level security", self._project_shown(), True),
+            *reading,
             ("server clock", _clock_difference(clock), _clock_agrees(clock)),
             ("scale", str(self.scale), True),
         ]
+
+    def _project_shown(self) -> str:
+        return f"project {self._project['tillroll.project']} only" if self._secured else "none"
+
+    def _read_server(self, here: str | None) -> tuple[str, str, bool]:
+        """Return how far behind the server is that reads go to, and whether it is one of ours."""
+        with self.read() as reader:
+            rows = reader.ask("SELECT value FROM tillroll_meta WHERE name = 'secret'")
+            standby, paused, behind, since = reader.ask(_BEHIND, here)[0]
+        if rows != [(self.secret.hex(),)]:
+            return "read server", f"{self._read_url} holds another ledger", False
+        if not standby:
+            return "read server", f"{self._read_url}, no standby", True
+        late = "up to date" if behind == 0 else f"{behind:,} bytes behind"
+        if behind and since is not None:
+            late += f", last change {since:,.1f} s ago"
+        return "read server", f"{late}{', replay paused' if paused else ''}", not paused
 
     # ------------------------------------------------------------ forks, end
 
@@ -615,17 +673,18 @@ class _Pipelined:
 
     def run(self, *statements: Statement) -> list[Rows]:
         """Run statements in order, in one round trip; return their rows."""
-        begin = [] if self.begun else [(sql, ()) for sql in self._begin]
+        # Without parameters, not with none: a % in a project's name is then no placeholder.
+        begin = [] if self.begun else [(statement, None) for statement in self._begin]
         self.begun = True
         cursors = [self._connection.cursor(binary=True) for _ in (*begin, *statements)]
         first: psycopg.Error | None = None
         try:
             with self._connection.pipeline():
                 try:
-                    for cursor, (sql, parameters) in zip(
+                    for cursor, (text, parameters) in zip(
                         cursors, (*begin, *statements), strict=True
                     ):
-                        cursor.execute(sql, parameters)
+                        cursor.execute(text, parameters)
                 except psycopg.Error as problem:
                     first = problem  # what follows in the pipeline only says that it was aborted
         except psycopg.Error as problem:
@@ -642,7 +701,18 @@ class _Pipelined:
             copy.write(data)
 
 
-def _parsed(url: str) -> tuple[str, str]:
+def connect(dsn: str, url: str) -> Connection:
+    """Connect to what libpq is told; in messages it is called by its URL."""
+    try:
+        return Connection.connect(dsn, autocommit=True, row_factory=tuple_row)
+    except psycopg.Error as error:
+        raise StoreUnavailable(
+            f"{url} cannot be reached: look whether the server runs, takes this user and has "
+            f"connections left (max_connections); nothing was written ({said(error)})"
+        ) from error
+
+
+def parsed(url: str) -> tuple[str, str]:
     """Return what libpq is to connect to, and the same to be shown: without a password."""
     try:
         parts = conninfo.conninfo_to_dict(url)
@@ -668,7 +738,8 @@ def _parsed(url: str) -> tuple[str, str]:
 
 def _settings(settings: dict[str, str], *, local: bool) -> str:
     """Return a statement that sets up a session, or only the transaction under way."""
-    calls = (f"set_config('{name}', '{value}', {local})" for name, value in settings.items())
+    quoted = {name: sql.Literal(value).as_string(None) for name, value in settings.items()}
+    calls = (f"set_config('{name}', {value}, {local})" for name, value in quoted.items())
     return f"SELECT {', '.join(calls)}"
 
 
@@ -687,7 +758,7 @@ def said(problem: psycopg.Error) -> str:
 
 
 def _clock_difference(server: float) -> str:
-    return f"{server - time.time():+.1f} s against ours"
+    return f"{round(server - time.time(), 1) + 0.0:+.1f} s against ours"  # no -0.0
 
 
 def _clock_agrees(server: float) -> bool:
@@ -697,7 +768,7 @@ def _clock_agrees(server: float) -> bool:
 CLOCK_SECONDS_MAX = 5.0
 
 
-def _applied(connection: Connection) -> dict[int, str]:
+def applied_steps(connection: Connection) -> dict[int, str]:
     """Return the migrations applied so far; none where there are no tables yet."""
     tables = {
         name
@@ -715,10 +786,14 @@ def _applied(connection: Connection) -> dict[int, str]:
     return dict(connection.execute("SELECT number, checksum FROM tillroll_migrations").fetchall())
 
 
-def _apply_step(connection: Connection, known: list[Migration], step: Migration) -> None:
+def _apply_step(
+    connection: Connection, known: list[Migration], step: Migration, scale: int | None
+) -> None:
     with connection.transaction():
+        # Whoever waits for a lock on a table keeps everybody after him waiting, too.
+        connection.execute(_settings({"lock_timeout": f"{MIGRATE_LOCK_SECONDS}s"}, local=True))
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATING,))
-        applied = _applied(connection)
+        applied = applied_steps(connection)
         if step not in pending(known, applied):
             return  # another process was faster
         if not applied:
@@ -730,6 +805,11 @@ def _apply_step(connection: Connection, known: list[Migration], step: Migration)
         connection.execute(
             "INSERT INTO tillroll_migrations VALUES (%s, %s, %s)",
             (step.number, step.name, step.checksum),
+        )
+        # With the first step, so that a database has these or no tables.
+        connection.execute(
+            "INSERT INTO tillroll_meta VALUES ('scale', %s), ('secret', %s) ON CONFLICT DO NOTHING",
+            (str(SCALE_DEFAULT if scale is None else scale), secrets.token_hex(32)),
         )
 
 

@@ -15,6 +15,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from msgspec import Struct
+from psycopg.errors import InsufficientPrivilege
 
 from tillroll.ledger.chain import (
     decode_account,
@@ -24,7 +25,7 @@ from tillroll.ledger.chain import (
     encode_state,
 )
 from tillroll.ledger.due import next_due
-from tillroll.ledger.errors import StoreCorrupt
+from tillroll.ledger.errors import StoreCorrupt, StoreReadOnly
 from tillroll.ledger.fold import apply
 from tillroll.ledger.pricing import PriceBook, decode_version, encode_version
 from tillroll.ledger.types import NEVER, Account, Entry, Refusal
@@ -183,6 +184,14 @@ _COPY_ENTRIES = f"COPY tillroll_entries ({_ENTRY_COLUMNS}) FROM STDIN"
 _ADD_ENTRY = f"""
 INSERT INTO tillroll_entries ({_ENTRY_COLUMNS})
 VALUES (%s::uuid, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+"""  # noqa: S608 - only our own constants
+# Where row-level security forbids COPY.
+_ADD_ENTRIES = f"""
+INSERT INTO tillroll_entries ({_ENTRY_COLUMNS})
+SELECT * FROM unnest(
+    %s::uuid[], %s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::text[],
+    %s::text[], %s::bytea[], %s::text[]
+)
 """  # noqa: S608 - only our own constants
 _SET_STATES = PerRow(
     many="""
@@ -447,7 +456,10 @@ class PostgresWriter(PostgresReader):
         last: What is still to be sent, together with the commit.
         loaded: The accounts that this transaction works on.
         appends: Whether the database lets those append who remember; None before it was asked.
+        copies: Whether many entries may go in by COPY.
     """
+
+    copies = True
 
     def __init__(
         self,
@@ -573,6 +585,8 @@ class PostgresWriter(PostgresReader):
     def _append_entries(self, entries: Sequence[Sealed]) -> None:
         if len(entries) < self._session.copy_min:
             self.last += [(_ADD_ENTRY, _entry_row(sealed)) for sealed in entries]
+        elif not self.copies:
+            self.last.append((_ADD_ENTRIES, _columns(map(_entry_row, entries))))
         else:
             lines = [_entry_line(sealed) for sealed in entries]
             self._session.copy(_COPY_ENTRIES, "".join(lines))
@@ -663,7 +677,13 @@ class PostgresWriter(PostgresReader):
 
     def erase_metadata(self, account_id: bytes) -> int:
         """Erase the metadata of all entries of an account."""
-        count: int = self.ask(_ERASE_METADATA, account_id.hex())[0][0]
+        try:
+            count: int = self.ask(_ERASE_METADATA, account_id.hex())[0][0]
+        except InsufficientPrivilege as problem:
+            raise StoreReadOnly(
+                "erasing metadata changes rows of the history, which only the owner of the tables "
+                "may do: open the ledger with that role; nothing was written"
+            ) from problem
         return count
 
     def prune_refusals(self, before: int, limit: int = 1_000) -> int:

@@ -53,6 +53,7 @@ from tillroll.stores.base import (
     FORK_SECONDS,
     CommitUncertain,
     Key,
+    Migrated,
     Remembrance,
     Repeats,
     Stored,
@@ -925,6 +926,29 @@ def _contradictions(connection: Connection) -> Iterator[str]:
         repeated_ = [version.digest, version.author, version.reason, version.applied_at]
         if version.number != number or repeated_ != told:
             yield f"price version {number} of {project!r}: a column differs from it"
+
+
+def migrate(path: str, *, scale: int | None = None, plan: bool = False) -> Migrated:
+    """Apply what is pending to a file; made where there is none, unless it is only the plan."""
+    known = migrations("sqlite")
+    file = Path(path).absolute()
+    applied: dict[int, str] = {}
+    if file.exists():
+        # Without a log nobody is at it, and even the log's index need not be made to look.
+        alone = "" if Path(f"{file}-wal").exists() else "&immutable=1"
+        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+        try:
+            connection = apsw.Connection(f"{file.as_uri()}?mode=ro{alone}", flags=flags)
+            try:
+                applied = _applied(connection)
+            finally:
+                _dispose(connection)
+        except apsw.Error as error:
+            raise translated(error, path) from error
+    steps = tuple(pending(known, applied))
+    if not plan:
+        SqliteStore(path, scale=scale).close()
+    return Migrated(f"sqlite:///{path}", plan, steps, (), known[-1].number)
 
 
 def _applied(connection: Connection) -> dict[int, str]:
