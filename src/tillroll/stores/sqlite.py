@@ -806,8 +806,8 @@ class SqliteWriter(SqliteReader):
     def add_price_version(self, project: str, version: PriceVersion) -> None:
         """Write a new price version."""
         self.connection.execute(
-            "INSERT INTO tillroll_price_versions "
-            "(project, number, digest, author, reason, applied_at, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO tillroll_price_versions (project, number, digest, author, reason, "
+            "applied_at, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
                 project,
                 version.number,
