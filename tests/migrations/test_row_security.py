@@ -1,5 +1,6 @@
 """Row-level security: a session sees and writes the rows of its project, whatever it asks for."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,6 +134,35 @@ def test_the_ledger_of_a_project(used: str):
             assert ledger.prices().version(1).reason == f"of {project}"
             facts = {name: value for name, value, _ in ledger.store.facts()}
             assert facts["row-level security"] == f"project {project} only"
+
+
+def test_odd_texts_in_a_batch(url: str):
+    """Without COPY a batch goes in by arrays, in which other characters mean something."""
+    odd = [
+        "NULL",
+        "null",
+        "{}",
+        "a,b",
+        'a"b',
+        "a\\b",
+        "a\\\\",
+        '\\"',
+        "é ☃ \U0001f9fe",
+        " ",
+        "%s",
+        "'",
+    ]
+    with tillroll.open(url) as ledger:
+        ledger.grant("acme", 100)
+        batch = [
+            {"account": "acme", "units": 1, "request_id": text, "metadata": {text: [text, None]}}
+            for text in odd
+        ]
+        assert all(outcome.ok for outcome in ledger.consume_many(batch))
+        assert all(outcome.receipt.replayed for outcome in ledger.consume_many(batch))
+        for text in odd:
+            assert json.loads(str(ledger.explain(text)["metadata"])) == {text: [text, None]}
+        assert ledger.verify().ok
 
 
 def test_every_promise_is_kept(url: str):

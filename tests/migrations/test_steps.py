@@ -1,6 +1,7 @@
 """The numbered steps: each takes a ledger that is in use further, and none makes anybody wait."""
 
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,7 +11,9 @@ import psycopg
 import pytest
 
 import tillroll
+from tests.faults.rig import join, until
 from tillroll.stores.base import Migration, migrations
+from tillroll.stores.postgres import apply_step, connect
 
 FIRST = 2  # up to here a ledger is being made: nobody waits for its tables
 TABLES = ("accounts", "entries", "refusals", "replays", "price_versions", "meta")
@@ -150,13 +153,14 @@ MADE = re.compile(r"\bCREATE TABLE (?:IF NOT EXISTS )?(\w+)")
 def faults(sql: str) -> Iterator[str]:
     """Yield why a step of PostgreSQL's may not be run on a ledger that is in use."""
     plain = re.sub(r"--.*", "", sql)
+    if "CONCURRENTLY" in plain:
+        yield from faults_beside(plain)
+        return
     if not re.match(r"\s*SET LOCAL lock_timeout = '\d+m?s';", plain):
         yield "it begins with SET LOCAL lock_timeout, so that nobody queues behind it for long"
     made = set(MADE.findall(plain))
     for index in INDEX.finditer(plain):
-        if index["how"]:
-            yield "CONCURRENTLY cannot be run in a step's transaction: see CONTRIBUTING"
-        elif index["table"] not in made:
+        if index["table"] not in made:
             yield f"it indexes {index['table']}, which is in use: that keeps writers waiting"
     for statement in re.findall(r"[^;]*;", plain):
         touched = re.search(r"\b(?:TABLE|UPDATE|FROM)\s+(?:ONLY\s+)?(tillroll_\w+)", statement)
@@ -165,6 +169,19 @@ def faults(sql: str) -> Iterator[str]:
         for pattern, why in SLOW.items():
             if re.search(pattern, statement, re.IGNORECASE | re.DOTALL):
                 yield f"{why}: {statement.strip()}"
+
+
+def faults_beside(plain: str) -> Iterator[str]:
+    """Yield why a step that runs outside a transaction may not be run, or not again."""
+    dropped = set()
+    for statement in filter(None, map(str.strip, plain.split(";"))):
+        if drop := re.fullmatch(r"DROP INDEX CONCURRENTLY IF EXISTS (\w+)", statement):
+            dropped.add(drop[1])
+        elif make := re.match(r"CREATE (?:UNIQUE )?INDEX CONCURRENTLY (\w+) ON ", statement):
+            if make[1] not in dropped:
+                yield f"what is left of {make[1]} is dropped first: DROP INDEX CONCURRENTLY IF ..."
+        else:
+            yield f"it is no index, so it belongs in a step that is one transaction: {statement}"
 
 
 @pytest.mark.parametrize(
@@ -201,6 +218,7 @@ def test_a_step_that_keeps_nobody_waiting(statement: str):
     [
         "CREATE INDEX a ON tillroll_entries (kind);",
         "CREATE INDEX CONCURRENTLY a ON tillroll_entries (kind);",
+        "DROP INDEX CONCURRENTLY IF EXISTS a; ALTER TABLE tillroll_entries ADD COLUMN x text;",
         "CREATE TABLE tillroll_notes (a int); CREATE UNIQUE INDEX a ON tillroll_entries (kind);",
         "ALTER TABLE tillroll_entries ALTER COLUMN kind TYPE varchar(20);",
         "ALTER TABLE tillroll_entries ADD COLUMN at timestamptz DEFAULT clock_timestamp();",
@@ -214,6 +232,74 @@ def test_a_step_that_keeps_nobody_waiting(statement: str):
 )
 def test_a_step_that_would_keep_everybody_waiting(statement: str):
     assert list(faults(GOOD + statement))
+
+
+BESIDE = """\
+-- Entries by kind; reports ask for it.
+
+DROP INDEX CONCURRENTLY IF EXISTS tillroll_entries_kind;
+CREATE INDEX CONCURRENTLY tillroll_entries_kind ON tillroll_entries (kind);
+"""
+NEXT = Migration(len(migrations("postgres")) + 1, "9999_kind.sql", BESIDE, "x")
+KNOWN = [*migrations("postgres"), NEXT]
+VALID = """
+SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('tillroll_entries_kind')
+"""
+
+
+def test_an_index_beside_the_work(postgres_url: str):
+    assert not list(faults(BESIDE))
+    with tillroll.open(postgres_url) as ledger, psycopg.connect(postgres_url) as asking:
+        asking.autocommit = True
+        ledger.grant("acme", 100_000)
+        connection = connect(postgres_url, "here")
+        done = threading.Event()
+
+        def charge() -> None:
+            while not done.is_set():
+                ledger.consume("acme", units=1)
+
+        thread = threading.Thread(target=charge)
+        thread.start()
+        apply_step(connection, KNOWN, NEXT, None)
+        apply_step(connection, KNOWN, NEXT, None)  # it is there: nothing to do
+        done.set()
+        join(thread)
+        connection.close()
+        assert asking.execute(VALID.encode()).fetchall() == [(True,)]
+        assert ledger.verify().ok
+    assert asking.closed
+
+
+def test_an_index_that_was_cut_off_is_built_anew(postgres_url: str):
+    tillroll.migrate(postgres_url)
+    with (
+        psycopg.connect(postgres_url) as other,
+        psycopg.connect(postgres_url, autocommit=True) as asking,
+    ):
+        other.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        other.execute("SELECT 1 FROM tillroll_entries")  # and it stays open
+        connection = connect(postgres_url, "here")
+        errors: list[psycopg.Error] = []
+
+        def build() -> None:
+            try:
+                apply_step(connection, KNOWN, NEXT, None)
+            except psycopg.Error as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=build)
+        thread.start()
+        until(lambda: asking.execute(VALID.encode()).fetchall() == [(False,)])
+        asking.execute("SELECT pg_terminate_backend(%s)", (connection.info.backend_pid,))
+        join(thread)
+        assert errors
+        other.rollback()
+        assert asking.execute(VALID.encode()).fetchall() == [(False,)]
+        connection = connect(postgres_url, "here")
+        apply_step(connection, KNOWN, NEXT, None)
+        connection.close()
+        assert asking.execute(VALID.encode()).fetchall() == [(True,)]
 
 
 def test_a_step_without_a_limit_on_waiting():

@@ -12,6 +12,7 @@ is then looked up under the locks, which a writer that still lives would hold.
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
@@ -138,6 +139,7 @@ SELECT
     greatest(pg_wal_lsn_diff(%s::pg_lsn, pg_last_wal_replay_lsn()), 0)::bigint,
     extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8
 """
+_STEP_DONE = "INSERT INTO tillroll_migrations (number, name, checksum) VALUES (%s, %s, %s)"
 # What must be on for an acknowledged write to survive a power cut.
 _DURABLE = ("fsync", "full_page_writes", "synchronous_commit")
 _SETTINGS = """
@@ -348,7 +350,7 @@ class PostgresStore:
             )
         for step in steps:
             try:
-                _apply_step(connection, known, step, scale)
+                apply_step(connection, known, step, scale)
             except errors.LockNotAvailable as problem:
                 raise StoreBusy(
                     f"{self.url}: another process is migrating, or keeps a table locked. Migrate "
@@ -786,9 +788,13 @@ def applied_steps(connection: Connection) -> dict[int, str]:
     return dict(connection.execute("SELECT number, checksum FROM tillroll_migrations").fetchall())
 
 
-def _apply_step(
+def apply_step(
     connection: Connection, known: list[Migration], step: Migration, scale: int | None
 ) -> None:
+    """Apply one step, unless another process was faster."""
+    if "CONCURRENTLY" in step.sql:
+        _apply_beside(connection, known, step)
+        return
     with connection.transaction():
         # Whoever waits for a lock on a table keeps everybody after him waiting, too.
         connection.execute(_settings({"lock_timeout": f"{MIGRATE_LOCK_SECONDS}s"}, local=True))
@@ -802,15 +808,47 @@ def _apply_step(
                 "(number integer PRIMARY KEY, name text NOT NULL, checksum text NOT NULL)"
             )
         connection.execute(step.sql)
-        connection.execute(
-            "INSERT INTO tillroll_migrations VALUES (%s, %s, %s)",
-            (step.number, step.name, step.checksum),
-        )
+        connection.execute(_STEP_DONE, (step.number, step.name, step.checksum))
         # With the first step, so that a database has these or no tables.
         connection.execute(
             "INSERT INTO tillroll_meta VALUES ('scale', %s), ('secret', %s) ON CONFLICT DO NOTHING",
             (str(SCALE_DEFAULT if scale is None else scale), secrets.token_hex(32)),
         )
+
+
+def _apply_beside(connection: Connection, known: list[Migration], step: Migration) -> None:
+    """Build indexes beside the work, outside a transaction: each statement is one by itself.
+
+    Building waits for every transaction that is open, so nobody may wait for it inside of one: the
+    lock is asked for again and again. One that was cut off leaves an index that does not count;
+    such a step begins by dropping it.
+    """
+    if connection.pooled:
+        raise StoreUnavailable(
+            f"{step.name} builds an index beside the work, which takes a session of its own: "
+            f"migrate past the pooler; nothing was written"
+        )
+    locked = "SELECT pg_try_advisory_lock(%s)"
+    until = time.monotonic() + MIGRATE_LOCK_SECONDS
+    while connection.execute(locked, (_MIGRATING,)).fetchone() != (True,):
+        if time.monotonic() > until:
+            raise StoreBusy("another process is migrating. Migrate again; nothing was written")
+        time.sleep(0.1)
+    patience, connection.patience = connection.patience, None
+    limits = dict.fromkeys(("lock_timeout", "statement_timeout"), "0")
+    before = {name: connection.execute(f"SHOW {name}".encode()).fetchall()[0][0] for name in limits}
+    connection.execute(_settings(limits, local=False))
+    try:
+        if step in pending(known, applied_steps(connection)):
+            for statement in re.sub(r"--.*", "", step.sql).split(";"):
+                if statement.strip():
+                    connection.execute(statement.encode())
+            connection.execute(_STEP_DONE, (step.number, step.name, step.checksum))
+    finally:
+        if not connection.closed:
+            connection.execute(_settings(before, local=False))
+            connection.execute("SELECT pg_advisory_unlock(%s)", (_MIGRATING,))
+            connection.patience = patience
 
 
 def _contradictions(reader: PostgresReader) -> Iterator[str]:

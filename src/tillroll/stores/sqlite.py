@@ -204,7 +204,7 @@ _STORED = (
 
 # The first write after a commit that erred; see `SqliteStore.recover`.
 _RECOVERED = """
-INSERT INTO tillroll_meta VALUES ('recoveries', '1')
+INSERT INTO tillroll_meta (name, value) VALUES ('recoveries', '1')
 ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(value AS INTEGER) + 1 AS TEXT)
 """
 
@@ -389,7 +389,8 @@ class SqliteStore:
                     (step.number, step.name, step.checksum),
                 )
             connection.execute(
-                "INSERT OR IGNORE INTO tillroll_meta VALUES ('scale', ?), ('secret', ?)",
+                "INSERT OR IGNORE INTO tillroll_meta (name, value) "
+                "VALUES ('scale', ?), ('secret', ?)",
                 (str(SCALE_DEFAULT if scale is None else scale), secrets.token_hex(32)),
             )
             connection.execute("COMMIT")
@@ -832,7 +833,8 @@ class SqliteWriter(SqliteReader):
     def add_price_version(self, project: str, version: PriceVersion) -> None:
         """Write a new price version."""
         self.connection.execute(
-            "INSERT INTO tillroll_price_versions VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO tillroll_price_versions (project, number, digest, author, reason, "
+            "applied_at, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
                 project,
                 version.number,
@@ -857,14 +859,16 @@ class SqliteWriter(SqliteReader):
     def add_repeats(self, repeats: Sequence[Repeats]) -> None:
         """Write how often requests were repeated."""
         rows = [(name, owner, times, last_at) for owner, name, times, last_at in repeats]
-        self.connection.executemany("REPLACE INTO tillroll_replays VALUES (?, ?, ?, ?)", rows)
+        sql = "REPLACE INTO tillroll_replays (request_id, account_id, times, last_at) "
+        self.connection.executemany(sql + "VALUES (?, ?, ?, ?)", rows)
 
     def set_moved(self, to: str | None) -> None:
         """Mark the ledger as gone to another place, or as here again."""
         if to is None:
             self.connection.execute("DELETE FROM tillroll_meta WHERE name = 'moved_to'")
         else:
-            self.connection.execute("REPLACE INTO tillroll_meta VALUES ('moved_to', ?)", (to,))
+            sql = "REPLACE INTO tillroll_meta (name, value) VALUES ('moved_to', ?)"
+            self.connection.execute(sql, (to,))
 
     def prune_refusals(self, before: int, limit: int = 1_000) -> int:
         """Delete the oldest refusals recorded before that time."""
