@@ -9,9 +9,12 @@ import psycopg
 import pytest
 
 import tillroll
+from tests.faults.rig import join, until
+from tests.servers.cluster import Cluster
 from tillroll.embedded import Ledger
 from tillroll.engine import Engine
 from tillroll.stores.postgres import PostgresStore
+from tillroll.stores.postgres_rows import GATE
 
 
 def way(ledger: tillroll.Ledger) -> str:
@@ -161,6 +164,32 @@ def test_the_way_can_be_changed_while_others_write(postgres_url: str):
     assert ledgers[0].verify().ok
     for ledger in ledgers:
         ledger.close()
+
+
+def test_who_changes_the_way_is_not_waited_for_by_those_he_waits_for(
+    postgres: Cluster, appending_url: str
+):
+    """An appender is through the gate, and has to write to the table of accounts only now."""
+    store = PostgresStore(appending_url)
+    changer = threading.Thread(target=store.set_writing, args=("locks",))
+    with psycopg.connect(appending_url) as appender:
+        appender.execute("SET lock_timeout = '500ms'")
+        appender.execute(f"SELECT pg_advisory_xact_lock_shared({GATE})".encode())
+        changer.start()
+        until(lambda: bool(postgres.run("SELECT 1 FROM pg_locks WHERE NOT granted")))
+        appender.execute("LOCK TABLE tillroll_accounts IN ROW EXCLUSIVE MODE")
+    join(changer)
+    store.close()
+    with psycopg.connect(appending_url) as other:
+        told = other.execute("SELECT value FROM tillroll_meta WHERE name = 'writing'")
+        assert told.fetchall() == [("locks",)]
+
+
+def test_there_is_no_third_way(postgres_url: str):
+    store = PostgresStore(postgres_url)
+    with pytest.raises(tillroll.InvalidInput, match="lock"):
+        store.set_writing("lock")  # type: ignore[arg-type]
+    store.close()
 
 
 @pytest.mark.parametrize("url", ["postgres_url", "appending_url"])

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tillroll.ledger.pricing import PriceBook, PriceVersion
 
 T = TypeVar("T")
+W = TypeVar("W")
+W_co = TypeVar("W_co", covariant=True)
 Key = tuple[bytes, str]
 # The entry made by a request id, and the entries that refer to it, oldest first.
 Story = tuple["Entry | None", "list[Entry]"]
@@ -243,7 +245,14 @@ class Store(Protocol):
         """Close every connection."""
 
 
-def persist(store: Store, act: Callable[[Writer], T]) -> T:
+class Writes(Protocol[W_co]):
+    """The part of a store that `persist` needs, whatever its writer can do besides."""
+
+    def write(self) -> AbstractContextManager[W_co]:
+        """Open a database transaction; see `Store.write`."""
+
+
+def persist(store: Writes[W], act: Callable[[W], T]) -> T:
     """Do something in a database transaction, and again where the store says that it may help.
 
     Raises:

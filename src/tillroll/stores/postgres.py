@@ -49,6 +49,7 @@ from tillroll.stores.base import (
     least,
     migrations,
     pending,
+    persist,
 )
 from tillroll.stores.postgres_rows import (
     COPY_MIN,
@@ -471,17 +472,23 @@ class PostgresStore:
         to locks for a while (decisions/0011). It is safe while others write: first nobody appends
         any more and who refuses keeps appenders out, then those are waited for who began before.
         """
-        with self.write() as tx:
-            tx.set_writing("changing")
+        if way not in ("locks", "append"):
+            raise InvalidInput(f"a ledger is written by 'locks' or by 'append', not {way!r:.50}")
+        persist(self, lambda tx: tx.set_writing("changing"))
         self.wait_for_writers()
-        with self.write() as tx:
-            tx.set_writing(way)
+        persist(self, lambda tx: tx.set_writing(way))
 
     def wait_for_writers(self) -> None:
-        """Wait for every transaction that has locked an account, or that appends."""
-        with self.write() as tx:
-            tx.ask("LOCK TABLE tillroll_accounts IN EXCLUSIVE MODE")
+        """Wait for every transaction that has locked an account, or that appends.
+
+        The gate comes first: who is through it may still have to write to the table.
+        """
+
+        def act(tx: PostgresWriter) -> None:
             tx.close_gate()
+            tx.ask("LOCK TABLE tillroll_accounts IN EXCLUSIVE MODE")
+
+        persist(self, act)
 
     def adopt(self, secret: bytes) -> None:
         """Sign quotes with this secret from now on."""
