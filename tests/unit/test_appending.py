@@ -215,3 +215,24 @@ def test_what_falls_due_is_never_written_too_late(url: str, request: pytest.Fixt
     assert here.verify().ok
     here.close()
     there.close()
+
+
+def test_what_falls_due_is_booked_by_whoever_remembers_it_otherwise(appending_url: str):
+    """Another process has held since; who books what is due has nobody to contradict him."""
+    now = [1_700_000_000_000_000]
+    here, there = (
+        Ledger(Engine(PostgresStore(appending_url), clock=lambda: now[0])) for _ in range(2)
+    )
+    here.grant("acme", 100)
+    there.grant("beta", 100)
+    there.consume("acme", units=1)
+    appends(there, "beta")
+    here.hold("acme", units=5, request_id="h", expires_in="1m")
+    now[0] += 61_000_000
+    assert there.book_due() == 1
+    assert [receipt.kind for receipt in here.entries("acme")][-1] == "hold_expired"
+    there.book_due()  # the row still names a time that has passed, and is put right
+    assert there.book_due() == 0
+    for ledger in (here, there):
+        assert ledger.verify().ok
+        ledger.close()

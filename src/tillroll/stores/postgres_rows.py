@@ -415,8 +415,11 @@ class PostgresWriter(PostgresReader):
         One round trip: rows of accounts never seen are made, all are locked in the order of their
         ids, and only then is looked what they and the keys have become. Of an account that is
         remembered only what others have added since has to come. Who appends locks nothing and
-        believes what is remembered.
+        believes what is remembered; without keys there may be nothing to contradict that, so then
+        nobody appends.
         """
+        if self._way == "append" and not keys:
+            self._way = "locks"
         known = self._states
         self.loaded.update(wanted)
         new = [owner for owner in wanted if owner not in known]
