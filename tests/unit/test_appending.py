@@ -59,6 +59,18 @@ def test_a_stale_success_does_not_count(appending_url: str):
         assert here.verify().ok
 
 
+def test_what_is_wrong_is_wrong_as_things_stand(appending_url: str):
+    """Another process has begun a recurring grant; what is remembered here has none to stop."""
+    with tillroll.open(appending_url) as here, tillroll.open(appending_url) as there:
+        here.grant("acme", 1_000)
+        appends(here)
+        there.set_recurring("acme", "plan", 10, every="month", anchor="2026-01-01")
+        assert here.stop_recurring("acme", "plan").kind == "recurring"
+        with pytest.raises(tillroll.InvalidInput, match="no recurring grant"):
+            here.stop_recurring("acme", "another")
+        assert here.verify().ok
+
+
 def test_an_id_refused_elsewhere_stays_refused(appending_url: str):
     with tillroll.open(appending_url) as here, tillroll.open(appending_url) as there:
         here.grant("acme", 41)

@@ -474,7 +474,10 @@ class PostgresWriter(PostgresReader):
 
         Raises:
             Doubt: Something is refused, and somebody may append to its account meanwhile.
+            Retry: Something was dismissed for what is remembered.
         """
+        if book.dismissed and self._way == "append":
+            raise Retry("what is wrong has to be wrong as things stand")
         if book.refused and self._way != "alone":
             raise Doubt("a refusal has to be decided while nobody appends")
         if book.appended:
