@@ -6,7 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +18,8 @@ import tillroll
 from tests.joined.conftest import opened
 from tests.joined.sides import path_of
 from tillroll.embedded.joined import joined
+from tillroll.stores.base import persist
+from tillroll.stores.postgres import PostgresStore
 from tillroll.testing import conformance
 
 AT_ONCE = threading.BoundedSemaphore(16)  # connections of one test
@@ -148,6 +150,32 @@ def test_an_old_snapshot_decides_nothing(
     if meanwhile is not refuse:
         with pytest.raises(tillroll.NotFound):
             ledger.explain("ours")
+
+
+def move(store: PostgresStore) -> None:
+    persist(store, lambda tx: tx.set_moved("elsewhere"))
+    store.wait_for_writers()
+
+
+def have_it_appended(store: PostgresStore) -> None:
+    store.set_writing("append")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("meanwhile", [move, have_it_appended])
+def test_an_old_snapshot_does_not_know_where_and_how_to_write(
+    postgres_url: str,
+    postgres_ledger: tillroll.Ledger,
+    level: IsolationLevel,
+    meanwhile: Callable[[PostgresStore], None],
+):
+    """A charge in a ledger that has moved would be lost; a refusal beside appenders, untrue."""
+    with snapshot(postgres_url, level) as connection:
+        with closing(PostgresStore(postgres_url)) as store:
+            meanwhile(store)
+        with pytest.raises(tillroll.StoreBusy, match="as a whole"):
+            postgres_ledger.join(connection).consume("acme", units=1)
+    assert postgres_ledger.balance("acme").used == 0
 
 
 def test_an_account_made_since_the_snapshot(postgres_url: str, postgres_ledger: tillroll.Ledger):

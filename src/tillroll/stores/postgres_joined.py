@@ -35,7 +35,7 @@ from tillroll.ledger.errors import (
 from tillroll.stores.base import Retry
 from tillroll.stores.hosts import BEGIN, JoinedStore, wrong_driver
 from tillroll.stores.postgres import AGAIN, GUILTY, said, translated
-from tillroll.stores.postgres_rows import Doubt, PostgresReader, PostgresWriter
+from tillroll.stores.postgres_rows import TOUCHED, Doubt, PostgresReader, PostgresWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -69,6 +69,7 @@ SELECT request_id, account_id, '', '', 0, ''
 FROM unnest(%s::text[], %s::uuid[]) AS w (request_id, account_id)
 ON CONFLICT DO NOTHING
 """
+_PROBE_PLACE: Statement = (f"SELECT 1 FROM tillroll_meta {TOUCHED} FOR SHARE", ())  # noqa: S608
 
 
 # Whatever rows, adapters and kind of cursor the host has chosen, ours are psycopg's own.
@@ -182,12 +183,13 @@ class _JoinedWriter(PostgresWriter):
         return accounts, answers
 
     def _probe(self, accounts: Mapping[bytes, Account], unknown: Sequence[Key]) -> None:
-        """Fail where the snapshot lacks what others wrote to these accounts."""
+        """Fail where the snapshot lacks what others wrote to these accounts or about the ledger."""
         owners = [owner.hex() for owner in accounts]
         nexts = [account.seq + 1 for account in accounts.values()]
         names = [name for _, name in unknown]
         self._session.run(
             _PROBE_BEGIN,
+            _PROBE_PLACE,
             (_PROBE_ENTRIES, [owners, nexts]),
             (_PROBE_REFUSALS, [names, [owner.hex() for owner, _ in unknown]]),
             _PROBE_END,

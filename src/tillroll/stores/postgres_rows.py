@@ -106,6 +106,9 @@ ORDER BY e.account_id, e.seq
 _PRICES_KNOWN = "SELECT count(*) FROM tillroll_price_versions WHERE project = %s"
 _MOVED_TO = "SELECT value FROM tillroll_meta WHERE name = 'moved_to'"
 _PLACE = "SELECT name, value FROM tillroll_meta WHERE name IN ('moved_to', 'writing')"
+# Written with each change of those two: an old snapshot that locks this row is told by an error.
+TOUCHED = "WHERE name = 'scale'"
+_TOUCH: Statement = (f"UPDATE tillroll_meta SET value = value {TOUCHED}", ())  # noqa: S608
 _SET_WRITING = """
 INSERT INTO tillroll_meta VALUES ('writing', %s)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
@@ -132,6 +135,7 @@ SELECT * FROM unnest(%s::text[], %s::uuid[], %s::bigint[], %s::bigint[])
 ON CONFLICT (request_id, account_id) DO UPDATE SET
     times = excluded.times, last_at = excluded.last_at
 """
+_SET_HERE: Statement = ("DELETE FROM tillroll_meta WHERE name = 'moved_to'", ())
 _SET_MOVED = """
 INSERT INTO tillroll_meta VALUES ('moved_to', %s)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
@@ -584,14 +588,11 @@ class PostgresWriter(PostgresReader):
 
     def set_moved(self, to: str | None) -> None:
         """Mark the ledger as gone to another place, or as here again."""
-        if to is None:
-            self.ask("DELETE FROM tillroll_meta WHERE name = 'moved_to'")
-        else:
-            self.ask(_SET_MOVED, to)
+        self._session.run(_TOUCH, _SET_HERE if to is None else (_SET_MOVED, [to]))
 
     def set_writing(self, way: str) -> None:
         """Write down how the ledger is written from now on (see `PostgresStore.set_writing`)."""
-        self.ask(_SET_WRITING, way)
+        self._session.run(_TOUCH, (_SET_WRITING, [way]))
 
     def close_gate(self) -> None:
         """Wait for those who append, and keep others from it until the commit."""
