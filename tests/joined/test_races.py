@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -18,6 +19,7 @@ import tillroll
 from tests.joined.conftest import opened
 from tests.joined.sides import path_of
 from tillroll.embedded.joined import joined
+from tillroll.ledger.commands import account_id
 from tillroll.stores.base import persist
 from tillroll.stores.postgres import PostgresStore
 from tillroll.testing import conformance
@@ -210,6 +212,21 @@ def test_six_of_twenty_holds_out_of_snapshots(
     assert sum(granted) == 6
     assert ledger.balance("acme").held == 450
     assert ledger.verify().ok
+
+
+# ---------------------------------------------------------------- a ledger that moved
+
+
+def test_nothing_is_done_in_a_ledger_that_moved(url: str, ledger: tillroll.Ledger):
+    ledger.grant("acme", 1, metadata={"a": 1}, request_id="g")
+    persist(ledger.store, lambda tx: tx.set_moved("elsewhere"))
+    with connected(url, begun=True) as connection:
+        joined_ = ledger.join(connection)
+        for act in (joined_.book_due, partial(joined_.erase_metadata, "acme")):
+            with pytest.raises(tillroll.StoreReadOnly, match="moved to elsewhere"):
+                act()
+    with ledger.store.read() as reader:
+        assert reader.entries(account_id("default", "acme"))[0].metadata == '{"a":1}'
 
 
 # ---------------------------------------------------------------- every promise

@@ -1,13 +1,16 @@
 """What is the PostgreSQL driver's own: one transaction a batch, states behind, other writers."""
 
+import threading
 from collections.abc import Iterator
 
 import psycopg
 import pytest
 
 import tillroll
+from tests.faults.rig import join, until
 from tests.servers.cluster import Cluster
 from tillroll.ledger.commands import account_id
+from tillroll.stores.postgres import PostgresStore
 from tillroll.stores.postgres_rows import TRAIL_BYTES, TRAIL_MIN
 
 
@@ -159,3 +162,17 @@ def test_postings_balance_in_sql(ledger: tillroll.Ledger, postgres_url: str):
         "WHERE account = 'acme' GROUP BY 1 ORDER BY 1"
     )
     assert dict(asked(postgres_url, sums))["used"] == 4_000_000  # type: ignore[arg-type]
+
+
+def test_who_does_anything_else_is_waited_for_too(
+    ledger: tillroll.Ledger, postgres: Cluster, postgres_url: str
+):
+    """Else a price or an erasure could be written to a ledger that has moved meanwhile."""
+    store = PostgresStore(postgres_url)
+    waiter = threading.Thread(target=store.wait_for_writers)
+    with ledger.store.write() as tx:
+        assert tx.moved_to() is None
+        waiter.start()
+        until(lambda: bool(postgres.run("SELECT 1 FROM pg_locks WHERE NOT granted")))
+    join(waiter)
+    store.close()

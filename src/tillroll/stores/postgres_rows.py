@@ -135,6 +135,7 @@ SELECT * FROM unnest(%s::text[], %s::uuid[], %s::bigint[], %s::bigint[])
 ON CONFLICT (request_id, account_id) DO UPDATE SET
     times = excluded.times, last_at = excluded.last_at
 """
+_WRITING: Statement = ("LOCK TABLE tillroll_accounts IN ROW SHARE MODE", ())
 _SET_HERE: Statement = ("DELETE FROM tillroll_meta WHERE name = 'moved_to'", ())
 _SET_MOVED = """
 INSERT INTO tillroll_meta VALUES ('moved_to', %s)
@@ -577,8 +578,14 @@ class PostgresWriter(PostgresReader):
         )
 
     def moved_to(self) -> str | None:
-        """Return where this ledger went; known already where accounts were loaded."""
-        return super().moved_to() if self._moved is False else self._moved
+        """Return where this ledger went; known already where accounts were loaded.
+
+        Where none were, a lock on the table has those wait for us who wait for writers.
+        """
+        if self._moved is False:
+            rows = self._session.run(_WRITING, (_MOVED_TO, ()))[1]
+            return rows[0][0] if rows else None
+        return self._moved
 
     def add_repeats(self, repeats: Sequence[Repeats]) -> None:
         """Write how often requests were repeated."""
