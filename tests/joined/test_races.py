@@ -16,9 +16,12 @@ import pytest
 from psycopg import IsolationLevel
 
 import tillroll
+from tests.faults.rig import join, until
 from tests.joined.conftest import opened
 from tests.joined.sides import path_of
+from tests.servers.cluster import Cluster
 from tillroll.embedded.joined import joined
+from tillroll.ledger.chain import encode_state
 from tillroll.ledger.commands import account_id
 from tillroll.stores.base import persist
 from tillroll.stores.postgres import PostgresStore
@@ -212,6 +215,29 @@ def test_six_of_twenty_holds_out_of_snapshots(
     assert sum(granted) == 6
     assert ledger.balance("acme").held == 450
     assert ledger.verify().ok
+
+
+def test_a_state_written_anew_while_it_is_read(
+    postgres: Cluster, postgres_url: str, postgres_ledger: tillroll.Ledger
+):
+    """What lies behind the old state and before the new one must not be missed."""
+    ledger = postgres_ledger
+    for _ in range(12):
+        ledger.consume("acme", units=1)
+    owner = account_id("default", "acme")
+    with ledger.store.read() as reader:
+        account = reader.accounts([(owner, "acme")])[owner]
+    with psycopg.connect(postgres_url) as host, psycopg.connect(postgres_url) as writer:
+        writer.execute("LOCK TABLE tillroll_entries IN ACCESS EXCLUSIVE MODE")
+        used: list[object] = []
+        read = threading.Thread(target=lambda: used.append(ledger.join(host).balance("acme").used))
+        read.start()
+        until(lambda: bool(postgres.run("SELECT 1 FROM pg_locks WHERE NOT granted")))
+        columns = account.seq, account.head, account.at, encode_state(account).decode()
+        writer.execute("UPDATE tillroll_accounts SET seq=%s, head=%s, at=%s, state=%s", columns)
+        writer.commit()
+        join(read)
+    assert used == [12]
 
 
 # ---------------------------------------------------------------- a ledger that moved

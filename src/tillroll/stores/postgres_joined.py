@@ -38,7 +38,7 @@ from tillroll.stores.postgres import AGAIN, GUILTY, said, translated
 from tillroll.stores.postgres_rows import TOUCHED, Doubt, PostgresReader, PostgresWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from tillroll.ledger.types import Account, Entry, Refusal
     from tillroll.stores.base import Key, Store
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from tillroll.stores.hosts import Host
     from tillroll.stores.postgres_rows import Rows, Statement, Way
 
-READ_TRIES = 5  # of one account that others go on writing between two statements
 _AGAIN_ADVICE = "nothing was written. Roll back your transaction and try it again as a whole"
 
 _SAVEPOINT: Statement = ("SAVEPOINT tillroll", ())
@@ -154,18 +153,6 @@ class _Hosted:
         raise NotImplementedError
 
 
-class _JoinedReader(PostgresReader):
-    """Reads statement by statement: what others commit in between may be seen by the second."""
-
-    def accounts(self, wanted: Iterable[tuple[bytes, str]]) -> dict[bytes, Account]:
-        """Return each account; one that was written while it was read is read again."""
-        names = dict(wanted)
-        for _ in range(READ_TRIES - 1):
-            with suppress(Retry):
-                return super().accounts(names.items())
-        return super().accounts(names.items())
-
-
 class _JoinedWriter(PostgresWriter):
     """Writes under the locks of the host's transaction, with nothing remembered."""
 
@@ -250,8 +237,8 @@ class JoinedPostgres(JoinedStore):
         """Read what the host's transaction sees."""
         session = self._enter()
         try:
-            yield _JoinedReader(session)
-        except (psycopg.Error, Retry) as problem:
+            yield PostgresReader(session)
+        except psycopg.Error as problem:
             self._raise_unwritten(problem)
         except msgspec.MsgspecError as error:
             raise StoreCorrupt(

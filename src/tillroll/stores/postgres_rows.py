@@ -66,17 +66,19 @@ _STATES = """
 SELECT uuid_send(account_id), seq, head, next_due_at, state FROM tillroll_accounts
 WHERE account_id = ANY(%s::uuid[]) AND seq > 0
 """
-# What was added to accounts since their state was stored, and since a seq that is remembered.
-# LATERAL and the order within make the key's index the only way to get there.
-_TRAILS = """
-SELECT uuid_send(e.account_id), e.seq, e.body, e.hash FROM tillroll_accounts AS a
+# The states, and what was added to the accounts since: in one statement, as two may see a state
+# that was written anew between them. LATERAL and the order within make the key's index the only
+# way to get there.
+_STATES_AND_TRAILS = f"""{_STATES} UNION ALL
+SELECT uuid_send(e.account_id), e.seq, e.hash, NULL, e.body FROM tillroll_accounts AS a
 CROSS JOIN LATERAL (
     SELECT * FROM tillroll_entries AS t WHERE t.account_id = a.account_id AND t.seq > a.seq
     ORDER BY t.account_id, t.seq
 ) AS e WHERE a.account_id = ANY(%s::uuid[])
-"""
+"""  # noqa: S608 - only our own constants
+# What was added to accounts since a seq that is remembered.
 _ADDED = """
-SELECT uuid_send(e.account_id), e.seq, e.body, e.hash
+SELECT uuid_send(e.account_id), e.seq, e.hash, e.body
 FROM unnest(%s::uuid[], %s::bigint[]) AS w (account_id, seq)
 CROSS JOIN LATERAL (
     SELECT * FROM tillroll_entries AS t WHERE t.account_id = w.account_id AND t.seq > w.seq
@@ -270,8 +272,8 @@ class PostgresReader:
         """Return each account named by (account_id, name); an empty one where it is new."""
         names = dict(wanted)
         ids = _ids(names)
-        states, trails = self._session.run((_STATES, [ids]), (_TRAILS, [ids]))
-        return {owner: r.account for owner, r in _revive(names, {}, states, trails).items()}
+        rows = self.ask(_STATES_AND_TRAILS, ids, ids)
+        return {owner: r.account for owner, r in _revive(names, {}, rows, []).items()}
 
     def load(
         self, _project: str, wanted: Mapping[bytes, str], keys: Sequence[Key]
@@ -436,15 +438,14 @@ class PostgresWriter(PostgresReader):
             "close": (_CLOSE_GATE, ()),
             "make": (_NEW_ACCOUNTS, [project, NEVER, _ids(new), names]),
             "lock": (_LOCK, [_ids(wanted)]),
-            "states": (_STATES, [_ids(new)]),
-            "trails": (_TRAILS, [_ids(new)]),
+            "states": (_STATES_AND_TRAILS, [_ids(new)] * 2),
             "added": (_ADDED, [_ids(old), seqs]),
             "answers": (_ANSWERS, _keys(keys)),
             "prices": (_PRICES_KNOWN, [project]),
             "place": (_PLACE, ()),
         }
         needless = set(_NEEDLESS[self._way])
-        needless |= set() if new else {"make", "states", "trails"}
+        needless |= set() if new else {"make", "states"}
         needless |= set() if old else {"added"}
         for name in needless:
             del statements[name]
@@ -457,8 +458,8 @@ class PostgresWriter(PostgresReader):
             raise Doubt("appending was ended")
         if place.get("writing", "locks") == "locks":
             self._way = "alone"  # nobody appends, so there is nobody to keep out
-        states, trails = rows.get("states", []), rows.get("trails", []) + rows.get("added", [])
-        fresh = _revive({owner: wanted[owner] for owner in new}, known, states, trails)
+        states, added = rows.get("states", []), rows.get("added", [])
+        fresh = _revive({owner: wanted[owner] for owner in new}, known, states, added)
         known.update(fresh)
         for owner, due in rows.get("lock", []):
             known[owner].due = due
@@ -623,11 +624,15 @@ def _revive(
     names: Mapping[bytes, str],
     known: Mapping[bytes, Remembered],
     states: Rows,
-    trails: Rows,
+    added: Rows,
 ) -> dict[bytes, Remembered]:
     """Return accounts from their rows; fold what was added since onto these and onto known ones."""
     fresh = {owner: Remembered(Account(name)) for owner, name in names.items()}
+    trails = list(added)
     for owner, seq, head, due, state in states:
+        if due is None:
+            trails.append((owner, seq, head, state))
+            continue
         account = decode_account(state)
         if account.seq != seq:
             raise StoreCorrupt(
@@ -638,7 +643,7 @@ def _revive(
         trail = TRAIL_MIN + len(state) // TRAIL_BYTES
         fresh[owner] = Remembered(account, seq, due, trail)
     changed = set(fresh)
-    for owner, _, body, hash_ in sorted(trails):
+    for owner, _, hash_, body in sorted(trails):
         remembered = fresh.get(owner) or known[owner]
         _catch_up(remembered.account, decode_entry(body), hash_)
         changed.add(owner)
@@ -651,7 +656,10 @@ def _revive(
 def _catch_up(account: Account, entry: Entry, hash_: bytes) -> None:
     """Fold an entry that another process wrote."""
     if entry.seq != account.seq + 1:
-        raise Retry(f"account {account.account!r} was written while it was read")
+        raise StoreCorrupt(
+            f"entry {account.seq + 1} of account {account.account!r} is missing: restore a backup; "
+            f"nothing was written"
+        )
     apply(account, entry)
     account.head = hash_
 
