@@ -80,7 +80,8 @@ def copy(
 
     Raises:
         CopyMismatch: The target has other histories than the source, or the source is damaged;
-            what was copied before stays in the target, and the source stays in use.
+            what was copied before stays in the target, and the source stays in use, unless an
+            earlier copy had marked it as moved.
         InvalidInput: The two have different scales.
         StoreUnavailable, OutcomeUnknown: Copy again; it goes on where it was.
     """
@@ -88,20 +89,42 @@ def copy(
         raise InvalidInput(
             f"the scales differ: {source.url} has {source.scale}, {target.url} {target.scale}"
         )
+    _check_target(source, target)
     copied = _copy_all(source, target, progress)
-    if not keep:
-        persist(source, lambda tx: tx.set_moved(target.url))
-        source.wait_for_writers()
+    with source.read() as reader:
+        before = reader.moved_to()
     try:
+        if not keep:
+            persist(source, lambda tx: tx.set_moved(target.url))
+            source.wait_for_writers()
         copied += _copy_all(source, target, progress)
         found = _compare(source, target, copied, keep=keep, tell=progress)
     except BaseException:
         if not keep:
-            persist(source, lambda tx: tx.set_moved(None))
+            persist(source, lambda tx: tx.set_moved(before))
         raise
     target.adopt(source.secret)
     persist(target, lambda tx: tx.set_moved(None))
     return found
+
+
+def _check_target(source: Store, target: Store) -> None:
+    """Find out, before anything is written, that the target holds what the source does not.
+
+    Raises:
+        CopyMismatch: It is another ledger, or was in use since an earlier copy.
+    """
+    with source.read() as left, target.read() as right:
+        for project in right.projects():
+            for page in _pages(right, project):
+                owners = [(account_id(project, name), name) for name in page]
+                ours, theirs = left.accounts(owners), right.accounts(owners)
+                for owner, name in owners:
+                    if theirs[owner].seq > ours[owner].seq:
+                        raise CopyMismatch(
+                            f"account {name!r} has another history in {target.url}: it was in use, "
+                            f"or is another ledger; copy to an empty store"
+                        )
 
 
 def _copy_all(source: Store, target: Store, tell: Callable[[str, int], None]) -> int:
