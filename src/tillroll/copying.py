@@ -19,6 +19,7 @@ from tillroll.ledger.commands import account_id
 from tillroll.ledger.due import next_due
 from tillroll.ledger.errors import CopyMismatch, InvalidInput
 from tillroll.ledger.fold import apply
+from tillroll.ledger.types import NEVER
 from tillroll.stores.base import persist
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ def copy(
             persist(source, lambda tx: tx.set_moved(target.url))
             source.wait_for_writers()
         copied += _copy_all(source, target, progress)
+        if not keep:
+            _prune_as(source, target)
         found = _compare(source, target, copied, keep=keep, tell=progress)
     except BaseException:
         if not keep:
@@ -226,6 +229,18 @@ def _copy_refusals(reader: Reader, target: Store, tell: Callable[[str, int], Non
         last = page[-1].key
         done += len(page)
         tell("refusals", done)
+
+
+def _prune_as(source: Store, target: Store) -> None:
+    """Delete the refusals that an earlier copy brought and that the source has pruned since."""
+    oldest = NEVER
+    last: Key | None = None
+    with source.read() as reader:
+        while page := reader.refusals(last):
+            oldest = min(oldest, *(row.refusal.at for row in page))
+            last = page[-1].key
+    while persist(target, lambda tx: tx.prune_refusals(oldest)):
+        pass
 
 
 def _add_refusals(tx: Writer, *, project: str, rows: Sequence[Remembrance]) -> None:

@@ -131,6 +131,18 @@ def test_the_source_may_stay_in_use(tmp_path: Path, other_url: str):
     assert tillroll.copy(here, other_url).copied == 1
 
 
+def test_what_was_pruned_since_an_earlier_copy_is_gone_there_too(tmp_path: Path, other_url: str):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+    tillroll.copy(here, other_url, keep=True)
+    with tillroll.open(here, clock=lambda: NOW + timedelta(days=91)) as ledger:
+        with pytest.raises(tillroll.InsufficientUnits):
+            ledger.consume("new", units=1)
+        assert ledger.prune_refusals() == 2
+    assert tillroll.copy(here, other_url).refusals == 1
+    assert rows_of(other_url) == rows_of(here)
+
+
 def test_what_is_written_during_the_copy_is_copied(tmp_path: Path, other_url: str):
     here = f"sqlite:///{tmp_path}/here.db"
     lived_in(here, 3)
