@@ -34,6 +34,7 @@ def test_a_cancelled_wait_for_a_standby_is_unknown_not_success(own_postgres: Clu
 
 def test_a_wait_cancelled_by_hand_is_looked_up_once_the_standby_is_back(own_postgres: Cluster):
     standby = own_postgres.standby(synchronous=True)
+    own_postgres.run("ALTER DATABASE postgres SET client_min_messages = 'error'")  # and yet
     with ledger_on(PostgresStore(own_postgres.url())) as ledger:
         ledger.grant("acme", 100, request_id="g")
         standby.pause()

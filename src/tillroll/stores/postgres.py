@@ -111,11 +111,15 @@ READERS_MAX = 8  # idle connections kept; more are opened while more read at onc
 _MIGRATING = 0x7_1110_7011
 
 # A plan made while a table was empty would scan it for ever after; reports use other connections.
+# The last two, as a database or a role may have others: without warnings a cancelled wait for a
+# standby would look like a success, and psycopg escapes lists of bytes for strings of the standard.
 _SESSION = {
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "jit": "off",
+    "client_min_messages": "warning",
+    "standard_conforming_strings": "on",
 }
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -644,6 +648,7 @@ def _parsed(url: str) -> tuple[str, str]:
         raise InvalidInput(f"the URL cannot be read: {problem}") from None
     shown = {k: v for k, v in parts.items() if k not in ("password", "sslpassword")}
     defaults: dict[str, str | int] = {
+        "client_encoding": "UTF8",
         "connect_timeout": CONNECT_SECONDS,
         "application_name": "tillroll",
         "keepalives_idle": 10,
