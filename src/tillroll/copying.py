@@ -20,7 +20,7 @@ from tillroll.ledger.due import next_due
 from tillroll.ledger.errors import CopyMismatch, InvalidInput
 from tillroll.ledger.fold import apply
 from tillroll.ledger.types import NEVER
-from tillroll.stores.base import persist
+from tillroll.stores.base import SEQ_MAX, persist
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -101,6 +101,7 @@ def copy(
         copied += _copy_all(source, target, progress)
         if not keep:
             _prune_as(source, target)
+        _erase_as(source, target)
         found = _compare(source, target, copied, keep=keep, tell=progress)
     except BaseException:
         if not keep:
@@ -241,6 +242,24 @@ def _prune_as(source: Store, target: Store) -> None:
             last = page[-1].key
     while persist(target, lambda tx: tx.prune_refusals(oldest)):
         pass
+
+
+def _erase_as(source: Store, target: Store) -> None:
+    """Erase the metadata that an earlier pass brought and that the source has erased since."""
+    with source.read() as left, target.read() as right:
+        erased = []
+        for project in left.projects():
+            for page in _pages(left, project):
+                owners = [account_id(project, name) for name in page]
+                ours, theirs = left.first_metadata(owners), right.first_metadata(owners)
+                wanted = {owner: ours.get(owner, SEQ_MAX) for owner in theirs}
+                erased += [(o, seq) for o, seq in wanted.items() if theirs[o] < seq]
+    for owner, before in erased:
+        persist(target, partial(_erase, owner=owner, before=before))
+
+
+def _erase(tx: Writer, *, owner: bytes, before: int) -> int:
+    return tx.erase_metadata(owner, before)
 
 
 def _add_refusals(tx: Writer, *, project: str, rows: Sequence[Remembrance]) -> None:

@@ -143,6 +143,20 @@ def test_what_was_pruned_since_an_earlier_copy_is_gone_there_too(tmp_path: Path,
     assert rows_of(other_url) == rows_of(here)
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_was_erased_since_an_earlier_copy_is_erased_there_too(
+    tmp_path: Path, other_url: str, *, keep: bool
+):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 2)
+    tillroll.copy(here, other_url, keep=True)
+    with tillroll.open(here, clock=lambda: NOW) as ledger:
+        assert ledger.erase_metadata("default-0") == 1
+        ledger.grant("default-0", 1, metadata={"n": "later"})
+    tillroll.copy(here, other_url, keep=keep)
+    assert rows_of(other_url) == rows_of(here)
+
+
 def test_what_is_written_during_the_copy_is_copied(tmp_path: Path, other_url: str):
     here = f"sqlite:///{tmp_path}/here.db"
     lived_in(here, 3)

@@ -27,7 +27,7 @@ from tillroll.ledger.errors import StoreCorrupt
 from tillroll.ledger.fold import apply
 from tillroll.ledger.pricing import PriceBook, decode_version, encode_version
 from tillroll.ledger.types import NEVER, Account, Entry, Refusal
-from tillroll.stores.base import Key, Remembrance, Repeats, Retry, Stored, Story, least
+from tillroll.stores.base import SEQ_MAX, Key, Remembrance, Repeats, Retry, Stored, Story, least
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -199,8 +199,16 @@ SELECT count(*) FROM dropped
 _ERASE_METADATA = """
 WITH erased AS (
     UPDATE tillroll_entries SET metadata = NULL
-    WHERE account_id = %s::uuid AND metadata IS NOT NULL RETURNING 1
+    WHERE account_id = %s::uuid AND seq < %s AND metadata IS NOT NULL RETURNING 1
 ) SELECT count(*) FROM erased
+"""
+_FIRST_METADATA = """
+SELECT uuid_send(w.account_id), e.seq FROM unnest(%s::uuid[]) AS w (account_id)
+CROSS JOIN LATERAL (
+    SELECT t.seq FROM tillroll_entries AS t
+    WHERE t.account_id = w.account_id AND t.metadata IS NOT NULL
+    ORDER BY t.account_id, t.seq LIMIT 1
+) AS e
 """
 _STORED = (
     "SELECT body, hash, metadata, seq, request_id, ref, kind, recorded_at, effective_at "
@@ -280,6 +288,10 @@ class PostgresReader:
     ) -> tuple[dict[bytes, Account], dict[Key, Entry | Refusal]]:
         """Return these accounts, and what was answered to these keys."""
         return self.accounts(wanted.items()), self.answers(keys)
+
+    def first_metadata(self, account_ids: Collection[bytes]) -> dict[bytes, int]:
+        """Return where the metadata of each account begins."""
+        return dict(self.ask(_FIRST_METADATA, _ids(account_ids)))
 
     def stored_state(self, account_id: bytes) -> tuple[int, bytes, str] | None:
         """Return seq, chain head and state document as stored."""
@@ -606,9 +618,9 @@ class PostgresWriter(PostgresReader):
         """Wait for those who append, and keep others from it until the commit."""
         self.ask(_CLOSE_GATE)
 
-    def erase_metadata(self, account_id: bytes) -> int:
-        """Erase the metadata of all entries of an account."""
-        count: int = self.ask(_ERASE_METADATA, account_id.hex())[0][0]
+    def erase_metadata(self, account_id: bytes, before: int = SEQ_MAX) -> int:
+        """Erase the metadata of an account's entries below that seq."""
+        count: int = self.ask(_ERASE_METADATA, account_id.hex(), before)[0][0]
         return count
 
     def prune_refusals(self, before: int, limit: int = 1_000) -> int:
