@@ -392,6 +392,9 @@ class Engine:
             answers = [self._failed(request, problem) for request in requests]
         except Exception:  # noqa: BLE001 - one bad request must not sink the others
             answers = self._one_by_one(requests)
+        except BaseException:  # they are told that nobody knows, and so it stays until one looks
+            self._doubt(requests)
+            raise
         if self._doubtful:
             self._doubtful -= {
                 (request.account_id, request.request_id)
@@ -430,7 +433,7 @@ class Engine:
     def _find_out(self, requests: Sequence[Request], problem: CommitUncertain) -> list[Answer]:
         """Look up, after opening the database anew, what became of an uncertain commit."""
         self._broken = True
-        self._doubtful |= {(r.account_id, r.request_id) for r in requests}
+        self._doubt(requests)
         try:
             self._recover()
             found = persist(self.store, lambda tx: self._look_up(tx, requests))
@@ -444,6 +447,9 @@ class Engine:
             _settled(request, found.get((request.account_id, request.request_id)), problem)
             for request in requests
         ]
+
+    def _doubt(self, requests: Sequence[Request]) -> None:
+        self._doubtful |= {(r.account_id, r.request_id) for r in requests}
 
     def _look_up(self, tx: Writer, requests: Sequence[Request]) -> dict[Key, Entry | Refusal]:
         """Return what these requests were answered, waiting for whoever may still be writing it."""
