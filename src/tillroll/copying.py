@@ -19,7 +19,8 @@ from tillroll.ledger.commands import account_id
 from tillroll.ledger.due import next_due
 from tillroll.ledger.errors import CopyMismatch, InvalidInput
 from tillroll.ledger.fold import apply
-from tillroll.stores.base import persist
+from tillroll.ledger.types import NEVER
+from tillroll.stores.base import SEQ_MAX, persist
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -80,7 +81,8 @@ def copy(
 
     Raises:
         CopyMismatch: The target has other histories than the source, or the source is damaged;
-            what was copied before stays in the target, and the source stays in use.
+            what was copied before stays in the target, and the source stays in use, unless an
+            earlier copy had marked it as moved.
         InvalidInput: The two have different scales.
         StoreUnavailable, OutcomeUnknown: Copy again; it goes on where it was.
     """
@@ -88,20 +90,45 @@ def copy(
         raise InvalidInput(
             f"the scales differ: {source.url} has {source.scale}, {target.url} {target.scale}"
         )
+    _check_target(source, target)
     copied = _copy_all(source, target, progress)
-    if not keep:
-        persist(source, lambda tx: tx.set_moved(target.url))
-        source.wait_for_writers()
+    with source.read() as reader:
+        before = reader.moved_to()
     try:
+        if not keep:
+            persist(source, lambda tx: tx.set_moved(target.url))
+            source.wait_for_writers()
         copied += _copy_all(source, target, progress)
+        if not keep:
+            _prune_as(source, target)
+        _erase_as(source, target)
         found = _compare(source, target, copied, keep=keep, tell=progress)
     except BaseException:
         if not keep:
-            persist(source, lambda tx: tx.set_moved(None))
+            persist(source, lambda tx: tx.set_moved(before))
         raise
     target.adopt(source.secret)
     persist(target, lambda tx: tx.set_moved(None))
     return found
+
+
+def _check_target(source: Store, target: Store) -> None:
+    """Find out, before anything is written, that the target holds what the source does not.
+
+    Raises:
+        CopyMismatch: It is another ledger, or was in use since an earlier copy.
+    """
+    with source.read() as left, target.read() as right:
+        for project in right.projects():
+            for page in _pages(right, project):
+                owners = [(account_id(project, name), name) for name in page]
+                ours, theirs = left.accounts(owners), right.accounts(owners)
+                for owner, name in owners:
+                    if theirs[owner].seq > ours[owner].seq:
+                        raise CopyMismatch(
+                            f"account {name!r} has another history in {target.url}: it was in use, "
+                            f"or is another ledger; copy to an empty store"
+                        )
 
 
 def _copy_all(source: Store, target: Store, tell: Callable[[str, int], None]) -> int:
@@ -203,6 +230,36 @@ def _copy_refusals(reader: Reader, target: Store, tell: Callable[[str, int], Non
         last = page[-1].key
         done += len(page)
         tell("refusals", done)
+
+
+def _prune_as(source: Store, target: Store) -> None:
+    """Delete the refusals that an earlier copy brought and that the source has pruned since."""
+    oldest = NEVER
+    last: Key | None = None
+    with source.read() as reader:
+        while page := reader.refusals(last):
+            oldest = min(oldest, *(row.refusal.at for row in page))
+            last = page[-1].key
+    while persist(target, lambda tx: tx.prune_refusals(oldest)):
+        pass
+
+
+def _erase_as(source: Store, target: Store) -> None:
+    """Erase the metadata that an earlier pass brought and that the source has erased since."""
+    with source.read() as left, target.read() as right:
+        erased = []
+        for project in left.projects():
+            for page in _pages(left, project):
+                owners = [account_id(project, name) for name in page]
+                ours, theirs = left.first_metadata(owners), right.first_metadata(owners)
+                wanted = {owner: ours.get(owner, SEQ_MAX) for owner in theirs}
+                erased += [(o, seq) for o, seq in wanted.items() if theirs[o] < seq]
+    for owner, before in erased:
+        persist(target, partial(_erase, owner=owner, before=before))
+
+
+def _erase(tx: Writer, *, owner: bytes, before: int) -> int:
+    return tx.erase_metadata(owner, before)
 
 
 def _add_refusals(tx: Writer, *, project: str, rows: Sequence[Remembrance]) -> None:

@@ -17,6 +17,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from tillroll.ledger.book import Answer, Rules
@@ -71,6 +72,12 @@ def answer_in(
     answers = decide_batch(book, requests, at, Rules(tx.prices(project), scale))
     tx.append(project, book)
     return answers
+
+
+def act_in(tx: Writer, act: Callable[[Writer], T]) -> T:
+    """Do something else within a database transaction under way."""
+    _still_here(tx)
+    return act(tx)
 
 
 class Ticket:
@@ -360,16 +367,12 @@ class Engine:
     def _perform(self, ticket: Act) -> None:
         try:
             self._recover()
-            ticket.result = persist(self.store, lambda tx: self._act(tx, ticket))
+            ticket.result = persist(self.store, partial(act_in, act=ticket.act))
         except CommitUncertain as problem:
             self._broken = True
             ticket.error = OutcomeUnknown(f"{problem}: look whether it is there")
         except Exception as problem:  # noqa: BLE001 - raised again in the caller's own thread
             ticket.error = problem
-
-    def _act(self, tx: Writer, ticket: Act) -> object:
-        _still_here(tx)
-        return ticket.act(tx)
 
     def _recover(self) -> None:
         if self._broken:
@@ -389,6 +392,9 @@ class Engine:
             answers = [self._failed(request, problem) for request in requests]
         except Exception:  # noqa: BLE001 - one bad request must not sink the others
             answers = self._one_by_one(requests)
+        except BaseException:  # they are told that nobody knows, and so it stays until one looks
+            self._doubt(requests)
+            raise
         if self._doubtful:
             self._doubtful -= {
                 (request.account_id, request.request_id)
@@ -427,7 +433,7 @@ class Engine:
     def _find_out(self, requests: Sequence[Request], problem: CommitUncertain) -> list[Answer]:
         """Look up, after opening the database anew, what became of an uncertain commit."""
         self._broken = True
-        self._doubtful |= {(r.account_id, r.request_id) for r in requests}
+        self._doubt(requests)
         try:
             self._recover()
             found = persist(self.store, lambda tx: self._look_up(tx, requests))
@@ -441,6 +447,9 @@ class Engine:
             _settled(request, found.get((request.account_id, request.request_id)), problem)
             for request in requests
         ]
+
+    def _doubt(self, requests: Sequence[Request]) -> None:
+        self._doubtful |= {(r.account_id, r.request_id) for r in requests}
 
     def _look_up(self, tx: Writer, requests: Sequence[Request]) -> dict[Key, Entry | Refusal]:
         """Return what these requests were answered, waiting for whoever may still be writing it."""
@@ -586,4 +595,4 @@ os.register_at_fork(
     before=_before_fork, after_in_parent=_fork_done, after_in_child=_after_fork_in_child
 )
 
-__all__ = ["BATCH_MAX", "BULK_MAX", "Engine", "answer_in", "now"]
+__all__ = ["BATCH_MAX", "BULK_MAX", "Engine", "act_in", "answer_in", "now"]

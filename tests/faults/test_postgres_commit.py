@@ -6,9 +6,11 @@ import psycopg
 import pytest
 
 import tillroll
-from tests.faults.rig import join, ledger_on, until
+from tests.faults.rig import START, join, ledger_on, until
 from tests.servers.cluster import Cluster
 from tests.servers.proxy import Proxy
+from tillroll.embedded import Ledger
+from tillroll.engine import Engine
 from tillroll.stores.postgres import PostgresStore
 
 WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
@@ -34,6 +36,7 @@ def test_a_cancelled_wait_for_a_standby_is_unknown_not_success(own_postgres: Clu
 
 def test_a_wait_cancelled_by_hand_is_looked_up_once_the_standby_is_back(own_postgres: Cluster):
     standby = own_postgres.standby(synchronous=True)
+    own_postgres.run("ALTER DATABASE postgres SET client_min_messages = 'error'")  # and yet
     with ledger_on(PostgresStore(own_postgres.url())) as ledger:
         ledger.grant("acme", 100, request_id="g")
         standby.pause()
@@ -103,6 +106,36 @@ def test_a_connection_that_keeps_being_lost_is_unknown(postgres: Cluster, postgr
         proxy.heal()
         assert ledger.consume("acme", units=1, request_id="c").replayed
         assert ledger.balance("acme").used == 1
+
+
+def test_an_interrupted_batch_stays_in_doubt(postgres: Cluster, postgres_database: str):
+    """Ctrl-C may have come while the commit was on its way."""
+    struck = [False]
+
+    def clock() -> int:
+        if struck[0]:
+            struck[0] = False
+            raise KeyboardInterrupt
+        return START
+
+    with (
+        Proxy(postgres.port) as proxy,
+        Ledger(
+            Engine(PostgresStore(postgres.url(postgres_database, port=proxy.port)), clock=clock)
+        ) as ledger,
+    ):
+        ledger.grant("acme", 100, request_id="g")
+        struck[0] = True
+        with pytest.raises(KeyboardInterrupt):
+            ledger.consume("acme", units=1, request_id="c")
+        proxy.refuse()
+        proxy.cut()
+        with pytest.raises(tillroll.OutcomeUnknown, match="earlier try"):
+            ledger.consume("acme", units=1, request_id="c")
+        with pytest.raises(tillroll.StoreUnavailable, match="nothing was written"):
+            ledger.consume("acme", units=1, request_id="another")
+        proxy.heal()
+        assert not ledger.consume("acme", units=1, request_id="c").replayed
 
 
 def test_a_writer_that_still_commits_is_waited_for(postgres: Cluster, postgres_database: str):

@@ -6,8 +6,9 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -15,9 +16,15 @@ import pytest
 from psycopg import IsolationLevel
 
 import tillroll
+from tests.faults.rig import join, until
 from tests.joined.conftest import opened
 from tests.joined.sides import path_of
+from tests.servers.cluster import Cluster
 from tillroll.embedded.joined import joined
+from tillroll.ledger.chain import encode_state
+from tillroll.ledger.commands import account_id
+from tillroll.stores.base import persist
+from tillroll.stores.postgres import PostgresStore
 from tillroll.testing import conformance
 
 AT_ONCE = threading.BoundedSemaphore(16)  # connections of one test
@@ -150,6 +157,32 @@ def test_an_old_snapshot_decides_nothing(
             ledger.explain("ours")
 
 
+def move(store: PostgresStore) -> None:
+    persist(store, lambda tx: tx.set_moved("elsewhere"))
+    store.wait_for_writers()
+
+
+def have_it_appended(store: PostgresStore) -> None:
+    store.set_writing("append")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("meanwhile", [move, have_it_appended])
+def test_an_old_snapshot_does_not_know_where_and_how_to_write(
+    postgres_url: str,
+    postgres_ledger: tillroll.Ledger,
+    level: IsolationLevel,
+    meanwhile: Callable[[PostgresStore], None],
+):
+    """A charge in a ledger that has moved would be lost; a refusal beside appenders, untrue."""
+    with snapshot(postgres_url, level) as connection:
+        with closing(PostgresStore(postgres_url)) as store:
+            meanwhile(store)
+        with pytest.raises(tillroll.StoreBusy, match="as a whole"):
+            postgres_ledger.join(connection).consume("acme", units=1)
+    assert postgres_ledger.balance("acme").used == 0
+
+
 def test_an_account_made_since_the_snapshot(postgres_url: str, postgres_ledger: tillroll.Ledger):
     with snapshot(postgres_url, LEVELS[0]) as connection:
         postgres_ledger.grant("new", 10)
@@ -182,6 +215,44 @@ def test_six_of_twenty_holds_out_of_snapshots(
     assert sum(granted) == 6
     assert ledger.balance("acme").held == 450
     assert ledger.verify().ok
+
+
+def test_a_state_written_anew_while_it_is_read(
+    postgres: Cluster, postgres_url: str, postgres_ledger: tillroll.Ledger
+):
+    """What lies behind the old state and before the new one must not be missed."""
+    ledger = postgres_ledger
+    for _ in range(12):
+        ledger.consume("acme", units=1)
+    owner = account_id("default", "acme")
+    with ledger.store.read() as reader:
+        account = reader.accounts([(owner, "acme")])[owner]
+    with psycopg.connect(postgres_url) as host, psycopg.connect(postgres_url) as writer:
+        writer.execute("LOCK TABLE tillroll_entries IN ACCESS EXCLUSIVE MODE")
+        used: list[object] = []
+        read = threading.Thread(target=lambda: used.append(ledger.join(host).balance("acme").used))
+        read.start()
+        until(lambda: bool(postgres.run("SELECT 1 FROM pg_locks WHERE NOT granted")))
+        columns = account.seq, account.head, account.at, encode_state(account).decode()
+        writer.execute("UPDATE tillroll_accounts SET seq=%s, head=%s, at=%s, state=%s", columns)
+        writer.commit()
+        join(read)
+    assert used == [12]
+
+
+# ---------------------------------------------------------------- a ledger that moved
+
+
+def test_nothing_is_done_in_a_ledger_that_moved(url: str, ledger: tillroll.Ledger):
+    ledger.grant("acme", 1, metadata={"a": 1}, request_id="g")
+    persist(ledger.store, lambda tx: tx.set_moved("elsewhere"))
+    with connected(url, begun=True) as connection:
+        joined_ = ledger.join(connection)
+        for act in (joined_.book_due, partial(joined_.erase_metadata, "acme")):
+            with pytest.raises(tillroll.StoreReadOnly, match="moved to elsewhere"):
+                act()
+    with ledger.store.read() as reader:
+        assert reader.entries(account_id("default", "acme"))[0].metadata == '{"a":1}'
 
 
 # ---------------------------------------------------------------- every promise

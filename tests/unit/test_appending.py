@@ -9,9 +9,12 @@ import psycopg
 import pytest
 
 import tillroll
+from tests.faults.rig import join, until
+from tests.servers.cluster import Cluster
 from tillroll.embedded import Ledger
 from tillroll.engine import Engine
 from tillroll.stores.postgres import PostgresStore
+from tillroll.stores.postgres_rows import GATE
 
 
 def way(ledger: tillroll.Ledger) -> str:
@@ -53,6 +56,18 @@ def test_a_stale_success_does_not_count(appending_url: str):
         with pytest.raises(tillroll.InsufficientUnits):
             here.consume("acme", units=1)
         assert here.balance("acme").available == 0
+        assert here.verify().ok
+
+
+def test_what_is_wrong_is_wrong_as_things_stand(appending_url: str):
+    """Another process has begun a recurring grant; what is remembered here has none to stop."""
+    with tillroll.open(appending_url) as here, tillroll.open(appending_url) as there:
+        here.grant("acme", 1_000)
+        appends(here)
+        there.set_recurring("acme", "plan", 10, every="month", anchor="2026-01-01")
+        assert here.stop_recurring("acme", "plan").kind == "recurring"
+        with pytest.raises(tillroll.InvalidInput, match="no recurring grant"):
+            here.stop_recurring("acme", "another")
         assert here.verify().ok
 
 
@@ -163,6 +178,32 @@ def test_the_way_can_be_changed_while_others_write(postgres_url: str):
         ledger.close()
 
 
+def test_who_changes_the_way_is_not_waited_for_by_those_he_waits_for(
+    postgres: Cluster, appending_url: str
+):
+    """An appender is through the gate, and has to write to the table of accounts only now."""
+    store = PostgresStore(appending_url)
+    changer = threading.Thread(target=store.set_writing, args=("locks",))
+    with psycopg.connect(appending_url) as appender:
+        appender.execute("SET lock_timeout = '500ms'")
+        appender.execute(f"SELECT pg_advisory_xact_lock_shared({GATE})".encode())
+        changer.start()
+        until(lambda: bool(postgres.run("SELECT 1 FROM pg_locks WHERE NOT granted")))
+        appender.execute("LOCK TABLE tillroll_accounts IN ROW EXCLUSIVE MODE")
+    join(changer)
+    store.close()
+    with psycopg.connect(appending_url) as other:
+        told = other.execute("SELECT value FROM tillroll_meta WHERE name = 'writing'")
+        assert told.fetchall() == [("locks",)]
+
+
+def test_there_is_no_third_way(postgres_url: str):
+    store = PostgresStore(postgres_url)
+    with pytest.raises(tillroll.InvalidInput, match="lock"):
+        store.set_writing("lock")  # type: ignore[arg-type]
+    store.close()
+
+
 @pytest.mark.parametrize("url", ["postgres_url", "appending_url"])
 def test_what_falls_due_is_never_written_too_late(url: str, request: pytest.FixtureRequest):
     """Another process has put it off meanwhile; what is remembered here is not what is there."""
@@ -186,3 +227,24 @@ def test_what_falls_due_is_never_written_too_late(url: str, request: pytest.Fixt
     assert here.verify().ok
     here.close()
     there.close()
+
+
+def test_what_falls_due_is_booked_by_whoever_remembers_it_otherwise(appending_url: str):
+    """Another process has held since; who books what is due has nobody to contradict him."""
+    now = [1_700_000_000_000_000]
+    here, there = (
+        Ledger(Engine(PostgresStore(appending_url), clock=lambda: now[0])) for _ in range(2)
+    )
+    here.grant("acme", 100)
+    there.grant("beta", 100)
+    there.consume("acme", units=1)
+    appends(there, "beta")
+    here.hold("acme", units=5, request_id="h", expires_in="1m")
+    now[0] += 61_000_000
+    assert there.book_due() == 1
+    assert [receipt.kind for receipt in here.entries("acme")][-1] == "hold_expired"
+    there.book_due()  # the row still names a time that has passed, and is put right
+    assert there.book_due() == 0
+    for ledger in (here, there):
+        assert ledger.verify().ok
+        ledger.close()

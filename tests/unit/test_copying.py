@@ -16,6 +16,7 @@ from tillroll.cli.app import run as cli
 from tillroll.embedded.opening import open_store
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.pricing import Price, Rate
+from tillroll.stores.postgres import PostgresStore
 
 ODD = 'odd "id" \\ é'
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -130,6 +131,32 @@ def test_the_source_may_stay_in_use(tmp_path: Path, other_url: str):
     assert tillroll.copy(here, other_url).copied == 1
 
 
+def test_what_was_pruned_since_an_earlier_copy_is_gone_there_too(tmp_path: Path, other_url: str):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+    tillroll.copy(here, other_url, keep=True)
+    with tillroll.open(here, clock=lambda: NOW + timedelta(days=91)) as ledger:
+        with pytest.raises(tillroll.InsufficientUnits):
+            ledger.consume("new", units=1)
+        assert ledger.prune_refusals() == 2
+    assert tillroll.copy(here, other_url).refusals == 1
+    assert rows_of(other_url) == rows_of(here)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_was_erased_since_an_earlier_copy_is_erased_there_too(
+    tmp_path: Path, other_url: str, *, keep: bool
+):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 2)
+    tillroll.copy(here, other_url, keep=True)
+    with tillroll.open(here, clock=lambda: NOW) as ledger:
+        assert ledger.erase_metadata("default-0") == 1
+        ledger.grant("default-0", 1, metadata={"n": "later"})
+    tillroll.copy(here, other_url, keep=keep)
+    assert rows_of(other_url) == rows_of(here)
+
+
 def test_what_is_written_during_the_copy_is_copied(tmp_path: Path, other_url: str):
     here = f"sqlite:///{tmp_path}/here.db"
     lived_in(here, 3)
@@ -157,6 +184,48 @@ def test_another_ledger_is_not_overwritten(tmp_path: Path, other_url: str):
         tillroll.copy(here, other_url)
     with tillroll.open(here, clock=lambda: NOW) as ledger:
         ledger.grant("default-0", 1)  # stays in use
+
+
+def test_nothing_is_written_into_another_ledger(tmp_path: Path, other_url: str):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+    with tillroll.open(other_url) as ledger:
+        ledger.grant("theirs", 1)
+    before = rows_of(other_url)
+    with pytest.raises(tillroll.CopyMismatch, match="another ledger"):
+        tillroll.copy(here, other_url)
+    assert rows_of(other_url) == before
+
+
+def test_a_copy_that_comes_too_late_gives_nobody_two_ledgers(tmp_path: Path, other_url: str):
+    """The ledger has moved and is in use there; what is left here must not be opened again."""
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+    tillroll.copy(here, other_url)
+    with (
+        tillroll.open(other_url, clock=lambda: NOW) as ledger,
+        pytest.raises(tillroll.BudgetExceeded),
+    ):
+        ledger.consume("default-0", units=900, request_id="too much")
+    with pytest.raises(tillroll.CopyMismatch, match="refusals"):
+        tillroll.copy(here, other_url)
+    with tillroll.open(here) as ledger, pytest.raises(tillroll.StoreReadOnly, match="moved to"):
+        ledger.grant("default-0", 1)
+
+
+def test_writers_that_do_not_end_leave_the_source_in_use(postgres_url: str, tmp_path: Path):
+    with tillroll.open(postgres_url) as ledger:
+        ledger.grant("acme", 1)
+    with (
+        closing(PostgresStore(postgres_url, busy_seconds=0.1)) as source,
+        closing(open_store(tmp_path / "there.db")) as target,
+        psycopg.connect(postgres_url) as writer,
+    ):
+        writer.execute("SELECT 1 FROM tillroll_accounts FOR UPDATE")
+        with pytest.raises(tillroll.StoreBusy):
+            copying.copy(source, target)
+    with tillroll.open(postgres_url) as ledger:
+        assert ledger.grant("acme", 1).available == 2
 
 
 def test_a_damaged_source_is_not_copied(tmp_path: Path, other_url: str):

@@ -1,14 +1,17 @@
 """What is the PostgreSQL driver's own: one transaction a batch, states behind, other writers."""
 
+import threading
 from collections.abc import Iterator
 
 import psycopg
 import pytest
 
 import tillroll
+from tests.faults.rig import join, until
 from tests.servers.cluster import Cluster
 from tillroll.ledger.commands import account_id
-from tillroll.stores.postgres_rows import TRAIL_BYTES, TRAIL_MIN
+from tillroll.stores.postgres import PostgresStore
+from tillroll.stores.postgres_rows import COPY_MIN, TRAIL_BYTES, TRAIL_MIN
 
 
 @pytest.fixture
@@ -159,3 +162,55 @@ def test_postings_balance_in_sql(ledger: tillroll.Ledger, postgres_url: str):
         "WHERE account = 'acme' GROUP BY 1 ORDER BY 1"
     )
     assert dict(asked(postgres_url, sums))["used"] == 4_000_000  # type: ignore[arg-type]
+
+
+def test_who_does_anything_else_is_waited_for_too(
+    ledger: tillroll.Ledger, postgres: Cluster, postgres_url: str
+):
+    """Else a price or an erasure could be written to a ledger that has moved meanwhile."""
+    store = PostgresStore(postgres_url)
+    waiter = threading.Thread(target=store.wait_for_writers)
+    with ledger.store.write() as tx:
+        assert tx.moved_to() is None
+        waiter.start()
+        until(lambda: bool(postgres.run("SELECT 1 FROM pg_locks WHERE NOT granted")))
+    join(waiter)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "standard_conforming_strings = off",
+        "client_encoding = 'LATIN1'",
+        "default_transaction_isolation = 'serializable'",
+        "bytea_output = 'escape'",
+        "search_path = 'elsewhere'",
+        "DateStyle = 'SQL, DMY'",
+    ],
+)
+def test_a_database_that_is_set_up_otherwise(
+    postgres: Cluster, postgres_database: str, postgres_url: str, setting: str
+):
+    for sql in ("CREATE SCHEMA elsewhere", f"ALTER DATABASE {postgres_database} SET {setting}"):
+        postgres.run(sql, database=postgres_database)
+    with tillroll.open(postgres_url) as ledger:
+        ledger.grant(
+            "acmé", 100, request_id='g\\"', metadata={"said": 'é\n\t\\N\\.\u0000"\U0001f600'}
+        )
+        batch = [
+            {"account": "acmé", "units": 1, "request_id": f"\\{n}é'", "metadata": {"\\.": "\n"}}
+            for n in range(COPY_MIN)
+        ]
+        assert all(outcome.ok for outcome in ledger.consume_many(batch))
+        assert ledger.consume("acmé", units=1, request_id="\\0é'", metadata={"\\.": "\n"}).replayed
+        assert ledger.balance("acmé").used == COPY_MIN
+        assert ledger.verify().ok
+
+
+def test_the_encoding_of_the_environment_is_not_ours(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PGCLIENTENCODING", "SQL_ASCII")
+    with tillroll.open(postgres_url) as ledger:
+        assert ledger.grant("acmé", 1).account == "acmé"

@@ -9,7 +9,7 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from tillroll.engine import answer_in
+from tillroll.engine import act_in, answer_in
 from tillroll.ledger.book import Answer
 from tillroll.ledger.errors import (
     InvalidInput,
@@ -97,7 +97,7 @@ class Joined:
         return [answer for request in requests for answer in self.execute([request])]
 
     def _write(self, requests: Sequence[Request]) -> list[Answer]:
-        return self.perform(
+        return self._persist(
             lambda tx: answer_in(tx, self.project, self.store.scale, requests, self.clock())
         )
 
@@ -110,6 +110,9 @@ class Joined:
 
     def perform(self, act: Callable[[Writer], T]) -> T:
         """Do something else within the host's transaction."""
+        return self._persist(partial(act_in, act=act))
+
+    def _persist(self, act: Callable[[Writer], T]) -> T:
         with self._turn:
             return persist(self.store, act)
 

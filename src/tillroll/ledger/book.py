@@ -55,6 +55,7 @@ class Book(Struct):
         appended: What this batch adds to the histories, in order.
         refused: What this batch adds to the remembered refusals.
         replayed: The requests that were repeats.
+        dismissed: Whether a request was found wrong as things stand, which nothing here tells of.
         at: The moment of the batch.
     """
 
@@ -64,6 +65,7 @@ class Book(Struct):
     appended: list[Sealed] = field(default_factory=list)
     refused: list[tuple[bytes, Refusal]] = field(default_factory=list)
     replayed: list[tuple[bytes, str, int]] = field(default_factory=list)
+    dismissed: bool = False
     at: int = 0
 
     def story(self, account_id: bytes, name: str) -> list[Entry]:

@@ -108,6 +108,7 @@ def _answer(book: Book, request: c.Request, at: int, rules: Rules) -> Answer:
         outcome = decide(Case(account, request, at, rules, book))
     except InvalidInput as problem:
         problem.request_id = request.request_id
+        book.dismissed = True
         return Answer(problem)
     if isinstance(outcome, Answer):
         return _point(book, request, outcome, at)

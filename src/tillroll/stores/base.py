@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from tillroll.ledger.pricing import PriceBook, PriceVersion
 
 T = TypeVar("T")
+W = TypeVar("W")
+W_co = TypeVar("W_co", covariant=True)
 Key = tuple[bytes, str]
 # The entry made by a request id, and the entries that refer to it, oldest first.
 Story = tuple["Entry | None", "list[Entry]"]
 Library = Literal["apsw", "sqlite3"]  # the copies of SQLite that a process may have
 
+SEQ_MAX = 2**63 - 1
 BUSY_SECONDS = 10
 TRIES = 5  # of one batch, where another process was faster each time
 FORK_SECONDS = 10  # how long a fork waits for readers of the ledger in other threads
@@ -152,6 +155,9 @@ class Reader(Protocol):
     def due(self, project: str, at: int, limit: int = 1_000) -> list[str]:
         """Return accounts that something fell due on by `at`, the longest due first."""
 
+    def first_metadata(self, account_ids: Collection[bytes]) -> dict[bytes, int]:
+        """Return, for each account that has any metadata, the seq where it begins."""
+
     def stored_state(self, account_id: bytes) -> tuple[int, bytes, str] | None:
         """Return seq, chain head and state document as stored, None where there is no row."""
 
@@ -180,8 +186,8 @@ class Writer(Reader, Protocol):
     def add_price_version(self, project: str, version: PriceVersion) -> None:
         """Write a new price version."""
 
-    def erase_metadata(self, account_id: bytes) -> int:
-        """Erase the metadata of all entries of an account; return how many had any."""
+    def erase_metadata(self, account_id: bytes, before: int = SEQ_MAX) -> int:
+        """Erase the metadata of an account's entries below that seq; return how many had any."""
 
     def prune_refusals(self, before: int, limit: int = 1_000) -> int:
         """Delete the oldest refusals recorded before that time; return how many, at most `limit`.
@@ -243,7 +249,14 @@ class Store(Protocol):
         """Close every connection."""
 
 
-def persist(store: Store, act: Callable[[Writer], T]) -> T:
+class Writes(Protocol[W_co]):
+    """The part of a store that `persist` needs, whatever its writer can do besides."""
+
+    def write(self) -> AbstractContextManager[W_co]:
+        """Open a database transaction; see `Store.write`."""
+
+
+def persist(store: Writes[W], act: Callable[[W], T]) -> T:
     """Do something in a database transaction, and again where the store says that it may help.
 
     Raises:

@@ -25,7 +25,7 @@ from tillroll.ledger.errors import InvalidInput, StoreClosed
 from tillroll.ledger.pricing import PriceBook
 from tillroll.ledger.types import Account, Entry, Refusal
 from tillroll.ledger.units import SCALE_DEFAULT, SCALE_MAX
-from tillroll.stores.base import Key, Remembrance, Repeats, Stored, Story
+from tillroll.stores.base import SEQ_MAX, Key, Remembrance, Repeats, Stored, Story
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -130,6 +130,17 @@ class MemoryReader:
         account.head = row[1]
         account.next_due_at = next_due(account)
         return account
+
+    def first_metadata(self, account_ids: Collection[bytes]) -> dict[bytes, int]:
+        """Return where the metadata of each account begins."""
+        histories = self._store.histories
+        found = {}
+        for owner in account_ids:
+            for seq, row in enumerate(histories.get(owner, []), 1):
+                if row[2] is not None:
+                    found[owner] = seq
+                    break
+        return found
 
     def stored_state(self, account_id: bytes) -> tuple[int, bytes, str] | None:
         """Return seq, chain head and state document."""
@@ -275,14 +286,15 @@ class MemoryWriter(MemoryReader):
         book = self.prices(project).adding(version)
         self.acts.append(lambda: self._store.books.__setitem__(project, book))
 
-    def erase_metadata(self, account_id: bytes) -> int:
-        """Erase the metadata of all entries of an account."""
+    def erase_metadata(self, account_id: bytes, before: int = SEQ_MAX) -> int:
+        """Erase the metadata of an account's entries below that seq."""
         rows = self._store.histories.get(account_id, [])
         erased: list[tuple[bytes, bytes, str | None]] = [
-            (body, hash_, None) for body, hash_, _ in rows
+            (body, hash_, None if seq < before else metadata)
+            for seq, (body, hash_, metadata) in enumerate(rows, 1)
         ]
         self.acts.append(lambda: self._store.histories.__setitem__(account_id, erased))
-        return sum(1 for row in rows if row[2] is not None)
+        return sum(1 for row, new in zip(rows, erased, strict=True) if row != new)
 
     def prune_refusals(self, before: int, limit: int = 1_000) -> int:
         """Delete the oldest refusals recorded before that time."""

@@ -50,6 +50,7 @@ from tillroll.stores.base import (
     least,
     migrations,
     pending,
+    persist,
 )
 from tillroll.stores.postgres_rows import (
     COPY_MIN,
@@ -113,11 +114,15 @@ READERS_MAX = 8  # idle connections kept; more are opened while more read at onc
 _MIGRATING = 0x7_1110_7011
 
 # A plan made while a table was empty would scan it for ever after; reports use other connections.
+# The last two, as a database or a role may have others: without warnings a cancelled wait for a
+# standby would look like a success, and psycopg escapes lists of bytes for strings of the standard.
 _SESSION = {
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "jit": "off",
+    "client_min_messages": "warning",
+    "standard_conforming_strings": "on",
 }
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -512,11 +517,11 @@ class PostgresStore:
         to locks for a while (decisions/0011). It is safe while others write: first nobody appends
         any more and who refuses keeps appenders out, then those are waited for who began before.
         """
-        with self.write() as tx:
-            tx.set_writing("changing")
+        if way not in ("locks", "append"):
+            raise InvalidInput(f"a ledger is written by 'locks' or by 'append', not {way!r:.50}")
+        persist(self, lambda tx: tx.set_writing("changing"))
         self.wait_for_writers()
-        with self.write() as tx:
-            tx.set_writing(way)
+        persist(self, lambda tx: tx.set_writing(way))
 
     def distribute(self) -> None:
         """Spread the ledger's tables over a Citus cluster, by account; once, on the coordinator.
@@ -531,10 +536,16 @@ class PostgresStore:
         self.spread = True
 
     def wait_for_writers(self) -> None:
-        """Wait for every transaction that has locked an account, or that appends."""
-        with self.write() as tx:
-            tx.ask("LOCK TABLE tillroll_accounts IN EXCLUSIVE MODE")
+        """Wait for every transaction that has locked an account, or that appends.
+
+        The gate comes first: who is through it may still have to write to the table.
+        """
+
+        def act(tx: PostgresWriter) -> None:
             tx.close_gate()
+            tx.ask("LOCK TABLE tillroll_accounts IN EXCLUSIVE MODE")
+
+        persist(self, act)
 
     def adopt(self, secret: bytes) -> None:
         """Sign quotes with this secret from now on."""
@@ -722,6 +733,7 @@ def parsed(url: str) -> tuple[str, str]:
         raise InvalidInput(f"the URL cannot be read: {problem}") from None
     shown = {k: v for k, v in parts.items() if k not in ("password", "sslpassword")}
     defaults: dict[str, str | int] = {
+        "client_encoding": "UTF8",
         "connect_timeout": CONNECT_SECONDS,
         "application_name": "tillroll",
         "keepalives_idle": 10,

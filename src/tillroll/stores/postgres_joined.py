@@ -35,10 +35,10 @@ from tillroll.ledger.errors import (
 from tillroll.stores.base import Retry
 from tillroll.stores.hosts import BEGIN, JoinedStore, wrong_driver
 from tillroll.stores.postgres import AGAIN, GUILTY, said, translated
-from tillroll.stores.postgres_rows import Doubt, PostgresReader, PostgresWriter
+from tillroll.stores.postgres_rows import TOUCHED, Doubt, PostgresReader, PostgresWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from tillroll.ledger.types import Account, Entry, Refusal
     from tillroll.stores.base import Key, Store
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from tillroll.stores.hosts import Host
     from tillroll.stores.postgres_rows import Rows, Statement, Way
 
-READ_TRIES = 5  # of one account that others go on writing between two statements
 _AGAIN_ADVICE = "nothing was written. Roll back your transaction and try it again as a whole"
 
 _SAVEPOINT: Statement = ("SAVEPOINT tillroll", ())
@@ -69,6 +68,7 @@ SELECT request_id, account_id, '', '', 0, ''
 FROM unnest(%s::text[], %s::uuid[]) AS w (request_id, account_id)
 ON CONFLICT DO NOTHING
 """
+_PROBE_PLACE: Statement = (f"SELECT 1 FROM tillroll_meta {TOUCHED} FOR SHARE", ())  # noqa: S608
 
 
 # Whatever rows, adapters and kind of cursor the host has chosen, ours are psycopg's own.
@@ -153,18 +153,6 @@ class _Hosted:
         raise NotImplementedError
 
 
-class _JoinedReader(PostgresReader):
-    """Reads statement by statement: what others commit in between may be seen by the second."""
-
-    def accounts(self, wanted: Iterable[tuple[bytes, str]]) -> dict[bytes, Account]:
-        """Return each account; one that was written while it was read is read again."""
-        names = dict(wanted)
-        for _ in range(READ_TRIES - 1):
-            with suppress(Retry):
-                return super().accounts(names.items())
-        return super().accounts(names.items())
-
-
 class _JoinedWriter(PostgresWriter):
     """Writes under the locks of the host's transaction, with nothing remembered."""
 
@@ -182,12 +170,13 @@ class _JoinedWriter(PostgresWriter):
         return accounts, answers
 
     def _probe(self, accounts: Mapping[bytes, Account], unknown: Sequence[Key]) -> None:
-        """Fail where the snapshot lacks what others wrote to these accounts."""
+        """Fail where the snapshot lacks what others wrote to these accounts or about the ledger."""
         owners = [owner.hex() for owner in accounts]
         nexts = [account.seq + 1 for account in accounts.values()]
         names = [name for _, name in unknown]
         self._session.run(
             _PROBE_BEGIN,
+            _PROBE_PLACE,
             (_PROBE_ENTRIES, [owners, nexts]),
             (_PROBE_REFUSALS, [names, [owner.hex() for owner, _ in unknown]]),
             _PROBE_END,
@@ -249,8 +238,8 @@ class JoinedPostgres(JoinedStore):
         """Read what the host's transaction sees."""
         session = self._enter()
         try:
-            yield _JoinedReader(session)
-        except (psycopg.Error, Retry) as problem:
+            yield PostgresReader(session)
+        except psycopg.Error as problem:
             self._raise_unwritten(problem)
         except msgspec.MsgspecError as error:
             raise StoreCorrupt(

@@ -29,7 +29,7 @@ from tillroll.ledger.errors import StoreCorrupt, StoreReadOnly
 from tillroll.ledger.fold import apply
 from tillroll.ledger.pricing import PriceBook, decode_version, encode_version
 from tillroll.ledger.types import NEVER, Account, Entry, Refusal
-from tillroll.stores.base import Key, Remembrance, Repeats, Retry, Stored, Story, least
+from tillroll.stores.base import SEQ_MAX, Key, Remembrance, Repeats, Retry, Stored, Story, least
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -99,18 +99,20 @@ _STATES = """
 SELECT uuid_send(account_id), seq, head, next_due_at, state FROM tillroll_accounts
 WHERE account_id = ANY(%s::uuid[]) AND seq > 0
 """
-# What was added to accounts since their state was stored, and since a seq that is remembered.
-# LATERAL and the order within make the key's index the only way to get there.
-_TRAILS = """
-SELECT uuid_send(e.account_id), e.seq, e.body, e.hash FROM tillroll_accounts AS a
+# The states, and what was added to the accounts since: in one statement, as two may see a state
+# that was written anew between them. LATERAL and the order within make the key's index the only
+# way to get there.
+_STATES_AND_TRAILS = f"""{_STATES} UNION ALL
+SELECT uuid_send(e.account_id), e.seq, e.hash, NULL, e.body FROM tillroll_accounts AS a
 CROSS JOIN LATERAL (
     SELECT * FROM tillroll_entries AS t WHERE t.account_id = a.account_id AND t.seq > a.seq
     ORDER BY t.account_id, t.seq
 ) AS e WHERE a.account_id = ANY(%s::uuid[])
-"""
+"""  # noqa: S608 - only our own constants
+# What was added to accounts since a seq that is remembered.
 _ADDED = PerRow(
     many="""
-SELECT uuid_send(e.account_id), e.seq, e.body, e.hash
+SELECT uuid_send(e.account_id), e.seq, e.hash, e.body
 FROM unnest(%s::uuid[], %s::bigint[]) AS w (account_id, seq)
 CROSS JOIN LATERAL (
     SELECT * FROM tillroll_entries AS t WHERE t.account_id = w.account_id AND t.seq > w.seq
@@ -118,7 +120,7 @@ CROSS JOIN LATERAL (
 ) AS e
 """,
     one="""
-SELECT uuid_send(account_id), seq, body, hash FROM tillroll_entries
+SELECT uuid_send(account_id), seq, hash, body FROM tillroll_entries
 WHERE account_id = %s::uuid AND seq > %s ORDER BY seq
 """,
 )
@@ -147,6 +149,9 @@ ORDER BY e.account_id, e.seq
 _PRICES_KNOWN = "SELECT count(*) FROM tillroll_price_versions WHERE project = %s"
 _MOVED_TO = "SELECT value FROM tillroll_meta WHERE name = 'moved_to'"
 _PLACE = "SELECT name, value FROM tillroll_meta WHERE name IN ('moved_to', 'writing')"
+# Written with each change of those two: an old snapshot that locks this row is told by an error.
+TOUCHED = "WHERE name = 'scale'"
+_TOUCH: Statement = (f"UPDATE tillroll_meta SET value = value {TOUCHED}", ())  # noqa: S608
 _SET_WRITING = """
 INSERT INTO tillroll_meta VALUES ('writing', %s)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
@@ -173,6 +178,8 @@ SELECT * FROM unnest(%s::text[], %s::uuid[], %s::bigint[], %s::bigint[])
 ON CONFLICT (request_id, account_id) DO UPDATE SET
     times = excluded.times, last_at = excluded.last_at
 """
+_WRITING: Statement = ("LOCK TABLE tillroll_accounts IN ROW SHARE MODE", ())
+_SET_HERE: Statement = ("DELETE FROM tillroll_meta WHERE name = 'moved_to'", ())
 _SET_MOVED = """
 INSERT INTO tillroll_meta VALUES ('moved_to', %s)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
@@ -264,8 +271,16 @@ SELECT count(*) FROM dropped
 _ERASE_METADATA = """
 WITH erased AS (
     UPDATE tillroll_entries SET metadata = NULL
-    WHERE account_id = %s::uuid AND metadata IS NOT NULL RETURNING 1
+    WHERE account_id = %s::uuid AND seq < %s AND metadata IS NOT NULL RETURNING 1
 ) SELECT count(*) FROM erased
+"""
+_FIRST_METADATA = """
+SELECT uuid_send(w.account_id), e.seq FROM unnest(%s::uuid[]) AS w (account_id)
+CROSS JOIN LATERAL (
+    SELECT t.seq FROM tillroll_entries AS t
+    WHERE t.account_id = w.account_id AND t.metadata IS NOT NULL
+    ORDER BY t.account_id, t.seq LIMIT 1
+) AS e
 """
 _STORED = (
     "SELECT body, hash, metadata, seq, request_id, ref, kind, recorded_at, effective_at "
@@ -337,14 +352,18 @@ class PostgresReader:
         """Return each account named by (account_id, name); an empty one where it is new."""
         names = dict(wanted)
         ids = _ids(names)
-        states, trails = self._session.run((_STATES, [ids]), (_TRAILS, [ids]))
-        return {owner: r.account for owner, r in _revive(names, {}, states, trails).items()}
+        rows = self.ask(_STATES_AND_TRAILS, ids, ids)
+        return {owner: r.account for owner, r in _revive(names, {}, rows, []).items()}
 
     def load(
         self, _project: str, wanted: Mapping[bytes, str], keys: Sequence[Key]
     ) -> tuple[dict[bytes, Account], dict[Key, Entry | Refusal]]:
         """Return these accounts, and what was answered to these keys."""
         return self.accounts(wanted.items()), self.answers(keys)
+
+    def first_metadata(self, account_ids: Collection[bytes]) -> dict[bytes, int]:
+        """Return where the metadata of each account begins."""
+        return dict(self.ask(_FIRST_METADATA, _ids(account_ids)))
 
     def stored_state(self, account_id: bytes) -> tuple[int, bytes, str] | None:
         """Return seq, chain head and state document as stored."""
@@ -494,8 +513,11 @@ class PostgresWriter(PostgresReader):
         One round trip: rows of accounts never seen are made, all are locked in the order of their
         ids, and only then is looked what they and the keys have become. Of an account that is
         remembered only what others have added since has to come. Who appends locks nothing and
-        believes what is remembered.
+        believes what is remembered; without keys there may be nothing to contradict that, so then
+        nobody appends.
         """
+        if self._way == "append" and not keys:
+            self._way = "locks"
         known = self._states
         self.loaded.update(wanted)
         new = [owner for owner in wanted if owner not in known]
@@ -507,8 +529,7 @@ class PostgresWriter(PostgresReader):
                 _NEW_ACCOUNTS, [(owner.hex(), project, wanted[owner], NEVER) for owner in new]
             ),
             "lock": self._each(_LOCK, [(owner.hex(),) for owner in sorted(wanted)]),
-            "states": [(_STATES, [_ids(new)])] if new else [],
-            "trails": [(_TRAILS, [_ids(new)])] if new else [],
+            "states": [(_STATES_AND_TRAILS, [_ids(new)] * 2)] if new else [],
             "added": self._each(_ADDED, [(o.hex(), known[o].account.seq) for o in old]),
             "answers": [(_ANSWERS, _keys(keys) * 2)],
             "prices": [(_PRICES_KNOWN, [project])],
@@ -530,7 +551,7 @@ class PostgresWriter(PostgresReader):
         if place.get("writing", "locks") == "locks":
             self._way = "alone"  # nobody appends, so there is nobody to keep out
         names = {owner: wanted[owner] for owner in new}
-        known.update(_revive(names, known, rows["states"], rows["trails"] + rows["added"]))
+        known.update(_revive(names, known, rows["states"], rows["added"]))
         for owner, due in rows["lock"]:
             known[owner].due = due
         return {owner: known[owner].account for owner in wanted}, _found(rows["answers"])
@@ -550,7 +571,10 @@ class PostgresWriter(PostgresReader):
 
         Raises:
             Doubt: Something is refused, and somebody may append to its account meanwhile.
+            Retry: Something was dismissed for what is remembered.
         """
+        if book.dismissed and self._way == "append":
+            raise Retry("what is wrong has to be wrong as things stand")
         if book.refused and self._way != "alone":
             raise Doubt("a refusal has to be decided while nobody appends")
         if book.appended:
@@ -651,8 +675,14 @@ class PostgresWriter(PostgresReader):
         )
 
     def moved_to(self) -> str | None:
-        """Return where this ledger went; known already where accounts were loaded."""
-        return super().moved_to() if self._moved is False else self._moved
+        """Return where this ledger went; known already where accounts were loaded.
+
+        Where none were, a lock on the table has those wait for us who wait for writers.
+        """
+        if self._moved is False:
+            rows = self._session.run(_WRITING, (_MOVED_TO, ()))[1]
+            return rows[0][0] if rows else None
+        return self._moved
 
     def add_repeats(self, repeats: Sequence[Repeats]) -> None:
         """Write how often requests were repeated."""
@@ -662,23 +692,20 @@ class PostgresWriter(PostgresReader):
 
     def set_moved(self, to: str | None) -> None:
         """Mark the ledger as gone to another place, or as here again."""
-        if to is None:
-            self.ask("DELETE FROM tillroll_meta WHERE name = 'moved_to'")
-        else:
-            self.ask(_SET_MOVED, to)
+        self._session.run(_TOUCH, _SET_HERE if to is None else (_SET_MOVED, [to]))
 
     def set_writing(self, way: str) -> None:
         """Write down how the ledger is written from now on (see `PostgresStore.set_writing`)."""
-        self.ask(_SET_WRITING, way)
+        self._session.run(_TOUCH, (_SET_WRITING, [way]))
 
     def close_gate(self) -> None:
         """Wait for those who append, and keep others from it until the commit."""
         self.ask(_CLOSE_GATE)
 
-    def erase_metadata(self, account_id: bytes) -> int:
-        """Erase the metadata of all entries of an account."""
+    def erase_metadata(self, account_id: bytes, before: int = SEQ_MAX) -> int:
+        """Erase the metadata of an account's entries below that seq."""
         try:
-            count: int = self.ask(_ERASE_METADATA, account_id.hex())[0][0]
+            count: int = self.ask(_ERASE_METADATA, account_id.hex(), before)[0][0]
         except InsufficientPrivilege as problem:
             raise StoreReadOnly(
                 "erasing metadata changes rows of the history, which only the owner of the tables "
@@ -699,11 +726,15 @@ def _revive(
     names: Mapping[bytes, str],
     known: Mapping[bytes, Remembered],
     states: Rows,
-    trails: Rows,
+    added: Rows,
 ) -> dict[bytes, Remembered]:
     """Return accounts from their rows; fold what was added since onto these and onto known ones."""
     fresh = {owner: Remembered(Account(name)) for owner, name in names.items()}
+    trails = list(added)
     for owner, seq, head, due, state in states:
+        if due is None:
+            trails.append((owner, seq, head, state))
+            continue
         account = decode_account(state)
         if account.seq != seq:
             raise StoreCorrupt(
@@ -714,7 +745,7 @@ def _revive(
         trail = TRAIL_MIN + len(state) // TRAIL_BYTES
         fresh[owner] = Remembered(account, seq, due, trail)
     changed = set(fresh)
-    for owner, _, body, hash_ in sorted(trails):
+    for owner, _, hash_, body in sorted(trails):
         remembered = fresh.get(owner) or known[owner]
         _catch_up(remembered.account, decode_entry(body), hash_)
         changed.add(owner)
@@ -727,7 +758,10 @@ def _revive(
 def _catch_up(account: Account, entry: Entry, hash_: bytes) -> None:
     """Fold an entry that another process wrote."""
     if entry.seq != account.seq + 1:
-        raise Retry(f"account {account.account!r} was written while it was read")
+        raise StoreCorrupt(
+            f"entry {account.seq + 1} of account {account.account!r} is missing: restore a backup; "
+            f"nothing was written"
+        )
     apply(account, entry)
     account.head = hash_
 

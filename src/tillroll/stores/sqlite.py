@@ -51,6 +51,7 @@ from tillroll.stores.base import (
     BUSY_SECONDS,
     CACHED_ACCOUNTS_MAX,
     FORK_SECONDS,
+    SEQ_MAX,
     CommitUncertain,
     Key,
     Migrated,
@@ -621,6 +622,15 @@ class SqliteReader:
         row = self.stored_state(owner)
         return Account(name) if row is None else _revive(*row)
 
+    def first_metadata(self, account_ids: Collection[bytes]) -> dict[bytes, int]:
+        """Return where the metadata of each account begins."""
+        sql = (
+            "SELECT seq FROM tillroll_entries "
+            "WHERE account_id = ? AND metadata IS NOT NULL ORDER BY seq LIMIT 1"
+        )
+        found = {owner: self.connection.execute(sql, (owner,)).get for owner in account_ids}
+        return {owner: seq for owner, seq in found.items() if seq is not None}
+
     def stored_state(self, account_id: bytes) -> tuple[int, bytes, str] | None:
         """Return seq, chain head and state document as stored."""
         row: tuple[int, bytes, str] | None = self.connection.execute(
@@ -847,12 +857,12 @@ class SqliteWriter(SqliteReader):
         )
         self._prices.clear()
 
-    def erase_metadata(self, account_id: bytes) -> int:
-        """Erase the metadata of all entries of an account."""
+    def erase_metadata(self, account_id: bytes, before: int = SEQ_MAX) -> int:
+        """Erase the metadata of an account's entries below that seq."""
         self.connection.execute(
             "UPDATE tillroll_entries SET metadata = NULL "
-            "WHERE account_id = ? AND metadata IS NOT NULL",
-            (account_id,),
+            "WHERE account_id = ? AND seq < ? AND metadata IS NOT NULL",
+            (account_id, before),
         )
         return self.connection.changes()
 
