@@ -197,6 +197,21 @@ def test_who_changes_the_way_is_not_waited_for_by_those_he_waits_for(
         assert told.fetchall() == [("locks",)]
 
 
+def test_a_gate_that_stays_closed_stops_nobody_for_long(appending_url: str):
+    """As when a joined transaction was refused something, and does not end."""
+    with (
+        Ledger(Engine(PostgresStore(appending_url, busy_seconds=0.1))) as ledger,
+        psycopg.connect(appending_url) as other,
+    ):
+        ledger.grant("acme", 1_000)
+        appends(ledger)
+        other.execute(f"SELECT pg_advisory_xact_lock({GATE})".encode())
+        with pytest.raises(tillroll.StoreBusy):
+            ledger.consume("acme", units=1, request_id="c")
+        assert not ledger.consume("acme", units=1, request_id="c").replayed
+        assert ledger.balance("acme").used == 41
+
+
 def test_there_is_no_third_way(postgres_url: str):
     store = PostgresStore(postgres_url)
     with pytest.raises(tillroll.InvalidInput, match="lock"):

@@ -396,6 +396,10 @@ class PostgresStore:
         except Retry as problem:
             self._pace.lost(way, alone=isinstance(problem, Doubt))
             raise
+        except StoreBusy:
+            if way == "append":  # who has closed the gate may keep it for long; locks need none
+                self._pace.lost(way, alone=False)
+            raise
         self._pace.won(appends=writer.appends)
         while len(self._states) > CACHED_ACCOUNTS_MAX:
             del self._states[next(iter(self._states))]
