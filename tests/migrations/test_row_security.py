@@ -12,6 +12,7 @@ from tests.servers.cluster import Cluster
 from tests.servers.pgbouncer import PgBouncer, program
 from tillroll.embedded.opening import open_store
 from tillroll.ledger.commands import account_id
+from tillroll.stores.postgres import PostgresStore
 from tillroll.stores.postgres_schema import POLICIES
 from tillroll.testing import conformance
 
@@ -186,6 +187,42 @@ def test_behind_a_pooler(used: str, postgres: Cluster, postgres_role: str, postg
             assert all(outcome.ok for outcome in other.consume_many(batch))
             assert one.verify().ok
             assert other.verify().ok
+
+
+@pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ"])
+def test_within_a_transaction_of_the_hosts(used: str, isolation: str):
+    """Each ledger that joins names its project, for this transaction only."""
+    with (
+        tillroll.open(used, project="one") as one,
+        tillroll.open(used, project=ODD) as other,
+        psycopg.connect(used) as host,
+    ):
+        host.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}".encode())
+        for ledger in (one, other):
+            joined = ledger.join(host)
+            assert joined.balance("acme").used == 5
+            joined.grant("new", 20, request_id="g")
+            batch = [{"account": "new", "units": 1, "request_id": f"j{n}"} for n in range(9)]
+            assert all(outcome.ok for outcome in joined.consume_many(batch))
+            assert joined.consume("acme", units=2).available == 93
+        host.commit()
+        assert count(host, "tillroll_entries") == 0
+        for ledger in (one, other):
+            assert ledger.balance("new").used == 9
+            assert ledger.verify().ok
+
+
+def test_written_by_appending(used: str, postgres_url: str):
+    with tillroll.open(postgres_url) as owner:
+        assert isinstance(owner.store, PostgresStore)
+        owner.store.set_writing("append")
+    with tillroll.open(used, project="one") as one, tillroll.open(used, project="one") as again:
+        for ledger in (one, again, one):
+            ledger.grant("new", 20)
+            batch = [{"account": "new", "units": 1} for _ in range(9)]
+            assert all(outcome.ok for outcome in ledger.consume_many(batch))
+        assert one.balance("new").used == 27
+        assert one.verify().ok
 
 
 def test_switched_on_and_off_under_a_ledger_in_use(postgres_url: str, postgres_role: str):

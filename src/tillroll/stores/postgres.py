@@ -235,6 +235,7 @@ class PostgresStore:
             "statement_timeout": f"{statement_seconds}s",
             "idle_in_transaction_session_timeout": f"{statement_seconds}s",
         }
+        self.project = project
         self._project = {} if project is None else {"tillroll.project": project}
         self._session |= self._project
         self._dsn, self.url = parsed(url)

@@ -51,6 +51,7 @@ _AGAIN_ADVICE = "nothing was written. Roll back your transaction and try it agai
 _SAVEPOINT: Statement = ("SAVEPOINT tillroll", ())
 _RELEASE: Statement = ("RELEASE SAVEPOINT tillroll", ())
 _UNDO: Statement = ("ROLLBACK TO SAVEPOINT tillroll", ())
+_NAME_PROJECT = "SELECT set_config('tillroll.project', %s, true)"
 _WHERE = """
 SELECT current_setting('transaction_isolation'),
 (SELECT value FROM tillroll_meta WHERE name = 'secret')
@@ -64,7 +65,7 @@ FROM unnest(%s::uuid[], %s::bigint[]) AS w (account_id, seq)
 """
 _PROBE_REFUSALS = """
 INSERT INTO tillroll_refusals (request_id, account_id, project, account, recorded_at, body)
-SELECT request_id, account_id, '', '', 0, ''
+SELECT request_id, account_id, %s, '', 0, ''
 FROM unnest(%s::text[], %s::uuid[]) AS w (request_id, account_id)
 ON CONFLICT DO NOTHING
 """
@@ -166,10 +167,12 @@ class _JoinedWriter(PostgresWriter):
         """Lock these accounts, and return them and what was answered to these keys."""
         accounts, answers = super().load(project, wanted, keys)
         if self._hosted.isolation not in ("read committed", "read uncommitted"):
-            self._probe(accounts, [key for key in keys if key not in answers])
+            self._probe(project, accounts, [key for key in keys if key not in answers])
         return accounts, answers
 
-    def _probe(self, accounts: Mapping[bytes, Account], unknown: Sequence[Key]) -> None:
+    def _probe(
+        self, project: str, accounts: Mapping[bytes, Account], unknown: Sequence[Key]
+    ) -> None:
         """Fail where the snapshot lacks what others wrote to these accounts or about the ledger."""
         owners = [owner.hex() for owner in accounts]
         nexts = [account.seq + 1 for account in accounts.values()]
@@ -178,7 +181,7 @@ class _JoinedWriter(PostgresWriter):
             _PROBE_BEGIN,
             _PROBE_PLACE,
             (_PROBE_ENTRIES, [owners, nexts]),
-            (_PROBE_REFUSALS, [names, [owner.hex() for owner, _ in unknown]]),
+            (_PROBE_REFUSALS, [project, names, [owner.hex() for owner, _ in unknown]]),
             _PROBE_END,
         )
 
@@ -191,6 +194,9 @@ class JoinedPostgres(JoinedStore):
         super().__init__(origin, host, bridge)
         self._way: Way = "locks"
         self._spread: bool = getattr(origin, "spread", False)
+        # Under row-level security the host's session would see nothing, or another project.
+        project: str | None = getattr(origin, "project", None)
+        self._naming: list[Statement] = [] if project is None else [(_NAME_PROJECT, (project,))]
         if host.plain:
             self._check_driver(host.given)
 
@@ -211,7 +217,7 @@ class JoinedPostgres(JoinedStore):
                 return _send(connection, statements)
             return bridge.run(_send_awaited, connection, statements, last=last)
 
-        return _Hosted(send, ahead, self._check_ledger)
+        return _Hosted(send, (*ahead, *self._naming), self._check_ledger)
 
     @contextmanager
     def write(self) -> Iterator[PostgresWriter]:
