@@ -54,6 +54,7 @@ from tillroll.stores.base import (
 )
 from tillroll.stores.postgres_rows import (
     COPY_MIN,
+    PLACE,
     Doubt,
     PostgresReader,
     PostgresWriter,
@@ -77,7 +78,8 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     """A connection that does not wait for ever.
 
     The server's own time-outs do not count while a commit waits for a standby, nor where the
-    server cannot be heard. It is never asked to cancel: a commit might then count here only.
+    server cannot be heard. It is not asked to cancel, but by psycopg itself on Ctrl-C: a commit
+    might then count on this server only, and so is unknown.
     """
 
     patience: float | None = None
@@ -585,6 +587,7 @@ class PostgresStore:
         """Return what `doctor` wants to know: name, value, whether it is as it must be."""
         with self._translating(), self._connect(self._dsn, self.url) as connection:
             settings: dict[str, str] = dict(connection.execute(_SETTINGS))
+            place: dict[str, str] = dict(connection.execute(PLACE))
             [(clock, here)] = connection.execute(_CLOCK).fetchall()
             pooled = connection.pooled
         reading = [] if self._read_dsn == self._dsn else [self._read_server(here)]
@@ -594,6 +597,8 @@ class PostgresStore:
             ("data_checksums", settings["data_checksums"], settings["data_checksums"] == "on"),
             ("synchronous standbys", settings["synchronous_standby_names"] or "none", True),
             ("pooler", "transaction mode" if pooled else "none", True),
+            ("written by", place.get("writing", "locks"), place.get("writing") != "changing"),
+            ("moved to", place.get("moved_to", "nowhere"), "moved_to" not in place),
             ("row-level security", self._project_shown(), True),
             *reading,
             ("server clock", _clock_difference(clock), _clock_agrees(clock)),

@@ -148,7 +148,7 @@ ORDER BY e.account_id, e.seq
 """
 _PRICES_KNOWN = "SELECT count(*) FROM tillroll_price_versions WHERE project = %s"
 _MOVED_TO = "SELECT value FROM tillroll_meta WHERE name = 'moved_to'"
-_PLACE = "SELECT name, value FROM tillroll_meta WHERE name IN ('moved_to', 'writing')"
+PLACE = "SELECT name, value FROM tillroll_meta WHERE name IN ('moved_to', 'writing')"
 # Written with each change of those two: an old snapshot that locks this row is told by an error.
 TOUCHED = "WHERE name = 'scale'"
 _TOUCH: Statement = (f"UPDATE tillroll_meta SET value = value {TOUCHED}", ())  # noqa: S608
@@ -533,7 +533,7 @@ class PostgresWriter(PostgresReader):
             "added": self._each(_ADDED, [(o.hex(), known[o].account.seq) for o in old]),
             "answers": [(_ANSWERS, _keys(keys) * 2)],
             "prices": [(_PRICES_KNOWN, [project])],
-            "place": [(_PLACE, ())],
+            "place": [(PLACE, ())],
         }
         for needless in _NEEDLESS[self._way]:
             statements[needless] = []
