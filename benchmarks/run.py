@@ -106,7 +106,7 @@ def page(report: dict[str, Any]) -> str:
         "",
         "[Measured](postgres.md) by `python benchmarks/postgres.py --write`: ours by locks and by",
         "appending, next to a guarded `UPDATE` and an `INSERT ... ON CONFLICT` (asyncpg, psycopg),",
-        "the same in one statement, SQLAlchemy's ORM, one insert a commit (pgbench), and `COPY`; on",
+        "the same in one statement, SQLAlchemy's ORM, one insert a commit (pgbench), `COPY`; on",
         "10,000 accounts and on one hot account, as the ledger grows, and where the time goes. It",
         "starts a server of its own with PostgreSQL's own durability, and after each run checks",
         "that the rows add up. `tillroll bench consume --store postgresql://...` measures yours.",

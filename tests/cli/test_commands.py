@@ -129,14 +129,17 @@ def test_output_that_lacks_a_sign_still_carries_it(shell, monkeypatch, encoding)
 def test_a_reader_that_leaves_early_is_no_traceback(shell):
     shell.run("grant", "acme", "1", "--reason", "x" * 900)
     script = "from tillroll.cli import main; main()"
-    with subprocess.Popen(
+    reader, writer = os.pipe()
+    os.close(reader)  # before anything is written
+    left = subprocess.run(
         [sys.executable, "-c", script, "export"],
         cwd=shell.folder,
-        stdout=subprocess.PIPE,
+        stdout=writer,
         stderr=subprocess.PIPE,
-    ) as left:
-        left.stdout.close()
-        assert left.stderr.read() == b""
+        check=False,
+    )
+    os.close(writer)
+    assert left.stderr == b""
     assert left.returncode == 1
 
 

@@ -57,6 +57,7 @@ def run(arguments: list[str] | None = None) -> int:
     c.bear_any_encoding()
     try:
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()  # here, where it can still be told that nobody reads
     except CycloptsError as problem:
         c.show_failure("usage", problem, written="nothing", as_json=as_json)
         if not as_json:
