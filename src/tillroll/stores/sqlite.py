@@ -291,7 +291,7 @@ class SqliteStore:
         self._translating = _Translating(self.path)
         self._create = create
         self._vfs = vfs
-        self.library = library
+        self.module = library
         self._busy_milliseconds = int(busy_seconds * 1000)
         self._calm = threading.Condition()  # guards the two below; told when a reader leaves
         self._idle: list[Connection] = []
@@ -335,7 +335,7 @@ class SqliteStore:
                 f"this process was forked while its parent was reading {self.path}, whose locks "
                 f"it cannot share: fork when nobody reads, or spawn; nothing was written"
             )
-        if self.library == "sqlite3":
+        if self.module == "sqlite3":
             connection: Connection = _library().connect(
                 self.path, create=self._create, busy_milliseconds=self._busy_milliseconds
             )
@@ -541,7 +541,7 @@ class SqliteStore:
             ask = reader.connection.execute
             mode, sync = ask("PRAGMA journal_mode").get, ask("PRAGMA synchronous").get
         version, sound = apsw.sqlite_lib_version(), True
-        if self.library == "sqlite3":
+        if self.module == "sqlite3":
             sound = _library().is_sound()
             bug = "" if sound else ", which can corrupt a log that two write at once"
             version = f"{_library().version()} of Python's sqlite3{bug}"

@@ -51,7 +51,7 @@ class JoinedSqlite(JoinedStore):
         """
         super().__init__(origin, host, bridge)
         assert isinstance(origin, SqliteStore)
-        if origin.library != "sqlite3":
+        if origin.module != "sqlite3":
             raise InvalidInput(
                 f"{self.url} is open through another copy of SQLite than your connection, and the "
                 f"two do not see each other's locks: open the ledger with library='sqlite3', and "
