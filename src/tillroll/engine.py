@@ -63,10 +63,9 @@ _INTERRUPTED = Answer(
 )
 
 
-def answer_in(
-    tx: Writer, project: str, scale: int, requests: Sequence[Request], at: int
-) -> list[Answer]:
-    """Answer requests within a database transaction under way: load, decide, append."""
+def answer_in(tx: Writer, scale: int, requests: Sequence[Request], at: int) -> list[Answer]:
+    """Answer one project's requests within a transaction under way: load, decide, append."""
+    project = requests[0].project
     book = load_book(tx, project, requests, at)
     _still_here(tx)
     answers = decide_batch(book, requests, at, Rules(tx.prices(project), scale))
@@ -93,6 +92,11 @@ class Ticket:
         # Released once: when the answers are there, or when the caller has to lead.
         self.woken: threading.Lock | None = threading.Lock()
         self.woken.acquire()
+
+    @property
+    def project(self) -> str:
+        """Whose requests they are; one ticket's are all of one project."""
+        return self.requests[0].project
 
 
 class Act(Ticket):
@@ -144,7 +148,8 @@ class Engine:
 
         Args:
             store: Where the ledgers are kept.
-            project: The isolation boundary; part of every account's key.
+            project: What a ledger on this engine is opened for, unless it names another. One
+                batch holds the requests of one project; several take turns.
             clock: Returns microseconds since 1970. May step back; account time does not.
             waiting_max: How many requests may wait before new ones are turned away.
         """
@@ -304,16 +309,21 @@ class Engine:
                 return False
             self._leader = threading.get_ident()
             size = 0
+            others: list[Ticket] = []  # of other projects: theirs is another batch
             while self._queue:
                 head = self._queue[0]
                 if self._batch and (isinstance(head, Act) or size + len(head.requests) > BATCH_MAX):
                     break
-                self._batch.append(head)
                 self._queue.popleft()
+                if self._batch and head.project != self._batch[0].project:
+                    others.append(head)
+                    continue
+                self._batch.append(head)
                 size += len(head.requests)
                 self._waiting -= len(head.requests)
                 if isinstance(head, Act):
                     break
+            self._queue.extendleft(reversed(others))
             return True
 
     def _finish(self, ticket: Ticket) -> LoopTicket | None:
@@ -411,7 +421,7 @@ class Engine:
         self._recover()
         return persist(
             self.store,
-            lambda tx: answer_in(tx, self.project, self.store.scale, requests, self.clock()),
+            lambda tx: answer_in(tx, self.store.scale, requests, self.clock()),
         )
 
     def _one_by_one(self, requests: Sequence[Request]) -> list[Answer]:
@@ -455,7 +465,7 @@ class Engine:
         """Return what these requests were answered, waiting for whoever may still be writing it."""
         wanted = {request.account_id: request.account for request in requests}
         keys = [(request.account_id, request.request_id) for request in requests]
-        return tx.load(self.project, wanted, keys)[1]
+        return tx.load(requests[0].project, wanted, keys)[1]
 
     def _failed(self, request: Request, problem: StoreError) -> Answer:
         """Return why it was not written; unknown still, where an earlier try is in doubt."""

@@ -72,7 +72,7 @@ class Reads:
         """Look through this engine."""
         self._engine = engine
         self._verbs = verbs
-        self.project = engine.project
+        self.project = verbs.project
         self.scale = engine.store.scale
 
     @property

@@ -847,6 +847,7 @@ class Verbs:
             actor = _optional(how.get("actor"), "actor")
             retry_refused = _flag(how.get("retry_refused", False), "retry_refused")
         return c.Request(
+            project=self.project,
             account_id=c.account_id(self.project, account),
             account=account,
             request_id=request_id,
