@@ -18,7 +18,7 @@ import time
 import weakref
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from tillroll.ledger.book import Answer, Rules
 from tillroll.ledger.core import decide_batch
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BATCH_MAX = 1_000  # more waiting than this gains nothing and makes everyone wait longer
-BULK_MAX = 10_000  # items of one call
 ROUND_SECONDS = 0.001  # how long the writer waits for a loop to come round; a commit takes less
 WAITING_MAX = 20_000  # about 1 kB each: 20 MB
 
@@ -77,6 +76,23 @@ def act_in(tx: Writer, act: Callable[[Writer], T]) -> T:
     """Do something else within a database transaction under way."""
     _still_here(tx)
     return act(tx)
+
+
+class Batch(NamedTuple):
+    """A batch as it was written, for whoever observes the engine.
+
+    Attributes:
+        requests: What was asked, in order.
+        answers: What was answered; fewer where the writing was interrupted.
+        began_ns, ended_ns: When, by `time.time_ns`.
+        waiting: How many requests wait now.
+    """
+
+    requests: Sequence[Request]
+    answers: Sequence[Answer]
+    began_ns: int
+    ended_ns: int
+    waiting: int
 
 
 class Ticket:
@@ -132,9 +148,12 @@ class Engine:
 
     Attributes:
         bridge: How to reach an event loop that owns the connection; the engine's own has none.
+        observe: Called with each batch after it is written and before it is answered, by the
+            thread that wrote it. It must not raise, and not wait.
     """
 
     bridge: Bridge | None = None
+    observe: Callable[[Batch], None] | None = None
 
     def __init__(
         self,
@@ -216,6 +235,11 @@ class Engine:
         if ticket.error is not None:
             raise ticket.error
         return cast("T", ticket.result)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait to be written."""
+        return self._waiting
 
     def close(self) -> None:
         """Turn new requests away, answer those that wait, close the store."""
@@ -392,6 +416,7 @@ class Engine:
     def _commit(self, batch: list[Ticket]) -> None:
         """Give every ticket of the batch its answers; who has none was interrupted."""
         requests = [request for ticket in batch for request in ticket.requests]
+        began = time.time_ns()
         try:
             answers = self._write(requests)
         except CommitUncertain as problem:
@@ -411,6 +436,8 @@ class Engine:
                 for request, answer in zip(requests, answers, strict=True)
                 if not isinstance(answer.outcome, StoreError)
             }
+        if self.observe is not None:
+            self.observe(Batch(requests, answers, began, time.time_ns(), self._waiting))
         first = 0
         for ticket in batch:
             ticket.answers = answers[first : first + len(ticket.requests)]
@@ -605,4 +632,4 @@ os.register_at_fork(
     before=_before_fork, after_in_parent=_fork_done, after_in_child=_after_fork_in_child
 )
 
-__all__ = ["BATCH_MAX", "BULK_MAX", "Engine", "act_in", "answer_in", "now"]
+__all__ = ["BATCH_MAX", "Engine", "act_in", "answer_in", "now"]

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Un
 from tillroll import queries
 from tillroll.embedded.answers import Outcome, exception_of, new_id, receipt_of
 from tillroll.embedded.reads import Reads
-from tillroll.engine import BULK_MAX
 from tillroll.ledger import quotes
 from tillroll.ledger.commands import Request
 from tillroll.ledger.errors import HoldExpired, HoldFinalized, InvalidInput, TillrollError
 from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.types import Entry
-from tillroll.ledger.verbs import Verbs
+from tillroll.ledger.verbs import BULK_MAX, Verbs
 
 if TYPE_CHECKING:
     import asyncio
@@ -324,6 +323,10 @@ class AsyncLedger(_Batches):
     usage = _threaded(Reads.usage)
     explain = _threaded(Reads.explain)
     hold_state = _threaded(Reads.hold_state)
+    overview = _threaded(Reads.overview)
+    knows = _threaded(Reads.knows)
+    history = _threaded(Reads.history)
+    receipt = _threaded(Reads.receipt)
     verify = _threaded(Reads.verify)
     prices = _threaded(Reads.prices)
     apply_prices = _threaded(Reads.apply_prices)
