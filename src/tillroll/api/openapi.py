@@ -180,7 +180,7 @@ def _in_header(route: Route) -> list[dict[str, Any]]:
 
 def _responses(route: Route, shared: _Responses) -> dict[str, Any]:
     media_type = "text/event-stream" if route.name == "follow" else "application/json"
-    schema = {"type": "string"} if route.name == "follow" else _ref(route.answer)
+    schema = {} if route.name == "follow" else _ref(route.answer)
     good: dict[str, Any] = {
         "description": (route.answer.__doc__ or "").split("\n")[0],
         "content": {media_type: {"schema": schema}},

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LIMIT_MAX = 1_000
+SEQ_MAX = 2**53 - 1
 Limit = Annotated[int, Meta(ge=1, le=LIMIT_MAX, description="How many at most.")]
 
 
@@ -52,7 +53,7 @@ class StatementQuery(Query, kw_only=True, forbid_unknown_fields=True):
     """Which entries, newest first."""
 
     limit: Limit = 100
-    before: Annotated[int, Meta(ge=1)] | None = None
+    before: Annotated[int, Meta(ge=1, le=SEQ_MAX)] | None = None
     kinds: Annotated[str, Meta(description="Such as consume,settle.")] = ""
     since: When | None = None
     until: When | None = None
@@ -62,7 +63,7 @@ class EntriesQuery(Query, kw_only=True, forbid_unknown_fields=True):
     """Which entries, oldest first."""
 
     limit: Limit = LIMIT_MAX
-    after: Annotated[int, Meta(ge=0)] = 0
+    after: Annotated[int, Meta(ge=0, le=SEQ_MAX)] = 0
 
 
 class AccountsQuery(Query, kw_only=True, forbid_unknown_fields=True):

@@ -95,7 +95,7 @@ def _writes() -> Iterator[Route]:
         if previewed:
             yield Route(
                 method="POST",
-                path=path + "/preview",
+                path=path.replace(ACCOUNT, ACCOUNT + "/preview"),
                 handler=writes.previewing(verb, shape),
                 name=f"preview_{verb}",
                 summary=f"Decide as now, write nothing: {summary[0].lower()}{summary[1:]}",

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from tillroll.ledger.errors import NotFound
+from tillroll.ledger.verbs import ID_MAX
 from tillroll.wire.problems import MethodNotAllowed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from tillroll.api.calls import Route
 
@@ -39,17 +40,6 @@ class Node:
             return self.parameter
         return self.literal.setdefault(part, Node())
 
-    def leads_to(self, parts: list[str], at: int = 1) -> Iterator[Node]:
-        """Yield every node that these parts lead to, literal parts first."""
-        if at == len(parts):
-            yield self
-            return
-        literal = self.literal.get(parts[at])
-        if literal is not None:
-            yield from literal.leads_to(parts, at + 1)
-        if self.parameter is not None and parts[at]:
-            yield from self.parameter.leads_to(parts, at + 1)
-
 
 class Routes:
     """The routes of a service, found by method and address."""
@@ -65,6 +55,7 @@ class Routes:
             assert route.method not in node.methods, f"two routes are {route.method} {route.path}"
             places = tuple(n for n, part in enumerate(parts) if part.startswith("{"))
             node.methods[route.method] = (route, places)
+            assert not (node.parameter and node.literal), "a word and a value in one place"
 
     def find(self, method: str, raw_path: bytes) -> tuple[Route, list[str]]:
         """Return the route of an address and the values of its parameters, decoded.
@@ -79,34 +70,24 @@ class Routes:
             assert node is not None
             node = node.literal.get(part) or (node.parameter if part else None)
             if node is None:
-                return self._search(method, parts)
+                raise NotFound("there is nothing at this address")
         assert node is not None
+        if not node.methods:
+            raise NotFound("there is nothing at this address")
         found = node.methods.get(method)
-        return self._search(method, parts) if found is None else _matched(found, parts)
-
-    def _search(self, method: str, parts: list[str]) -> tuple[Route, list[str]]:
-        """Return the route where a part is both a word of ours and a value, such as `preview`."""
-        allowed: set[str] = set()
-        for node in self._root.leads_to(parts):
-            found = node.methods.get(method)
-            if found is not None:
-                return _matched(found, parts)
-            allowed |= node.methods.keys()
-        if allowed:
-            names = ", ".join(sorted(allowed))
-            raise MethodNotAllowed(f"this address has {names}, not {method}", names)
-        raise NotFound("there is nothing at this address")
-
-
-def _matched(found: Found, parts: list[str]) -> tuple[Route, list[str]]:
-    route, places = found
-    return route, [_decoded(parts[place]) for place in places]
+        if found is None:
+            allowed = ", ".join(sorted(node.methods))
+            raise MethodNotAllowed(f"this address has {allowed}, not {method}", allowed)
+        route, places = found
+        return route, [_decoded(parts[place]) for place in places]
 
 
 def _decoded(part: str) -> str:
-    if "%" not in part and part.isascii():
-        return part
-    try:
-        return unquote(part.encode("latin-1"), errors="strict")
-    except UnicodeDecodeError:
-        raise NotFound("the address is not well encoded") from None
+    if "%" in part or not part.isascii():
+        try:
+            part = unquote(part.encode("latin-1"), errors="strict")
+        except UnicodeDecodeError:
+            raise NotFound("the address is not well encoded") from None
+    if len(part) > ID_MAX:
+        raise NotFound(f"an id has {ID_MAX} characters at the most")
+    return part
