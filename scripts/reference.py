@@ -376,6 +376,8 @@ ERROR_ADVICE: dict[str, tuple[int, str]] = {
     "invalid_input": (422, "Correct the call. The message names the argument"),
     "idempotency_conflict": (422, "Find out which of two events took the other's id"),
     "not_found": (404, "Check the id"),
+    "invalid_api_key": (401, "Give the client a key of this service"),
+    "forbidden": (403, "Use a key with that scope, for that account"),
     "unavailable": (503, "Ask again with the same request_id"),
     "store_busy": (503, "Ask again; keep other programs from locking the file for long"),
     "copy_mismatch": (409, "Copy to an empty store; where the source is damaged, verify it"),
@@ -384,6 +386,7 @@ ERROR_ADVICE: dict[str, tuple[int, str]] = {
     "store_corrupt": (503, "Restore the file from a backup, and run `tillroll doctor`"),
     "store_closed": (503, "Open the ledger again"),
     "overloaded": (503, "Wait a moment, then ask again"),
+    "too_many_requests": (429, "Ask from fewer places at once, or use another key"),
     "schema_mismatch": (503, "Upgrade tillroll, or run `tillroll migrate`: the message says"),
     "outcome_unknown": (503, "Ask again with the same request_id, which settles it"),
 }

@@ -30,6 +30,7 @@ from tillroll.ledger.errors import (
     ChargeNotFound,
     CopyMismatch,
     DurabilityWarning,
+    Forbidden,
     GrantNotFound,
     HoldExpired,
     HoldFinalized,
@@ -53,6 +54,8 @@ from tillroll.ledger.errors import (
     StoreReadOnly,
     StoreUnavailable,
     TillrollError,
+    TooManyRequests,
+    Unauthorized,
     Unpriced,
 )
 from tillroll.ledger.receipts import Receipt
@@ -73,6 +76,7 @@ __all__ = [
     "Copied",
     "CopyMismatch",
     "DurabilityWarning",
+    "Forbidden",
     "GrantNotFound",
     "HoldExpired",
     "HoldFinalized",
@@ -103,6 +107,8 @@ __all__ = [
     "StoreReadOnly",
     "StoreUnavailable",
     "TillrollError",
+    "TooManyRequests",
+    "Unauthorized",
     "Unpriced",
     "Verification",
     "copy",
