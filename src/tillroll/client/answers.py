@@ -17,7 +17,7 @@ import msgspec
 from tillroll.embedded import Outcome, Quote
 from tillroll.ledger import errors
 from tillroll.ledger.calendar import instant
-from tillroll.ledger.errors import REFUSALS, Refused, TillrollError
+from tillroll.ledger.errors import Refused, TillrollError
 from tillroll.ledger.pricing import Price, PriceBook, PriceVersion
 from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.types import Entry, Posting, PricedBy, Terms
@@ -206,14 +206,14 @@ _EDGE: dict[str, type[TillrollError]] = {
 }
 
 
-def _coded(kind: type[TillrollError]) -> dict[str, type[TillrollError]]:
-    found = {} if kind in (TillrollError, Refused, errors.StoreError) else {kind.code: kind}
-    for child in kind.__subclasses__():
-        found |= _coded(child)
-    return found
-
-
-KINDS: dict[str, type[TillrollError]] = {**_coded(TillrollError), **REFUSALS, **_EDGE}
+KINDS: dict[str, type[TillrollError]] = {
+    **{
+        kind.code: kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, TillrollError)
+    },
+    **_EDGE,
+}
 
 # A newer service may have codes that this client does not know: the nearest class, by status.
 _BY_STATUS: dict[int, type[TillrollError]] = {

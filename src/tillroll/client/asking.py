@@ -41,7 +41,7 @@ from tillroll.ledger.pricing import new_version
 from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.units import SCALE_DEFAULT
 from tillroll.ledger.verbs import Verbs
-from tillroll.queries import KINDS, PAGE_MAX, Page
+from tillroll.queries import KINDS, PAGE_MAX, Page, Verification
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -50,11 +50,12 @@ if TYPE_CHECKING:
     from tillroll.embedded import Quote
     from tillroll.ledger.pricing import Price, PriceBook, PriceVersion
     from tillroll.ledger.verbs import Meter, Span
-    from tillroll.queries import Balance, Verification
+    from tillroll.queries import Balance
 
 T = TypeVar("T")
 
 BATCH_MAX = 10_000
+SEQ_MAX = 2**53
 # The endings of holds, which are journalled: the work is done, and only we know it.
 ENDINGS = frozenset({"settle", "release", "mark_in_doubt", "resolve"})
 LET_THROUGH = frozenset({"consume", "hold"})
@@ -145,6 +146,15 @@ class Asking:
 
     def _ask(self, call: Call, ends: float, read: Callable[[Any], T]) -> Steps[T]:
         return (yield from converse(call, self.rules, ends, read))
+
+    def _ask_known(self, call: Call, read: Callable[[Any], T], nothing: T) -> Steps[T]:
+        """Ask about an account; where it has no history, give what a ledger gives of none."""
+        try:
+            return (yield from self._ask(call, self.rules.ends(), read))
+        except NotFound as problem:
+            if problem.code != NotFound.code:
+                raise
+            return nothing
 
     def _receipt(self, shown: Any) -> Receipt:
         scale = self.scale
@@ -326,12 +336,8 @@ class Asking:
         call = look_call(
             "balance", path, wallet=wallet, as_of=moment, clock=None if default else clock
         )
-        try:
-            return (yield from self._ask(call, self.rules.ends(), answers.balance_of))
-        except NotFound as problem:
-            if problem.code != NotFound.code:
-                raise
-            return answers.no_balance(account, wallet, moment)
+        nothing = answers.no_balance(account, wallet, moment)
+        return (yield from self._ask_known(call, answers.balance_of, nothing))
 
     def statement(
         self,
@@ -352,23 +358,20 @@ class Asking:
         for kind in kinds:
             if kind not in KINDS:
                 raise InvalidInput(f"there is no kind {kind!r}; use {', '.join(KINDS)}")
+        if before is not None and before < 1:
+            return Page((), None)
         call = look_call(
             "statement",
             f"/v1/accounts/{_name(account)}/statement",
             limit=limit,
-            before=before,
+            before=None if before is None else min(before, SEQ_MAX),
             kinds=kinds or None,
             since=_moment(since, "since"),
             until=_moment(until, "until"),
         )
-        ends = self.rules.ends()
-        scale = (yield from self._checking(ends)).scale
-        try:
-            return (yield from self._ask(call, ends, lambda s: answers.page_of(s, scale)))
-        except NotFound as problem:
-            if problem.code != NotFound.code:
-                raise
-            return Page((), None)
+        scale = (yield from self._checking(self.rules.ends())).scale
+        nothing = Page((), None)
+        return (yield from self._ask_known(call, lambda s: answers.page_of(s, scale), nothing))
 
     def usage(
         self,
@@ -387,7 +390,7 @@ class Asking:
             since=_moment(since, "since"),
             until=_moment(until, "until"),
         )
-        return (yield from self._ask(call, self.rules.ends(), lambda s: list(s["rows"])))
+        return (yield from self._ask_known(call, lambda s: list(s["rows"]), []))
 
     def explain(self, request_id: str, *, account: str | None = None) -> Steps[dict[str, object]]:
         """Ask for the story of a request."""
@@ -411,7 +414,8 @@ class Asking:
         """Ask the service to refold histories; `progress` is called at the end."""
         where = "" if account is None else f"/accounts/{_name(account)}"
         call = look_call("verify", f"/v1{where}/verify")
-        found = yield from self._ask(call, self.rules.ends(), answers.verification_of)
+        nothing = Verification(accounts=1)
+        found = yield from self._ask_known(call, answers.verification_of, nothing)
         if progress is not None:
             progress(found.entries)
         return found
@@ -429,14 +433,9 @@ class Asking:
         """Ask for entries after this seq, oldest first."""
         path = f"/v1/accounts/{_name(account)}/entries"
         call = look_call("entries", path, after=after, limit=PAGE_MAX)
-        ends = self.rules.ends()
-        scale = (yield from self._checking(ends)).scale
-        try:
-            return (yield from self._ask(call, ends, lambda s: answers.page_of(s, scale)))
-        except NotFound as problem:
-            if problem.code != NotFound.code:
-                raise
-            return Page((), None)
+        scale = (yield from self._checking(self.rules.ends())).scale
+        nothing = Page((), None)
+        return (yield from self._ask_known(call, lambda s: answers.page_of(s, scale), nothing))
 
     # ------------------------------------------------------------ prices and upkeep
 
@@ -498,7 +497,7 @@ class Asking:
         """Ask for the metadata of an account to be erased; asking again changes nothing."""
         path = f"/v1/accounts/{_name(account)}/metadata"
         call = send_call("erase_metadata", "DELETE", path, None, writes=True)
-        return (yield from self._ask(call, self.rules.ends(), lambda s: int(s["erased"])))
+        return (yield from self._ask_known(call, lambda s: int(s["erased"]), 0))
 
 
 def _nothing() -> None:

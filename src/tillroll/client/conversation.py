@@ -218,6 +218,8 @@ def _unknown(call: Call, cause: TillrollError) -> TillrollError:
     error = OutcomeUnknown(
         f"whether this was done is not known: {cause}; ask again with the same request_id"
     )
+    if isinstance(cause, OutcomeUnknown):
+        error.code = cause.code
     error.request_id = call.request_id
     error.__cause__ = cause
     return error
