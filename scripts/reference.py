@@ -24,6 +24,7 @@ import tillroll
 from tillroll import catalog, embedded
 from tillroll.ledger import errors, pricing, verbs
 from tillroll.stores import base
+from tillroll.wire import problems
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "reference"
@@ -178,6 +179,10 @@ READS = (
     "usage",
     "explain",
     "hold_state",
+    "overview",
+    "knows",
+    "history",
+    "receipt",
     "verify",
     "entries",
     "accounts",
@@ -340,57 +345,6 @@ def answer(kind: type) -> str:
 
 # ---------------------------------------------------------------- refusals.md
 
-# Code -> HTTP status and what to do. 402 and not 409 or 429 for money: official clients of AI
-# providers repeat those by themselves, and 402 they leave alone.
-REFUSAL_ADVICE: dict[str, tuple[int, str]] = {
-    "account_frozen": (403, "Tell the customer. An operator may `unfreeze` the account"),
-    "account_closed": (403, "Use another account; closing is for good"),
-    "unpriced": (422, "Add a price to the price book and apply it, or give `units`"),
-    "quote_expired": (410, "Ask for a new quote"),
-    "hold_not_found": (404, "Check the account and the id: a hold's id is its `request_id`"),
-    "grant_not_found": (404, "Check the account and the id: a grant's id is its `request_id`"),
-    "charge_not_found": (
-        404,
-        "Check the account and the id: a charge's id is that of its consume or hold",
-    ),
-    "hold_finalized": (
-        409,
-        "Nothing: the hold has ended. `details` says how, and by which request",
-    ),
-    "hold_expired": (
-        410,
-        "If the work was done, `consume` for it under an id made from the same event",
-    ),
-    "settle_exceeds_hold": (
-        422,
-        'Settle less, or with `above="available"`; the hold is still open',
-    ),
-    "refund_exceeds_charge": (422, "Refund at most `available`, which is left of the charge"),
-    "budget_exceeded": (
-        402,
-        'Wait until `details["resets_at"]`, ask for less, or raise the budget',
-    ),
-    "insufficient_units": (402, "Top up, ask for less, or wait for a hold to end: see `ways_out`"),
-}
-ERROR_ADVICE: dict[str, tuple[int, str]] = {
-    "invalid_input": (422, "Correct the call. The message names the argument"),
-    "idempotency_conflict": (422, "Find out which of two events took the other's id"),
-    "not_found": (404, "Check the id"),
-    "invalid_api_key": (401, "Give the client a key of this service"),
-    "forbidden": (403, "Use a key with that scope, for that account"),
-    "unavailable": (503, "Ask again with the same request_id"),
-    "store_busy": (503, "Ask again; keep other programs from locking the file for long"),
-    "copy_mismatch": (409, "Copy to an empty store; where the source is damaged, verify it"),
-    "store_full": (503, "Make room on the disk, then ask again"),
-    "store_read_only": (503, "Correct the permissions of the file and its folder"),
-    "store_corrupt": (503, "Restore the file from a backup, and run `tillroll doctor`"),
-    "store_closed": (503, "Open the ledger again"),
-    "overloaded": (503, "Wait a moment, then ask again"),
-    "too_many_requests": (429, "Ask from fewer places at once, or use another key"),
-    "schema_mismatch": (503, "Upgrade tillroll, or run `tillroll migrate`: the message says"),
-    "outcome_unknown": (503, "Ask again with the same request_id, which settles it"),
-}
-
 REFUSALS_TOP = f"""# Refusals and errors
 
 {MADE}
@@ -413,17 +367,19 @@ again, unless it says `retry_refused=True`; see [Idempotency](../concepts/idempo
 
 
 def refusals_page() -> str:
-    assert list(REFUSAL_ADVICE) == list(errors.REFUSALS), "advice and refusals differ"
+    assert list(problems.REFUSALS) == list(errors.REFUSALS), "advice and refusals differ"
     rows = [
-        f"| {number} | `{code}` | `{kind.__name__}` | {REFUSAL_ADVICE[code][0]} "
-        f"| {_first(kind)} | {REFUSAL_ADVICE[code][1]} |"
+        f"| {number} | `{code}` | `{kind.__name__}` | {problems.REFUSALS[code][0]} "
+        f"| {_first(kind)} | {problems.REFUSALS[code][1]} |"
         for number, (code, kind) in enumerate(errors.REFUSALS.items(), 1)
     ]
     others = list(_other_errors(errors.TillrollError))
-    assert {kind.code for kind in others} == set(ERROR_ADVICE), "advice and errors differ"
+    advice = {**problems.ERRORS, **problems.EDGE}  # a client raises some of the edge's
+    codes = {kind.code for kind in others}
+    assert set(problems.ERRORS) <= codes <= set(advice), "advice and errors differ"
     more = [
-        f"| `{kind.code}` | `{kind.__name__}` | {ERROR_ADVICE[kind.code][0]} | {kind.written} "
-        f"| {_meaning(kind)} | {ERROR_ADVICE[kind.code][1]} |"
+        f"| `{kind.code}` | `{kind.__name__}` | {advice[kind.code][0]} | {kind.written} "
+        f"| {_meaning(kind)} | {advice[kind.code][1]} |"
         for kind in others
     ]
     return (

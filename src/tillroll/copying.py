@@ -4,6 +4,9 @@ Entries are copied as they are stored, account by account; each is checked again
 and folded on the way. What the target has already is not copied again, so a copy that was cut off
 goes on where it was. The first pass runs while the source is in use; then the source is marked as
 moved, nobody can write to it any more, the rest is copied, and both sides are compared.
+
+The registry comes last, in one transaction, with its version, which tells like an account's seq
+whose documents are the newer ones. A target that stands further, or has its own, is refused.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from tillroll.ledger.types import Account
     from tillroll.stores.base import Key, Reader, Remembrance, Repeats, Store, Writer
 
+Registry = dict[str, dict[str, str]]  # by kind, then by name
+
 ACCOUNTS_PAGE = 200
 ENTRIES_PAGE = 1_000
 
@@ -50,6 +55,7 @@ class Copied(Struct, frozen=True):
     refusals: int
     repeats: int
     price_versions: int
+    documents: int
     copied: int
     kept: bool
 
@@ -102,12 +108,13 @@ def copy(
         if not keep:
             _prune_as(source, target)
         _erase_as(source, target)
+        target.adopt(source.secret)  # before the documents: an earlier copy's are known by it
+        _copy_registry(source, target)
         found = _compare(source, target, copied, keep=keep, tell=progress)
     except BaseException:
         if not keep:
             persist(source, lambda tx: tx.set_moved(before))
         raise
-    target.adopt(source.secret)
     persist(target, lambda tx: tx.set_moved(None))
     return found
 
@@ -119,6 +126,7 @@ def _check_target(source: Store, target: Store) -> None:
         CopyMismatch: It is another ledger, or was in use since an earlier copy.
     """
     with source.read() as left, target.read() as right:
+        _check_registry(left, right, target.url, known=source.secret == target.secret)
         for project in right.projects():
             for page in _pages(right, project):
                 owners = [(account_id(project, name), name) for name in page]
@@ -129,6 +137,53 @@ def _check_target(source: Store, target: Store) -> None:
                             f"account {name!r} has another history in {target.url}: it was in use, "
                             f"or is another ledger; copy to an empty store"
                         )
+
+
+def _registry(reader: Reader) -> Registry:
+    return {kind: reader.documents(kind) for kind in reader.kinds()}
+
+
+def _check_registry(left: Reader, right: Reader, url: str, *, known: bool) -> None:
+    """Find out that no document is lost which the target alone has.
+
+    Args:
+        left: The source.
+        right: The target.
+        url: What to call the target.
+        known: Whether the two are one ledger already, so that older documents may be replaced.
+
+    Raises:
+        CopyMismatch: There is such a document, or may be.
+    """
+    one, other = left.registry_version(), right.registry_version()
+    ours = _registry(left)
+    if other > one or (other and ours != _registry(right) and (other == one or not known)):
+        raise CopyMismatch(
+            f"{url} has documents of its own (version {other} of the registry, here {one}): "
+            f"it was in use, or is another ledger; copy to an empty store"
+        )
+
+
+def _copy_registry(source: Store, target: Store) -> None:
+    """Have the target keep the same documents, in one transaction, and count on from there."""
+
+    def act(tx: Writer) -> None:
+        with source.read() as reader:
+            _check_registry(reader, tx, target.url, known=True)
+            version, wanted = reader.registry_version(), _registry(reader)
+        known = _registry(tx)
+        if (tx.registry_version(), known) == (version, wanted):
+            return
+        tx.set_registry_version(version)
+        for kind in known.keys() | wanted.keys():
+            there, here = known.get(kind, {}), wanted.get(kind, {})
+            for name in there.keys() - here.keys():
+                tx.put_document(kind, name, None)
+            for name in here:
+                if there.get(name) != here[name]:
+                    tx.put_document(kind, name, here[name])
+
+    persist(target, act)
 
 
 def _copy_all(source: Store, target: Store, tell: Callable[[str, int], None]) -> int:
@@ -300,6 +355,7 @@ def _compare(
                 tell("compared accounts", accounts)
         refusals = _compare_rows(left, right, "refusals", keep=keep)
         repeats = _compare_rows(left, right, "repeats", keep=keep)
+        documents = _compare_registry(left, right, keep=keep)
     return Copied(
         source=source.url,
         target=target.url,
@@ -309,6 +365,7 @@ def _compare(
         refusals=refusals,
         repeats=repeats,
         price_versions=versions,
+        documents=documents,
         copied=copied,
         kept=keep,
     )
@@ -343,6 +400,15 @@ def _compare_rows(left: Reader, right: Reader, what: str, *, keep: bool) -> int:
             return total
         last = page[-1].key
         total += len(page)
+
+
+def _compare_registry(left: Reader, right: Reader, *, keep: bool) -> int:
+    """Compare the documents and their version; return how many documents there are."""
+    version, found = right.registry_version(), _registry(right)
+    same = (version, found) == (left.registry_version(), _registry(left))
+    if not same and not (keep and left.registry_version() > version):  # put meanwhile
+        raise CopyMismatch(f"the documents differ, of version {version} of the registry")
+    return sum(map(len, found.values()))
 
 
 __all__ = ["Copied", "copy", "tell_nobody"]

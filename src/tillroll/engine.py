@@ -18,7 +18,7 @@ import time
 import weakref
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from tillroll.ledger.book import Answer, Rules
 from tillroll.ledger.core import decide_batch
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BATCH_MAX = 1_000  # more waiting than this gains nothing and makes everyone wait longer
-BULK_MAX = 10_000  # items of one call
 ROUND_SECONDS = 0.001  # how long the writer waits for a loop to come round; a commit takes less
 WAITING_MAX = 20_000  # about 1 kB each: 20 MB
 
@@ -63,10 +62,9 @@ _INTERRUPTED = Answer(
 )
 
 
-def answer_in(
-    tx: Writer, project: str, scale: int, requests: Sequence[Request], at: int
-) -> list[Answer]:
-    """Answer requests within a database transaction under way: load, decide, append."""
+def answer_in(tx: Writer, scale: int, requests: Sequence[Request], at: int) -> list[Answer]:
+    """Answer one project's requests within a transaction under way: load, decide, append."""
+    project = requests[0].project
     book = load_book(tx, project, requests, at)
     _still_here(tx)
     answers = decide_batch(book, requests, at, Rules(tx.prices(project), scale))
@@ -78,6 +76,23 @@ def act_in(tx: Writer, act: Callable[[Writer], T]) -> T:
     """Do something else within a database transaction under way."""
     _still_here(tx)
     return act(tx)
+
+
+class Batch(NamedTuple):
+    """A batch as it was written, for whoever observes the engine.
+
+    Attributes:
+        requests: What was asked, in order.
+        answers: What was answered; fewer where the writing was interrupted.
+        began_ns, ended_ns: When, by `time.time_ns`.
+        waiting: How many requests wait now.
+    """
+
+    requests: Sequence[Request]
+    answers: Sequence[Answer]
+    began_ns: int
+    ended_ns: int
+    waiting: int
 
 
 class Ticket:
@@ -93,6 +108,11 @@ class Ticket:
         # Released once: when the answers are there, or when the caller has to lead.
         self.woken: threading.Lock | None = threading.Lock()
         self.woken.acquire()
+
+    @property
+    def project(self) -> str:
+        """Whose requests they are; one ticket's are all of one project."""
+        return self.requests[0].project
 
 
 class Act(Ticket):
@@ -128,9 +148,12 @@ class Engine:
 
     Attributes:
         bridge: How to reach an event loop that owns the connection; the engine's own has none.
+        observe: Called with each batch after it is written and before it is answered, by the
+            thread that wrote it. It must not raise, and not wait.
     """
 
     bridge: Bridge | None = None
+    observe: Callable[[Batch], None] | None = None
 
     def __init__(
         self,
@@ -144,7 +167,8 @@ class Engine:
 
         Args:
             store: Where the ledgers are kept.
-            project: The isolation boundary; part of every account's key.
+            project: What a ledger on this engine is opened for, unless it names another. One
+                batch holds the requests of one project; several take turns.
             clock: Returns microseconds since 1970. May step back; account time does not.
             waiting_max: How many requests may wait before new ones are turned away.
         """
@@ -211,6 +235,11 @@ class Engine:
         if ticket.error is not None:
             raise ticket.error
         return cast("T", ticket.result)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait to be written."""
+        return self._waiting
 
     def close(self) -> None:
         """Turn new requests away, answer those that wait, close the store."""
@@ -304,16 +333,21 @@ class Engine:
                 return False
             self._leader = threading.get_ident()
             size = 0
+            others: list[Ticket] = []  # of other projects: theirs is another batch
             while self._queue:
                 head = self._queue[0]
                 if self._batch and (isinstance(head, Act) or size + len(head.requests) > BATCH_MAX):
                     break
-                self._batch.append(head)
                 self._queue.popleft()
+                if self._batch and head.project != self._batch[0].project:
+                    others.append(head)
+                    continue
+                self._batch.append(head)
                 size += len(head.requests)
                 self._waiting -= len(head.requests)
                 if isinstance(head, Act):
                     break
+            self._queue.extendleft(reversed(others))
             return True
 
     def _finish(self, ticket: Ticket) -> LoopTicket | None:
@@ -382,6 +416,7 @@ class Engine:
     def _commit(self, batch: list[Ticket]) -> None:
         """Give every ticket of the batch its answers; who has none was interrupted."""
         requests = [request for ticket in batch for request in ticket.requests]
+        began = time.time_ns()
         try:
             answers = self._write(requests)
         except CommitUncertain as problem:
@@ -401,6 +436,8 @@ class Engine:
                 for request, answer in zip(requests, answers, strict=True)
                 if not isinstance(answer.outcome, StoreError)
             }
+        if self.observe is not None:
+            self.observe(Batch(requests, answers, began, time.time_ns(), self._waiting))
         first = 0
         for ticket in batch:
             ticket.answers = answers[first : first + len(ticket.requests)]
@@ -411,7 +448,7 @@ class Engine:
         self._recover()
         return persist(
             self.store,
-            lambda tx: answer_in(tx, self.project, self.store.scale, requests, self.clock()),
+            lambda tx: answer_in(tx, self.store.scale, requests, self.clock()),
         )
 
     def _one_by_one(self, requests: Sequence[Request]) -> list[Answer]:
@@ -455,7 +492,7 @@ class Engine:
         """Return what these requests were answered, waiting for whoever may still be writing it."""
         wanted = {request.account_id: request.account for request in requests}
         keys = [(request.account_id, request.request_id) for request in requests]
-        return tx.load(self.project, wanted, keys)[1]
+        return tx.load(requests[0].project, wanted, keys)[1]
 
     def _failed(self, request: Request, problem: StoreError) -> Answer:
         """Return why it was not written; unknown still, where an earlier try is in doubt."""
@@ -595,4 +632,4 @@ os.register_at_fork(
     before=_before_fork, after_in_parent=_fork_done, after_in_child=_after_fork_in_child
 )
 
-__all__ = ["BATCH_MAX", "BULK_MAX", "Engine", "act_in", "answer_in", "now"]
+__all__ = ["BATCH_MAX", "Engine", "act_in", "answer_in", "now"]

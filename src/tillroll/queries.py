@@ -22,6 +22,7 @@ from tillroll.ledger.fold import apply
 from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.types import (
     ANSWERED_BEFORE,
+    NEVER,
     OVERDRAFT,
     WALLET_DEFAULT,
     Account,
@@ -95,6 +96,32 @@ class Page(Struct, frozen=True):
     def to_dict(self) -> dict[str, object]:
         """Return it as plain values for JSON."""
         return {"entries": [r.to_dict() for r in self.receipts], "next": self.next}
+
+
+class Proven(Struct, frozen=True):
+    """A receipt and what proves it: `hash` is that of `previous`, the account and `body`.
+
+    Attributes:
+        body: The entry's canonical bytes, which are JSON.
+        hash: The chain's hash after it.
+        previous: The chain's hash before it; empty for an account's first entry.
+    """
+
+    receipt: Receipt
+    body: bytes
+    hash: bytes
+    previous: bytes
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as plain values for JSON: the hashes hexadecimal."""
+        return {
+            "receipt": self.receipt.to_dict(),
+            "proof": {
+                "body": self.body.decode(),
+                "hash": self.hash.hex(),
+                "previous": self.previous.hex(),
+            },
+        }
 
 
 class Verification(Struct):
@@ -178,6 +205,68 @@ def balance(
         history = (stored.entry for stored in _history_until(reader, owner, account, at))
         state = _sum_effective(account, history, wallet, as_of)
     return _balance_of(state, wallet, store.scale, as_of)
+
+
+def overview(store: Store, project: str, account: str, *, at: int) -> dict[str, object]:
+    """Return an account as it is at `at`: its settings, every wallet, what comes back."""
+    with store.read() as reader:
+        state = look(reader, project, account, at)
+    wallets = sorted({WALLET_DEFAULT, *state.wallets})
+    return {
+        "account": account,
+        "status": state.status,
+        "time_zone": state.settings.time_zone,
+        "late_settlement": state.settings.late_settlement,
+        "seq": state.seq,
+        "as_of": calendar.show_instant(at),
+        "wallets": [_balance_of(state, name, store.scale, at).to_dict() for name in wallets],
+        "recurring": [
+            {
+                "name": recurring.terms.name,
+                "units": show_units(recurring.terms.units, store.scale),
+                "every": recurring.terms.every,
+                "count": recurring.terms.count,
+                "anchor": recurring.terms.anchor,
+                "wallet": recurring.terms.wallet,
+                "next_at": None
+                if recurring.next_at == NEVER
+                else calendar.show_instant(recurring.next_at),
+            }
+            for recurring in state.recurring.values()
+        ],
+    }
+
+
+def knows(store: Store, project: str, account: str) -> bool:
+    """Return whether an account has a history."""
+    with store.read() as reader:
+        return bool(reader.entries(account_id(project, account), 0, 1))
+
+
+def history(
+    store: Store, project: str, account: str, *, after: int = 0, limit: int = PAGE_MAX
+) -> list[Receipt]:
+    """Return entries of an account with a seq above `after`, oldest first."""
+    with store.read() as reader:
+        rows = reader.entries(account_id(project, account), after, limit)
+    return [Receipt(stored.entry, store.scale, account) for stored in rows]
+
+
+def proven(store: Store, project: str, account: str, request_id: str) -> Proven:
+    """Return the entry that a request made, with what proves it.
+
+    Raises:
+        NotFound: The request made none.
+    """
+    owner = account_id(project, account)
+    with store.read() as reader:
+        entry = reader.answers([(owner, request_id)]).get((owner, request_id))
+        if not isinstance(entry, Entry):
+            raise NotFound(f"request {request_id!r} of {account} made no entry")
+        rows = reader.entries(owner, max(entry.seq - 2, 0), 2)
+    row = next(stored for stored in rows if stored.seq == entry.seq)
+    before = b"" if row is rows[0] else rows[0].hash
+    return Proven(Receipt(entry, store.scale, account), row.body, row.hash, before)
 
 
 def _fold_until(account: str, owner: bytes, history: Iterable[Entry], as_of: int) -> Account:

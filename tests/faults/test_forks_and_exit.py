@@ -296,6 +296,21 @@ def test_close_answers_all_who_wait(path: Path):
     assert spendable(path) == 1_000_000 - 8
 
 
+def test_projects_on_one_engine_take_turns_and_share_no_batch(path: Path):
+    gate = Gate(SqliteStore(path))
+    one, other = (Ledger(engine, name) for engine in [Engine(gate)] for name in ("one", "other"))
+    one.grant("acme", 100)
+    other.grant("acme", 50)
+    acts = [partial(side.consume, "acme", units=10) for _ in range(4) for side in (one, other)]
+    before = gate.batches
+    receipts = all_at_once(one, gate, acts)
+    assert all(isinstance(receipt, Receipt) for receipt in receipts)
+    assert gate.batches - before == 3  # what stood at the gate, then a batch for each project
+    assert (one.balance("acme").available, other.balance("acme").available) == (60, 10)
+    assert [other.balance("acme").seq, one.verify().ok, other.verify().ok] == [5, True, True]
+    one.close()
+
+
 def test_a_loop_that_was_closed_is_nobodys_trouble(path: Path):
     """Its callers are gone; what they asked for is done, and others are answered."""
     gate = Gate(SqliteStore(path))

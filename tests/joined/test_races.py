@@ -183,6 +183,31 @@ def test_an_old_snapshot_does_not_know_where_and_how_to_write(
     assert postgres_ledger.balance("acme").used == 0
 
 
+def put_another(store: PostgresStore) -> None:
+    persist(store, lambda tx: tx.put_document("key", "theirs", "{}"))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("meanwhile", [put_another, move])
+def test_an_old_snapshot_puts_no_document(
+    postgres_url: str,
+    postgres_ledger: tillroll.Ledger,
+    level: IsolationLevel,
+    meanwhile: Callable[[PostgresStore], None],
+):
+    """Its version would be given twice; in a ledger that has moved the document would be lost."""
+    with snapshot(postgres_url, level) as connection:
+        with closing(PostgresStore(postgres_url)) as store:
+            meanwhile(store)
+        carrier = joined(postgres_ledger._engine, connection, asynchronous=False)
+        with pytest.raises(tillroll.StoreBusy, match="as a whole"):
+            carrier.perform(lambda tx: tx.put_document("key", "ours", "{}"))
+        connection.rollback()
+    with postgres_ledger.store.read() as reader:
+        assert "ours" not in reader.documents("key")
+        assert reader.registry_version() == len(reader.documents("key"))
+
+
 def test_an_account_made_since_the_snapshot(postgres_url: str, postgres_ledger: tillroll.Ledger):
     with snapshot(postgres_url, LEVELS[0]) as connection:
         postgres_ledger.grant("new", 10)

@@ -14,7 +14,7 @@ from tillroll.ledger.commands import account_id
 from tillroll.ledger.pricing import Price
 from tillroll.stores.base import Repeats
 
-TABLES = ("accounts", "entries", "refusals", "replays", "price_versions", "meta")
+TABLES = ("accounts", "entries", "refusals", "replays", "price_versions", "meta", "registry")
 STEP = [
     *(f"ALTER TABLE tillroll_{table} ADD COLUMN later text" for table in TABLES),
     "CREATE TABLE tillroll_later (a int)",
@@ -68,6 +68,11 @@ def use(ledger: tillroll.Ledger, turn: str) -> None:
         tx.add_repeats([Repeats(account_id("default", "acme"), f"c-{turn}", 1, 1)])
         tx.set_moved("elsewhere")
         tx.set_moved(None)
+        tx.put_document("key", "a", turn)
+        tx.put_document("key", turn, "{}")
+        tx.put_document("key", turn, None)
+    with ledger.store.read() as reader:
+        assert reader.documents("key") == {"a": turn}
 
 
 def test_who_was_there_goes_on(place: tuple[str, Callable[[str], None]]):

@@ -41,6 +41,11 @@ def still_right(url: str) -> None:
         assert ledger.verify().ok
         assert ledger.store.check() == []
         assert ledger.prices().current == 1
+        with ledger.store.write() as tx:
+            assert tx.registry_version() == 0
+            tx.put_document("key", "a", "{}")
+        with ledger.store.read() as reader:
+            assert (reader.registry_version(), reader.documents("key")) == (1, {"a": "{}"})
         assert ledger.consume("acme", units=5, request_id="c").replayed
         with pytest.raises(tillroll.InsufficientUnits) as refused:
             ledger.consume("acme", units=500, request_id="much")

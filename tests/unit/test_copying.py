@@ -38,12 +38,21 @@ def lived_in(url: str, accounts: int = 5) -> None:
                 with pytest.raises(tillroll.InsufficientUnits):
                     ledger.consume(name, units=1_000, request_id="much")
                 ledger.set_budget(name, "month", 50)
+            put(url, project, f"documents of {project}")
+            put(url, ODD, ODD)
+
+
+def put(url: str, name: str, document: str | None, kind: str = "key") -> None:
+    """Put a document, as a server does; a ledger that was moved refuses."""
+    with tillroll.open(url) as ledger:
+        ledger._engine.perform(lambda tx: tx.put_document(kind, name, document))
 
 
 def rows_of(url: str) -> list[object]:
     """Return all that a store holds, as its readers show it."""
     with closing(open_store(url)) as store, store.read() as reader:
-        found: list[object] = [reader.refusals(), reader.repeats()]
+        found: list[object] = [reader.refusals(), reader.repeats(), reader.registry_version()]
+        found += [(kind, reader.documents(kind)) for kind in reader.kinds()]
         for project in reader.projects():
             found.append(reader.prices(project).versions)
             for name in reader.names(project):
@@ -67,6 +76,7 @@ def test_there_and_back(tmp_path: Path, other_url: str):
     found = tillroll.copy(here, other_url)
     assert (found.projects, found.accounts, found.copied, found.kept) == (2, 10, 50, False)
     assert (found.entries, found.refusals, found.repeats, found.price_versions) == (50, 10, 10, 2)
+    assert found.documents == 3
     assert rows_of(other_url) == before
     with tillroll.open(here) as ledger:
         with pytest.raises(tillroll.StoreReadOnly, match="moved to"):
@@ -175,6 +185,96 @@ def test_what_is_written_during_the_copy_is_copied(tmp_path: Path, other_url: st
     assert rows_of(other_url) == rows_of(here)
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_documents_that_changed_since_an_earlier_copy(
+    tmp_path: Path, other_url: str, *, keep: bool
+):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+    tillroll.copy(here, other_url, keep=True)
+    put(here, "default", "another")
+    put(here, "other", None)
+    put(here, "new", "{}", kind="plan")
+    assert tillroll.copy(here, other_url, keep=keep).documents == 3
+    assert rows_of(other_url) == rows_of(here)
+    assert tillroll.copy(here, other_url, keep=keep).copied == 0
+    assert rows_of(other_url) == rows_of(here)
+
+
+def test_documents_come_back_and_are_no_longer_put_where_they_left(tmp_path: Path, other_url: str):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+    tillroll.copy(here, other_url)
+    with pytest.raises(tillroll.StoreReadOnly, match="moved to"):
+        put(here, "late", "{}")
+    put(other_url, "default", None)
+    with pytest.raises(tillroll.CopyMismatch, match="documents of its own"):
+        tillroll.copy(here, other_url)  # it would bring back what was removed
+    tillroll.copy(other_url, here)
+    assert rows_of(here) == rows_of(other_url)
+    put(here, "late", "{}")
+    assert rows_of(here) != rows_of(other_url)
+
+
+@pytest.mark.parametrize("theirs", [1, 9], ids=["fewer", "more"])
+def test_documents_of_another_server_are_not_overwritten(
+    tmp_path: Path, other_url: str, theirs: int
+):
+    """Also where no account tells that it is another ledger."""
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+    for number in range(theirs):
+        put(other_url, f"key-{number}", "{}")
+    before = rows_of(other_url)
+    for keep in (True, False):
+        with pytest.raises(tillroll.CopyMismatch, match="copy to an empty store"):
+            tillroll.copy(here, other_url, keep=keep)
+    assert rows_of(other_url) == before
+    put(here, "default", "{}")  # stays in use
+
+
+def test_two_that_went_on_apart_are_not_mixed(tmp_path: Path, other_url: str):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+    tillroll.copy(here, other_url, keep=True)
+    put(here, "a", "here")
+    put(other_url, "a", "there")
+    with pytest.raises(tillroll.CopyMismatch, match="documents of its own"):
+        tillroll.copy(here, other_url)
+
+
+def test_documents_of_a_copy_that_was_cut_off_are_replaced(
+    tmp_path: Path, other_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+
+    def cut(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(copying, "_compare", cut)
+        with pytest.raises(KeyboardInterrupt):
+            tillroll.copy(here, other_url)
+    put(here, "default", "another")
+    tillroll.copy(here, other_url)
+    assert rows_of(other_url) == rows_of(here)
+
+
+def test_documents_put_during_the_copy_are_copied(tmp_path: Path, other_url: str):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+
+    def late(what: str, _count: int) -> None:
+        if what == "entries" and not written:
+            written.append(what)
+            put(here, "late", "{}")
+
+    written: list[str] = []
+    assert tillroll.copy(here, other_url, progress=late).documents == 4
+    assert rows_of(other_url) == rows_of(here)
+
+
 def test_another_ledger_is_not_overwritten(tmp_path: Path, other_url: str):
     here = f"sqlite:///{tmp_path}/here.db"
     lived_in(here, 1)
@@ -245,6 +345,9 @@ def test_a_damaged_source_is_not_copied(tmp_path: Path, other_url: str):
         ("DELETE FROM tillroll_replays", "repeats"),
         ("UPDATE tillroll_accounts SET head = repeat('x', 32)::bytea", "differs"),
         ("TRUNCATE tillroll_price_versions", "prices"),
+        ("DELETE FROM tillroll_registry WHERE name = 'other'", "documents"),
+        ("UPDATE tillroll_registry SET document = '' WHERE name = 'other'", "documents"),
+        ("DELETE FROM tillroll_meta WHERE name = 'registry_version'", "documents"),
     ],
 )
 def test_what_differs_at_the_end_is_found(tmp_path: Path, postgres_url: str, spoil: str, told: str):

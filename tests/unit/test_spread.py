@@ -21,7 +21,12 @@ from tillroll.stores.postgres import PostgresStore
 from tillroll.testing import conformance
 
 SPREAD = {"tillroll_accounts", "tillroll_entries", "tillroll_refusals", "tillroll_replays"}
-EVERYWHERE = {"tillroll_meta", "tillroll_price_versions", "tillroll_migrations"}
+EVERYWHERE = {
+    "tillroll_meta",
+    "tillroll_price_versions",
+    "tillroll_registry",
+    "tillroll_migrations",
+}
 VOLATILE = re.compile(r"\b(random|now|clock_timestamp|gen_random_uuid|nextval)\s*\(", re.IGNORECASE)
 
 
@@ -69,6 +74,13 @@ def sent(spread_url: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         with pytest.raises(tillroll.InsufficientUnits):
             ledger.consume("acme", units=10**6, request_id="much")
         ledger.set_budget("acme", "month", 50)
+        with ledger.store.write() as tx:
+            for document in ("{}", None):
+                tx.put_document("key", "a", document)
+            tx.set_registry_version(tx.registry_version() + 1)
+            assert tx.documents("key") == {}
+            assert tx.document("key", "a") is None
+            assert tx.kinds() == []
     monkeypatch.undo()
     return [" ".join(sql.split()) for sql in dict.fromkeys(statements)]
 
@@ -163,6 +175,17 @@ def test_conflicts_are_resolved_in_single_rows(sent: list[str]):
     for sql in upserts:
         assert "VALUES (" in sql
         assert "unnest" not in sql
+        assert not VOLATILE.search(sql)
+
+
+def test_the_registry_is_written_row_by_row_and_apart_from_the_accounts(sent: list[str]):
+    """A reference table is written on every server: by values alone, and joined with nothing."""
+    about = [sql for sql in sent if "tillroll_registry" in sql or "registry_version" in sql]
+    assert len(about) == 8
+    for sql in about:
+        assert len(re.findall(r"\b(?:FROM|JOIN|INTO) tillroll_", sql)) == 1
+        assert not any(name in sql for name in SPREAD)
+        assert not re.search(r"unnest|\(SELECT|\bWITH\b", sql)
         assert not VOLATILE.search(sql)
 
 

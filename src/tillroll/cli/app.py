@@ -27,6 +27,11 @@ prices_app = App(name="prices", help="The price book: plan, apply, list and show
 bench_app = App(name="bench", help="Measure this installation, side by side with the naive way.")
 app.command(prices_app)
 app.command(bench_app)
+keys_app = App(name="keys", help="API keys of the service: create, list, revoke.")
+projects_app = App(name="projects", help="Projects of the service: create, list.")
+config_app = App(name="config", help="Settings of the service.")
+for group in (keys_app, projects_app, config_app):
+    app.command(group)
 
 RequestId = Annotated[
     str | None,
@@ -814,6 +819,94 @@ def doctor(
     from tillroll.cli import doctor as checks  # noqa: PLC0415 - only when asked for
 
     return checks.run(common or Common(), conformance=conformance)
+
+
+# ---------------------------------------------------------------- the service
+
+Config = Annotated[
+    str | None, Parameter(env_var=["TILLROLL_CONFIG"], help="A TOML file of settings.")
+]
+KeyMode = Annotated[Literal["test", "live"], Parameter(help="Test and live data never meet.")]
+
+
+@app.command
+def serve(
+    *,
+    config: Config = None,
+    host: Annotated[str | None, Parameter(help="The address to listen at.")] = None,
+    port: Annotated[int | None, Parameter(help="The port; 0 for any that is free.")] = None,
+    workers: Annotated[int | None, Parameter(help="How many processes serve.")] = None,
+    common: Common | None = None,
+) -> int:
+    """Serve the HTTP API; the first start makes an admin key and prints it once."""
+    from tillroll.cli import serving  # noqa: PLC0415 - only when asked for
+
+    given = {"host": host, "port": port, "workers": workers}
+    return serving.serve(common or Common(), config, given)
+
+
+@config_app.command(name="check")
+def config_check(*, config: Config = None, common: Common | None = None) -> int:
+    """Read the settings as `serve` does, and show what they come to."""
+    from tillroll.cli import serving  # noqa: PLC0415 - only when asked for
+
+    return serving.config_check(common or Common(), config)
+
+
+@projects_app.command(name="create")
+def projects_create(name: str, /, *, common: Common | None = None) -> int:
+    """Make a project and an admin key for its live mode."""
+    from tillroll.cli import serving  # noqa: PLC0415 - only when asked for
+
+    return serving.create_project(common or Common(), name)
+
+
+@projects_app.command(name="list")
+def projects_list(*, common: Common | None = None) -> int:
+    """List the projects that have keys."""
+    from tillroll.cli import serving  # noqa: PLC0415 - only when asked for
+
+    return serving.list_projects(common or Common())
+
+
+@keys_app.command(name="create")
+def keys_create(
+    *,
+    name: Annotated[str, Parameter(help="What it is for, in your words.")] = "shell",
+    scope: Annotated[
+        list[Literal["consume", "read", "grant", "admin"]] | None,
+        Parameter(negative=(), help="What it may do, repeatable; admin if left out."),
+    ] = None,
+    mode: KeyMode = "live",
+    account: Annotated[
+        list[str] | None,
+        Parameter(negative=(), help="The only accounts it is open to, repeatable."),
+    ] = None,
+    expires_in: Annotated[str | None, Parameter(help="How long it is good, as in 90d.")] = None,
+    common: Common | None = None,
+) -> int:
+    """Make an API key, as after the admin key was lost; it is shown once."""
+    from tillroll.cli import serving  # noqa: PLC0415 - only when asked for
+
+    common = common or Common()
+    scopes = list(scope or ["admin"])
+    return serving.create_key(common, name, scopes, mode, list(account or []), expires_in)
+
+
+@keys_app.command(name="list")
+def keys_list(*, common: Common | None = None) -> int:
+    """List the API keys of all projects, those that have ended too."""
+    from tillroll.cli import serving  # noqa: PLC0415 - only when asked for
+
+    return serving.list_keys(common or Common())
+
+
+@keys_app.command(name="revoke")
+def keys_revoke(key_id: str, /, *, common: Common | None = None) -> int:
+    """End an API key at once, on every server of this ledger."""
+    from tillroll.cli import serving  # noqa: PLC0415 - only when asked for
+
+    return serving.revoke_key(common or Common(), key_id)
 
 
 # ---------------------------------------------------------------- prices

@@ -27,7 +27,15 @@ def run(source: str, target: str, common: c.Common, *, keep: bool) -> int:
         c.print_json(found.to_dict())
         return c.OK
     lines = table("compared and found equal", "count", right=("count",))
-    for what in ("projects", "accounts", "entries", "refusals", "repeats", "price_versions"):
+    for what in (
+        "projects",
+        "accounts",
+        "entries",
+        "refusals",
+        "repeats",
+        "price_versions",
+        "documents",
+    ):
         lines.add_row(what.replace("_", " "), f"{getattr(found, what):,}")
     c.out.print(lines)
     c.say(f"[bold green]ok[/] {c.counted(found.copied, 'entry')} copied to {found.target}")

@@ -17,6 +17,7 @@ from tillroll.embedded.opening import (
     copy_ledger,
     migrate_store,
     open_async,
+    open_engine,
     open_ledger,
     open_store,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "copy_ledger",
     "migrate_store",
     "open_async",
+    "open_engine",
     "open_ledger",
     "open_store",
     "refused",

@@ -97,9 +97,7 @@ class Joined:
         return [answer for request in requests for answer in self.execute([request])]
 
     def _write(self, requests: Sequence[Request]) -> list[Answer]:
-        return self._persist(
-            lambda tx: answer_in(tx, self.project, self.store.scale, requests, self.clock())
-        )
+        return self._persist(lambda tx: answer_in(tx, self.store.scale, requests, self.clock()))
 
     def submit(
         self, requests: Sequence[Request], loop: asyncio.AbstractEventLoop

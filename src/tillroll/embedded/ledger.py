@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, T
 from tillroll import queries
 from tillroll.embedded.answers import Outcome, exception_of, new_id, receipt_of
 from tillroll.embedded.reads import Reads
-from tillroll.engine import BULK_MAX
 from tillroll.ledger import quotes
 from tillroll.ledger.commands import Request
 from tillroll.ledger.errors import HoldExpired, HoldFinalized, InvalidInput, TillrollError
 from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.types import Entry
-from tillroll.ledger.verbs import Verbs
+from tillroll.ledger.verbs import BULK_MAX, Verbs
 
 if TYPE_CHECKING:
     import asyncio
@@ -124,9 +123,10 @@ def _threaded(
     return awaited  # type: ignore[return-value]  # functools.wraps hides it
 
 
-def _verbs_of(engine: Carrier) -> Verbs:
+def verbs_of(engine: Carrier, project: str | None = None) -> Verbs:
+    """Return the verbs of one project, the carrier's own if left out."""
     read_quote = functools.partial(quotes.read, engine.store.secret)
-    return Verbs(engine.project, engine.store.scale, new_id, read_quote)
+    return Verbs(project or engine.project, engine.store.scale, new_id, read_quote)
 
 
 class _Batches:
@@ -177,7 +177,7 @@ class Preview:
 
     def _ask(self, request: Request) -> Receipt:
         engine = self._engine
-        answer = queries.preview(engine.store, engine.project, request, engine.clock())
+        answer = queries.preview(engine.store, request.project, request, engine.clock())
         return receipt_of(answer, request, engine.store.scale)
 
     grant = _preview(Verbs.grant)
@@ -197,9 +197,9 @@ class Ledger(Reads, _Batches):
     Open one with `tillroll.open`.
     """
 
-    def __init__(self, engine: Carrier) -> None:
-        """Carry verbs to this engine."""
-        super().__init__(engine, _verbs_of(engine))
+    def __init__(self, engine: Carrier, project: str | None = None) -> None:
+        """Carry verbs to this engine, for one project; for the engine's own if left out."""
+        super().__init__(engine, verbs_of(engine, project))
 
     def __repr__(self) -> str:
         """Show where the ledger is."""
@@ -269,7 +269,7 @@ class Ledger(Reads, _Batches):
         """
         from tillroll.embedded.joined import joined  # noqa: PLC0415 - only who joins loads it
 
-        return Ledger(joined(self._engine, connection, asynchronous=False))
+        return Ledger(joined(self._engine, connection, asynchronous=False), self.project)
 
     def close(self) -> None:
         """Answer what waits, turn new requests away, close the store. May be called twice."""
@@ -287,15 +287,15 @@ class Ledger(Reads, _Batches):
 class AsyncLedger(_Batches):
     """The same verbs to be awaited; the event loop never waits for a disk."""
 
-    def __init__(self, engine: Carrier) -> None:
-        """Carry verbs to this engine."""
+    def __init__(self, engine: Carrier, project: str | None = None) -> None:
+        """Carry verbs to this engine, for one project; for the engine's own if left out."""
         import asyncio  # noqa: PLC0415 - half of all import time, and only who awaits needs it
 
         self._running_loop = asyncio.get_running_loop
         self._engine = engine
-        self._verbs = _verbs_of(engine)
+        self._verbs = verbs_of(engine, project)
         self._reads = Reads(engine, self._verbs)
-        self.project = engine.project
+        self.project = self._verbs.project
         self.scale = engine.store.scale
 
     def __repr__(self) -> str:
@@ -313,7 +313,7 @@ class AsyncLedger(_Batches):
 
         That of a joined ledger is for other threads than the event loop's.
         """
-        return Ledger(self._engine)
+        return Ledger(self._engine, self.project)
 
     async def _ask(self, request: Request) -> Receipt:
         answers = await self._engine.submit((request,), self._running_loop())
@@ -324,6 +324,10 @@ class AsyncLedger(_Batches):
     usage = _threaded(Reads.usage)
     explain = _threaded(Reads.explain)
     hold_state = _threaded(Reads.hold_state)
+    overview = _threaded(Reads.overview)
+    knows = _threaded(Reads.knows)
+    history = _threaded(Reads.history)
+    receipt = _threaded(Reads.receipt)
     verify = _threaded(Reads.verify)
     prices = _threaded(Reads.prices)
     apply_prices = _threaded(Reads.apply_prices)
@@ -374,7 +378,7 @@ class AsyncLedger(_Batches):
         """
         from tillroll.embedded.joined import joined  # noqa: PLC0415 - only who joins loads it
 
-        return AsyncLedger(joined(self._engine, connection, asynchronous=True))
+        return AsyncLedger(joined(self._engine, connection, asynchronous=True), self.project)
 
     async def close(self) -> None:
         """Answer what waits, turn new requests away, close the store. May be called twice."""

@@ -226,7 +226,7 @@ def open_ledger(
         SchemaMismatch: It was written by a newer tillroll.
         InvalidInput: No such kind of store, or another scale than the store has.
     """
-    return Ledger(_engine(url, project, scale, clock, waiting_max, library, read_url))
+    return Ledger(open_engine(url, project, scale, clock, waiting_max, library, read_url))
 
 
 def open_async(
@@ -240,18 +240,19 @@ def open_async(
     read_url: str | None = None,
 ) -> AsyncLedger:
     """Open a ledger for an event loop; see `open`."""
-    return AsyncLedger(_engine(url, project, scale, clock, waiting_max, library, read_url))
+    return AsyncLedger(open_engine(url, project, scale, clock, waiting_max, library, read_url))
 
 
-def _engine(
+def open_engine(
     url: str | os.PathLike[str],
-    project: str,
-    scale: int | None,
-    clock: Callable[[], datetime] | None,
-    waiting_max: int,
-    library: Library,
-    read_url: str | None,
+    project: str = "default",
+    scale: int | None = None,
+    clock: Callable[[], datetime] | None = None,
+    waiting_max: int = WAITING_MAX,
+    library: Library = "apsw",
+    read_url: str | None = None,
 ) -> Engine:
+    """Open the engine of a store, for whoever serves several projects; see `open`."""
     ticks = now if clock is None else functools.partial(_ticks, clock)
     engine = Engine(
         open_store(url, scale=scale, project=project, read_url=read_url, library=library),

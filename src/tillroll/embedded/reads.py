@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tillroll.ledger.pricing import Price, PriceBook, PriceVersion
     from tillroll.ledger.receipts import Receipt
     from tillroll.ledger.verbs import Meter, Span, Verbs
-    from tillroll.queries import Balance, Page, Verification
+    from tillroll.queries import Balance, Page, Proven, Verification
     from tillroll.stores.base import Store, Writer
 
 
@@ -72,7 +72,7 @@ class Reads:
         """Look through this engine."""
         self._engine = engine
         self._verbs = verbs
-        self.project = engine.project
+        self.project = verbs.project
         self.scale = engine.store.scale
 
     @property
@@ -191,6 +191,29 @@ class Reads:
             account=_sound_or_none(account, "account"),
             at=self._now(),
         )
+
+    def overview(self, account: str) -> dict[str, object]:
+        """Return an account as it is now: status, settings, every wallet, recurring grants."""
+        account = _sound(account, "account")
+        return queries.overview(self.store, self.project, account, at=self._now())
+
+    def knows(self, account: str) -> bool:
+        """Return whether an account has a history."""
+        return queries.knows(self.store, self.project, _sound(account, "account"))
+
+    def history(self, account: str, *, after: int = 0, limit: int = 1_000) -> list[Receipt]:
+        """Return entries of an account with a seq above `after`, oldest first."""
+        account = _sound(account, "account")
+        return queries.history(self.store, self.project, account, after=after, limit=limit)
+
+    def receipt(self, account: str, request_id: str) -> Proven:
+        """Return the entry that a request made, with what proves it.
+
+        Raises:
+            NotFound: The request made none.
+        """
+        account, request_id = _sound(account, "account"), _sound(request_id, "request_id")
+        return queries.proven(self.store, self.project, account, request_id)
 
     def hold_state(self, account: str, hold_id: str) -> str:
         """Return what a hold is now: open, in_doubt, settled, released or expired.

@@ -175,11 +175,13 @@ class Request(Struct, frozen=True, gc=False):
     """A command on its way to one account's history.
 
     Attributes:
+        project: The isolation boundary that the account is in.
         account_id: The 16 bytes that the account is stored under.
         metadata: Canonical JSON; kept beside the entry, outside the hashed part, so that it can
             be erased.
     """
 
+    project: str
     account_id: bytes
     account: str
     request_id: str

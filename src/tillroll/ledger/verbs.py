@@ -44,6 +44,7 @@ METADATA_MAX = 4096
 TAGS_MAX = 32
 REASON_MAX = 1_000
 PRIORITY_MAX = 1_000
+BULK_MAX = 10_000  # items of one call
 
 # C0 and C1 controls, surrogates (no valid text has one alone), and the two line separators.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
@@ -847,6 +848,7 @@ class Verbs:
             actor = _optional(how.get("actor"), "actor")
             retry_refused = _flag(how.get("retry_refused", False), "retry_refused")
         return c.Request(
+            project=self.project,
             account_id=c.account_id(self.project, account),
             account=account,
             request_id=request_id,

@@ -176,6 +176,21 @@ class Reader(Protocol):
     def moved_to(self) -> str | None:
         """Return where this ledger went, None where it is still here."""
 
+    def registry_version(self) -> int:
+        """Return how many transactions have put a document; 0 where none has.
+
+        Whoever remembers documents asks for this first: they are then at least so new.
+        """
+
+    def kinds(self) -> list[str]:
+        """Return the kinds that there are documents of, sorted."""
+
+    def documents(self, kind: str) -> dict[str, str]:
+        """Return the documents of a kind by their names, sorted by name."""
+
+    def document(self, kind: str, name: str) -> str | None:
+        """Return one document, None where there is none."""
+
 
 class Writer(Reader, Protocol):
     """One database transaction that may write."""
@@ -200,6 +215,17 @@ class Writer(Reader, Protocol):
 
     def set_moved(self, to: str | None) -> None:
         """Mark the ledger as gone to another place, or as here again."""
+
+    def put_document(self, kind: str, name: str, document: str | None) -> None:
+        """Insert or replace a document of the registry; None removes it.
+
+        What it says is nobody's business here; a text, without NUL. The first put of a transaction
+        has the version grow by one, under the lock of its row: so no two writers give two states
+        of the registry one number, and the later of them waits for the first.
+        """
+
+    def set_registry_version(self, version: int) -> None:
+        """Have the registry go on from this version, as a copy does that brought it."""
 
 
 class Store(Protocol):

@@ -55,6 +55,8 @@ class MemoryStore:
         self.repeats: dict[Key, tuple[int, int]] = {}
         self.books: dict[str, PriceBook] = {}
         self.gone: str | None = None
+        self.registry: dict[tuple[str, str], str] = {}
+        self.registry_version = 0
 
     @contextmanager
     def write(self) -> Iterator[MemoryWriter]:
@@ -117,6 +119,8 @@ class MemoryReader:
     def __init__(self, store: MemoryStore) -> None:
         """Read this store."""
         self._store = store
+        self._registry = store.registry
+        self._registry_version = store.registry_version
 
     def accounts(self, wanted: Iterable[tuple[bytes, str]]) -> dict[bytes, Account]:
         """Return each account, decoded anew; an empty one where it is new."""
@@ -238,6 +242,23 @@ class MemoryReader:
         """Return where this ledger went."""
         return self._store.gone
 
+    def registry_version(self) -> int:
+        """Return how many transactions have put a document."""
+        return self._registry_version
+
+    def kinds(self) -> list[str]:
+        """Return the kinds that there are documents of, sorted."""
+        return sorted({kind for kind, _ in self._registry})
+
+    def documents(self, kind: str) -> dict[str, str]:
+        """Return the documents of a kind by their names, sorted by name."""
+        registry = self._registry
+        return {name: registry[of, name] for of, name in sorted(registry) if of == kind}
+
+    def document(self, kind: str, name: str) -> str | None:
+        """Return one document."""
+        return self._registry.get((kind, name))
+
 
 class MemoryWriter(MemoryReader):
     """What may be written: gathered as acts, done when the database transaction ends well."""
@@ -316,6 +337,26 @@ class MemoryWriter(MemoryReader):
     def set_moved(self, to: str | None) -> None:
         """Mark the ledger as gone to another place, or as here again."""
         self.acts.append(lambda: setattr(self._store, "gone", to))
+
+    def put_document(self, kind: str, name: str, document: str | None) -> None:
+        """Insert or replace a document; None removes it."""
+        if self._registry is self._store.registry:
+            self.set_registry_version(self._registry_version + 1)
+        if document is None:
+            self._registry.pop((kind, name), None)
+        else:
+            self._registry[kind, name] = document
+
+    def set_registry_version(self, version: int) -> None:
+        """Have the registry go on from this version."""
+        if self._registry is self._store.registry:
+            self._registry = dict(self._registry)
+            self.acts.append(self._keep_registry)
+        self._registry_version = version
+
+    def _keep_registry(self) -> None:
+        self._store.registry = self._registry
+        self._store.registry_version = self._registry_version
 
 
 def _page(rows: Iterable[Key], after: Key | None, limit: int) -> list[tuple[str, bytes]]:

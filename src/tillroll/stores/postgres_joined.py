@@ -72,6 +72,8 @@ ON CONFLICT DO NOTHING
 _PROBE_PLACE: Statement = (f"SELECT 1 FROM tillroll_meta {TOUCHED} FOR SHARE", ())  # noqa: S608
 
 
+_SEES_ALL = ("read committed", "read uncommitted")  # what was committed before each statement
+
 # Whatever rows, adapters and kind of cursor the host has chosen, ours are psycopg's own.
 _OURS = AdaptersMap(psycopg.adapters)
 
@@ -166,9 +168,15 @@ class _JoinedWriter(PostgresWriter):
     ) -> tuple[dict[bytes, Account], dict[Key, Entry | Refusal]]:
         """Lock these accounts, and return them and what was answered to these keys."""
         accounts, answers = super().load(project, wanted, keys)
-        if self._hosted.isolation not in ("read committed", "read uncommitted"):
+        if self._hosted.isolation not in _SEES_ALL:
             self._probe(project, accounts, [key for key in keys if key not in answers])
         return accounts, answers
+
+    def put_document(self, kind: str, name: str, document: str | None) -> None:
+        """Insert or replace a document; None removes it. Fail where the ledger was moved since."""
+        if self._hosted.isolation not in _SEES_ALL:
+            self._session.run(_PROBE_BEGIN, _PROBE_PLACE, _PROBE_END)
+        super().put_document(kind, name, document)
 
     def _probe(
         self, project: str, accounts: Mapping[bytes, Account], unknown: Sequence[Key]

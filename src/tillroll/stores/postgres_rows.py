@@ -184,6 +184,27 @@ _SET_MOVED = """
 INSERT INTO tillroll_meta VALUES ('moved_to', %s)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
 """
+_REGISTRY_VERSION = "SELECT value FROM tillroll_meta WHERE name = 'registry_version'"
+# The row's lock has whoever puts a document, too, wait for the end of this transaction.
+_COUNT_REGISTRY: Statement = (
+    """
+INSERT INTO tillroll_meta VALUES ('registry_version', '1')
+ON CONFLICT (name) DO UPDATE SET value = (tillroll_meta.value::bigint + 1)::text
+""",
+    (),
+)
+_SET_REGISTRY_VERSION = """
+INSERT INTO tillroll_meta VALUES ('registry_version', %s)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value
+"""
+_KINDS = "SELECT DISTINCT kind FROM tillroll_registry ORDER BY kind"
+_DOCUMENTS = "SELECT name, document FROM tillroll_registry WHERE kind = %s ORDER BY name"
+_DOCUMENT = "SELECT document FROM tillroll_registry WHERE kind = %s AND name = %s"
+_PUT_DOCUMENT = """
+INSERT INTO tillroll_registry (kind, name, document) VALUES (%s, %s, %s)
+ON CONFLICT (kind, name) DO UPDATE SET document = excluded.document
+"""
+_REMOVE_DOCUMENT = "DELETE FROM tillroll_registry WHERE kind = %s AND name = %s"
 _ENTRY_COLUMNS = """
 account_id, seq, recorded_at, effective_at, request_id, ref, kind, body, hash, metadata
 """
@@ -458,6 +479,24 @@ class PostgresReader:
         rows = self.ask(_MOVED_TO)
         return rows[0][0] if rows else None
 
+    def registry_version(self) -> int:
+        """Return how many transactions have put a document."""
+        rows = self.ask(_REGISTRY_VERSION)
+        return int(rows[0][0]) if rows else 0
+
+    def kinds(self) -> list[str]:
+        """Return the kinds that there are documents of, sorted."""
+        return [kind for (kind,) in self.ask(_KINDS)]
+
+    def documents(self, kind: str) -> dict[str, str]:
+        """Return the documents of a kind by their names, sorted by name."""
+        return dict(self.ask(_DOCUMENTS, kind))
+
+    def document(self, kind: str, name: str) -> str | None:
+        """Return one document."""
+        rows = self.ask(_DOCUMENT, kind, name)
+        return rows[0][0] if rows else None
+
 
 class Doubt(Retry):
     """What was decided on a remembered state has to be decided again under the locks."""
@@ -503,6 +542,7 @@ class PostgresWriter(PostgresReader):
         self._prices = prices
         self._versions: dict[str, int] = {}
         self._moved: str | Literal[False] | None = False  # False where it has not been looked up
+        self._counted = False  # whether this transaction's documents count in the version
         self.last: list[Statement] = []
 
     def load(
@@ -693,6 +733,19 @@ class PostgresWriter(PostgresReader):
     def set_moved(self, to: str | None) -> None:
         """Mark the ledger as gone to another place, or as here again."""
         self._session.run(_TOUCH, _SET_HERE if to is None else (_SET_MOVED, [to]))
+
+    def put_document(self, kind: str, name: str, document: str | None) -> None:
+        """Insert or replace a document; None removes it."""
+        put: Statement = (_PUT_DOCUMENT, (kind, name, document))
+        if document is None:
+            put = (_REMOVE_DOCUMENT, (kind, name))
+        self._session.run(*([] if self._counted else [_COUNT_REGISTRY]), put)
+        self._counted = True
+
+    def set_registry_version(self, version: int) -> None:
+        """Have the registry go on from this version."""
+        self.ask(_SET_REGISTRY_VERSION, str(version))
+        self._counted = True
 
     def set_writing(self, way: str) -> None:
         """Write down how the ledger is written from now on (see `PostgresStore.set_writing`)."""

@@ -40,6 +40,7 @@ RIGHTS = {
     "tillroll_replays": "SELECT, INSERT, UPDATE, DELETE",
     "tillroll_price_versions": "SELECT, INSERT",
     "tillroll_meta": "SELECT, INSERT, UPDATE",
+    "tillroll_registry": "SELECT, INSERT, UPDATE, DELETE",
     "tillroll_migrations": "SELECT",
     "tillroll_postings": "SELECT",
 }
@@ -49,6 +50,7 @@ POLICY = "tillroll_project"
 _MINE = "project = (SELECT current_setting('tillroll.project', true))"
 # Accounts are seen through their own policy here.
 _MY_ACCOUNT = "EXISTS (SELECT 1 FROM tillroll_accounts AS a WHERE a.account_id = {}.account_id)"
+# The registry has none: what a server keeps there is about all projects.
 POLICIES = {
     "tillroll_accounts": _MINE,
     "tillroll_entries": _MY_ACCOUNT.format("tillroll_entries"),

@@ -176,6 +176,15 @@ SELECT account_id, request_id, times, last_at FROM tillroll_replays
 WHERE (request_id, account_id) > (?, ?) ORDER BY request_id, account_id LIMIT ?
 """
 _MOVED_TO = "SELECT value FROM tillroll_meta WHERE name = 'moved_to'"
+_REGISTRY_VERSION = "SELECT value FROM tillroll_meta WHERE name = 'registry_version'"
+_SET_REGISTRY_VERSION = """
+REPLACE INTO tillroll_meta (name, value) VALUES ('registry_version', ?)
+"""
+_KINDS = "SELECT DISTINCT kind FROM tillroll_registry ORDER BY kind"
+_DOCUMENTS = "SELECT name, document FROM tillroll_registry WHERE kind = ? ORDER BY name"
+_DOCUMENT = "SELECT document FROM tillroll_registry WHERE kind = ? AND name = ?"
+_PUT_DOCUMENT = "REPLACE INTO tillroll_registry (kind, name, document) VALUES (?, ?, ?)"
+_REMOVE_DOCUMENT = "DELETE FROM tillroll_registry WHERE kind = ? AND name = ?"
 _ROWS_MAX = 128  # of ten values: far below SQLite's 32,766 parameters
 
 
@@ -760,6 +769,23 @@ class SqliteReader:
         where: str | None = self.connection.execute(_MOVED_TO).get
         return where
 
+    def registry_version(self) -> int:
+        """Return how many transactions have put a document."""
+        return int(self.connection.execute(_REGISTRY_VERSION).get or 0)
+
+    def kinds(self) -> list[str]:
+        """Return the kinds that there are documents of, sorted."""
+        return [kind for (kind,) in self.connection.execute(_KINDS)]
+
+    def documents(self, kind: str) -> dict[str, str]:
+        """Return the documents of a kind by their names, sorted by name."""
+        return dict(self.connection.execute(_DOCUMENTS, (kind,)))
+
+    def document(self, kind: str, name: str) -> str | None:
+        """Return one document."""
+        found: str | None = self.connection.execute(_DOCUMENT, (kind, name)).get
+        return found
+
 
 class SqliteWriter(SqliteReader):
     """What may be done within one database transaction that writes."""
@@ -775,6 +801,7 @@ class SqliteWriter(SqliteReader):
         self._states = states
         self._prices = prices
         self._due: dict[bytes, int] = {}  # next_due_at as the rows have it
+        self._counted = False  # whether this transaction's documents count in the version
 
     def accounts(self, wanted: Iterable[tuple[bytes, str]]) -> dict[bytes, Account]:
         """Return accounts, remembered ones first; nobody else has written since."""
@@ -879,6 +906,20 @@ class SqliteWriter(SqliteReader):
         else:
             sql = "REPLACE INTO tillroll_meta (name, value) VALUES ('moved_to', ?)"
             self.connection.execute(sql, (to,))
+
+    def put_document(self, kind: str, name: str, document: str | None) -> None:
+        """Insert or replace a document; None removes it."""
+        if not self._counted:
+            self.set_registry_version(self.registry_version() + 1)
+        if document is None:
+            self.connection.execute(_REMOVE_DOCUMENT, (kind, name))
+        else:
+            self.connection.execute(_PUT_DOCUMENT, (kind, name, document))
+
+    def set_registry_version(self, version: int) -> None:
+        """Have the registry go on from this version; nobody else writes to the file meanwhile."""
+        self.connection.execute(_SET_REGISTRY_VERSION, (str(version),))
+        self._counted = True
 
     def prune_refusals(self, before: int, limit: int = 1_000) -> int:
         """Delete the oldest refusals recorded before that time."""

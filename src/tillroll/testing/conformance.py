@@ -20,13 +20,16 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from tillroll.embedded import Ledger
 from tillroll.ledger import errors
 from tillroll.ledger.pricing import Price, Rate
 from tillroll.queries import Balance
+from tillroll.stores.base import Writer
 
+T = TypeVar("T")
 Clock = Callable[[], datetime]
 Factory = Callable[[Clock], Ledger]
 START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
@@ -97,6 +100,10 @@ class Bench:
         except kind as problem:
             return problem
         raise AssertionError(f"{verb}({args}, {kwargs}) was answered with {receipt!r}")
+
+    def perform(self, act: Callable[[Writer], T], ledger: Ledger | None = None) -> T:
+        """Do something in a transaction, in turn with the ledger's own."""
+        return (ledger or self.ledger)._engine.perform(act)  # noqa: SLF001 - no verb is about it
 
     def at_once(self, count: int, act: Callable[[int], object]) -> list[object]:
         """Do something in so many threads that start together; return answers or exceptions."""
@@ -1210,6 +1217,123 @@ def malformed_input_writes_nothing(b: Bench) -> None:
         b.invalid("consume", units=1, request_id=request_id)
     b.invalid("consume", units=1, metadata={"big": "x" * 5000})
     b.invalid("consume")
+
+
+# ---------------------------------------------------------------- documents beside the ledgers
+
+
+@check
+def documents_are_kept_by_kind_and_name(b: Bench) -> None:
+    """A document is put, replaced and removed by its kind and name; others stay as they are."""
+    names = ["b", "a", "B", "é", "\U0001f600", "\ufffd", "", 'o\'dd \\ %s "name"']
+    for name in names:
+        b.perform(partial(_put, kind=b.account, name=name, document=f"of {name}"))
+    b.perform(partial(_put, kind=f"{b.account}-2", name="a", document="{}"))
+    b.perform(partial(_put, kind=b.account, name="a", document="another"))
+    b.perform(partial(_put, kind=b.account, name="b", document=None))
+    b.perform(partial(_put, kind=b.account, name="nobody", document=None))
+    names.remove("b")
+    with b.ledger.store.read() as reader:
+        found = reader.documents(b.account)
+        assert list(found) == sorted(names)
+        assert found == {name: f"of {name}" for name in names} | {"a": "another"}
+        assert reader.document(b.account, "a") == "another"
+        assert reader.document(b.account, "b") is None
+        assert reader.documents(f"{b.account}-2") == {"a": "{}"}
+        assert reader.documents(f"{b.account}-3") == {}
+        kinds = reader.kinds()
+        assert kinds == sorted(set(kinds))
+        assert {b.account, f"{b.account}-2"} <= set(kinds)
+
+
+@check
+def a_document_survives_a_restart(b: Bench) -> None:
+    """Documents and their version are there after the ledger was closed and opened again."""
+    if b.ledger.store.url.startswith("memory:"):
+        return
+    counted = b.perform(partial(_put, kind=b.account, name="a", document="x" * 20_000))
+    b.reopen()
+    with b.ledger.store.read() as reader:
+        assert reader.document(b.account, "a") == "x" * 20_000
+        assert reader.registry_version() >= counted
+
+
+@check
+def the_registry_counts_transactions(b: Bench) -> None:
+    """The version grows by one for each transaction that puts documents, however many."""
+
+    def act(tx: Writer) -> None:
+        before = tx.registry_version()
+        _put(tx, kind=b.account, name="a", document="1")
+        assert tx.registry_version() == before + 1
+        _put(tx, kind=b.account, name="b", document="1")
+        _put(tx, kind=b.account, name="a", document="2")
+        _put(tx, kind=b.account, name="b", document=None)
+        assert tx.registry_version() == before + 1
+        assert tx.documents(b.account) == {"a": "2"}, "a writer sees what it has put"
+        assert tx.document(b.account, "b") is None
+        assert b.account in tx.kinds()
+
+    for _ in range(2):
+        b.perform(act)
+    b.perform(lambda tx: tx.documents(b.account))
+    b.grant(1)
+    with b.ledger.store.read() as reader:
+        assert reader.documents(b.account) == {"a": "2"}
+
+
+@check
+def a_document_rolled_back_leaves_no_trace(b: Bench) -> None:
+    """What a transaction put that did not commit is not there, nor counted in the version."""
+    before = b.perform(partial(_put, kind=b.account, name="a", document="1"))
+
+    def act(tx: Writer) -> None:
+        _put(tx, kind=b.account, name="a", document=None)
+        _put(tx, kind=b.account, name="b", document="2")
+        raise errors.InvalidInput("a change of mind")
+
+    try:
+        b.perform(act)
+    except errors.InvalidInput:
+        pass
+    else:
+        raise AssertionError("the transaction has committed")
+    with b.ledger.store.read() as reader:
+        assert reader.documents(b.account) == {"a": "1"}
+    assert b.perform(partial(_put, kind=b.account, name="a", document="2")) == before + 1
+
+
+@check
+def two_writers_give_no_number_twice(b: Bench) -> None:
+    """Of writers at once, also of another opening of the ledger, each has a version of its own."""
+    writers = [b.ledger]
+    if not b.ledger.store.url.startswith("memory:"):
+        writers.append(b.factory(lambda: b.now))
+
+    def write(nth: int) -> list[int]:
+        ledger = writers[nth % len(writers)]
+        names = [f"{nth}-{turn}" for turn in range(5)]
+        acts = [partial(_put, kind=b.account, name=name, document="{}") for name in names]
+        return [b.perform(act, ledger) for act in acts]
+
+    try:
+        answers: Any = b.at_once(8, write)
+    finally:
+        for ledger in writers[1:]:
+            ledger.close()
+    assert all(isinstance(answer, list) for answer in answers), answers
+    versions = [version for answer in answers for version in answer]
+    assert len(set(versions)) == len(versions) == 40, sorted(versions)  # noqa: PLR2004 - 8 times 5
+    assert all(answer == sorted(answer) for answer in answers)
+    with b.ledger.store.read() as reader:
+        assert len(reader.documents(b.account)) == len(versions)
+        assert reader.registry_version() >= max(versions)
+
+
+def _put(tx: Writer, *, kind: str, name: str, document: str | None) -> int:
+    """Put a document; return the version that it makes."""
+    tx.put_document(kind, name, document)
+    return tx.registry_version()
 
 
 def _hashable(answer: object) -> object:

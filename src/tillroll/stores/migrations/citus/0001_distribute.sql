@@ -10,6 +10,7 @@ DROP TRIGGER tillroll_price_versions_fixed ON tillroll_price_versions;
 SELECT create_reference_table('tillroll_migrations');
 SELECT create_reference_table('tillroll_meta');
 SELECT create_reference_table('tillroll_price_versions');
+SELECT create_reference_table('tillroll_registry');
 SELECT create_distributed_table('tillroll_accounts', 'account_id');
 SELECT create_distributed_table(
     'tillroll_entries', 'account_id', colocate_with => 'tillroll_accounts'

@@ -1,0 +1,313 @@
+"""The service as an ASGI application: from the head of a request to the last byte of its answer.
+
+The walk of one call: `__call__ -> _answer (find the route, the key, the body) -> the route's
+handler -> _send`. Whatever is raised on the way becomes a problem document.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tillroll.api import licenzy
+from tillroll.api.calls import Answer, Call, Stream, Tenant
+from tillroll.api.followers import Followers
+from tillroll.api.keys import Keyring
+from tillroll.api.openapi import description
+from tillroll.api.routes import routes
+from tillroll.api.routing import Routes
+from tillroll.ledger.errors import NotFound, TillrollError
+from tillroll.wire import problems
+from tillroll.wire.answers import render
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+
+    from tillroll.api.keys import ApiKey
+    from tillroll.engine import Batch, Engine
+
+    Scope = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+    Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+PER_KEY_MAX = 1_000
+TENANTS_MAX = 10_000
+_ONCE = frozenset({b"authorization", b"idempotency-key", b"content-type", b"last-event-id"})
+
+
+class Done(Protocol):
+    """What is told of every call that was answered: logs, metrics, traces."""
+
+    def __call__(
+        self, call: Call | None, status: int, seconds: float, problem: Exception | None
+    ) -> None:
+        """Take note; `problem` is what was answered instead, `call` None where no route is."""
+
+
+def tell_nobody(call: Call | None, status: int, seconds: float, problem: Exception | None) -> None:
+    """Take no note of a call."""
+
+
+class Disconnected(Exception):
+    """The caller hung up before the request was whole."""
+
+
+class Service:
+    """The API over one engine. `public` are addresses that need no key, such as /livez.
+
+    Attributes:
+        engine: What carries every verb.
+        followers: Who follows a balance.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        public: Mapping[str, Callable[[], Awaitable[Answer]]] | None = None,
+        topup_url: str | None = None,
+        per_key_max: int = PER_KEY_MAX,
+        done: Done = tell_nobody,
+    ) -> None:
+        """Serve this engine's ledgers.
+
+        Args:
+            engine: What carries every verb.
+            public: Addresses that anybody may GET, and what answers.
+            topup_url: Where an account's owner buys units; `{project}`, `{mode}` and `{account}`
+                are filled in.
+            per_key_max: How many calls of one key may be under way.
+            done: Told of every call that was answered.
+        """
+        self.engine = engine
+        self.followers = Followers()
+        self._routes = Routes(routes())
+        self._public = {"/openapi.json": _openapi, **(public or {})}
+        self._keyring = Keyring(engine.store)
+        self._tenants: dict[str, Tenant] = {}
+        self._under_way: dict[str, int] = {}
+        self._per_key_max = per_key_max
+        self._topup_url = topup_url
+        self._done = done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one call."""
+        began = time.perf_counter()
+        call: Call | None = None
+        failure: Exception | None = None
+        try:
+            try:
+                public = await self._public_answer(scope)
+                if public is None:
+                    call = self._route(scope)
+                    answer = await self._answer(call, receive)
+                else:
+                    answer = public
+            except TillrollError as problem:
+                failure = problem
+                answer = self._problem(scope, call, problem)
+            except Disconnected:
+                return
+            except Exception as problem:  # noqa: BLE001 - told to whoever takes note
+                failure = problem
+                answer = self._problem(
+                    scope, call, problems.InternalError("it failed; see the logs")
+                )
+            if isinstance(answer, Stream):
+                await _send_stream(answer, send, receive)
+            else:
+                await _send(answer, send, head_only=scope["method"] == "HEAD")
+        finally:
+            if call is not None and call.key is not None:
+                self._leave(call.key)
+        status = 200 if isinstance(answer, Stream) else answer.status
+        self._done(call, status, time.perf_counter() - began, failure)
+
+    # ------------------------------------------------------------ from the head to the handler
+
+    async def _public_answer(self, scope: Scope) -> Answer | None:
+        """Return the answer of an address that needs no key, None where it is none."""
+        path: str = scope["path"]
+        page = self._public.get(path)
+        if page is None and not path.startswith("/problems/"):
+            return None
+        if scope["method"] not in ("GET", "HEAD"):
+            raise problems.MethodNotAllowed(f"this address has GET, not {scope['method']}", "GET")
+        if page is not None:
+            return await page()
+        text = problems.explain(path.removeprefix("/problems/"))
+        if text is None:
+            raise NotFound("there is no problem of that code")
+        return Answer(text.encode(), media_type=b"text/plain; charset=utf-8")
+
+    def _route(self, scope: Scope) -> Call:
+        route, params = self._routes.find(scope["method"], scope["raw_path"])
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        return Call(self.followers, route, params, headers, scope["query_string"])
+
+    async def _answer(self, call: Call, receive: Receive) -> Answer | Stream:
+        route = call.route
+        call.tenant = self._tenant((await self._enter(call)).ledger)
+        if route.body is not None:
+            call.body = await _body(call, receive)
+        return await route.handler(call)
+
+    async def _enter(self, call: Call) -> ApiKey:
+        """Return the key of a call that may do what it asks for, and count the call in.
+
+        Raises:
+            MissingBearerToken, InvalidApiKey, Forbidden, TooManyRequests: It may not.
+        """
+        key = await self._authenticate(call.headers.get(b"authorization", b""))
+        under_way = self._under_way.get(key.id, 0)
+        if under_way >= self._per_key_max:
+            raise problems.TooManyRequests(
+                f"{under_way} calls of this key are under way, which is as many as may be"
+            )
+        self._under_way[key.id] = under_way + 1
+        call.key = key
+        route = call.route
+        if not key.may(route.scopes):
+            raise problems.Forbidden(
+                f"this key has the scopes {', '.join(key.scopes)}; this needs "
+                f"{' or '.join(sorted(route.scopes))}"
+            )
+        if key.accounts and (route.whole_project or route.has_account):
+            call.check_open(None if route.whole_project else call.account)
+        return key
+
+    async def _authenticate(self, authorization: bytes) -> ApiKey:
+        scheme, _, token = authorization.partition(b" ")
+        if scheme.lower() != b"bearer" or not token:
+            raise problems.MissingBearerToken("send the header Authorization: Bearer tr_...")
+        key = await self._keyring.find(token.strip().decode("latin-1"))
+        if key is None or not key.is_good(self.engine.clock()):
+            raise problems.InvalidApiKey("the API key is not known, has expired or was revoked")
+        return key
+
+    def _leave(self, key: ApiKey) -> None:
+        left = self._under_way[key.id] - 1
+        if left:
+            self._under_way[key.id] = left
+        else:
+            del self._under_way[key.id]
+
+    def _tenant(self, name: str) -> Tenant:
+        tenant = self._tenants.get(name)
+        if tenant is None:
+            if len(self._tenants) >= TENANTS_MAX:
+                self._tenants.clear()  # they hold nothing that is not made again
+            tenant = self._tenants[name] = Tenant(self.engine, name)
+        return tenant
+
+    # ------------------------------------------------------------ what is answered instead
+
+    def _problem(self, scope: Scope, call: Call | None, problem: TillrollError) -> Answer:
+        """Return the answer to a call that came to nothing, or to a no."""
+        if call is not None and call.route.licenzy:
+            return licenzy.problem(problem)
+        shown = problems.document(problem, scope["path"], self._topup(call, problem))
+        headers = problems.headers_of(problem).items()
+        return Answer(
+            render(shown),
+            shown["status"],
+            tuple((name.encode(), value.encode()) for name, value in headers),
+            problems.MEDIA_TYPE,
+        )
+
+    def _topup(self, call: Call | None, problem: TillrollError) -> str | None:
+        account = getattr(problem, "account", None)
+        if self._topup_url is None or call is None or call.key is None or account is None:
+            return None
+        return fill(self._topup_url, project=call.key.project, mode=call.key.mode, account=account)
+
+    # ------------------------------------------------------------ beside the calls
+
+    def notice(self, batch: Batch) -> None:
+        """Take note of a batch that was written; called by the thread that wrote it."""
+        self.followers.notice(batch)
+
+    def stop(self) -> None:
+        """End what would not end by itself."""
+        self.followers.stop()
+
+
+def fill(template: str, **values: str) -> str:
+    """Return a link with `{project}`, `{mode}` and `{account}` filled in, percent-encoded."""
+    from urllib.parse import quote  # noqa: PLC0415 - refusals only
+
+    for name, value in values.items():
+        template = template.replace("{" + name + "}", quote(value, safe=""))
+    return template
+
+
+async def _openapi() -> Answer:
+    return Answer(description(), media_type=b"application/json")
+
+
+async def _body(call: Call, receive: Receive) -> bytes:
+    """Return the whole body.
+
+    Raises:
+        UnsupportedMediaType, BodyTooLarge: It is not read.
+        Disconnected: It did not come whole.
+    """
+    media_type = call.headers.get(b"content-type", b"application/json")
+    if media_type.split(b";")[0].strip().lower() != b"application/json":
+        raise problems.UnsupportedMediaType("the body must be application/json")
+    most = call.route.body_max
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise Disconnected
+        part = message.get("body", b"")
+        size += len(part)
+        if size > most:
+            raise problems.BodyTooLarge(f"the body may have {most} bytes at the most")
+        parts.append(part)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _send(answer: Answer, send: Send, *, head_only: bool = False) -> None:
+    body, status, headers, media_type = answer
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [
+                (b"content-type", media_type),
+                (b"content-length", b"%d" % len(body)),
+                *headers,
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": b"" if head_only else body})
+
+
+async def _send_stream(answer: Stream, send: Send, receive: Receive) -> None:
+    """Send parts as they come, until there are no more or the caller hangs up."""
+    headers = [(b"content-type", answer.media_type), (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    sending = asyncio.ensure_future(_send_parts(answer, send))
+    gone = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+        sending.cancel()
+        await asyncio.gather(sending, gone, return_exceptions=True)
+
+
+async def _send_parts(answer: Stream, send: Send) -> None:
+    async for part in answer.parts:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,234 @@
+"""Every route of the API, one line each: what it is called, who may, what goes in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from tillroll.api import administration as keys
+from tillroll.api import licenzy, reads, stream, writes
+from tillroll.api.calls import BODY_MAX, KIB, Route
+from tillroll.ledger.verbs import Verbs
+from tillroll.wire import answers as a
+from tillroll.wire import bodies as b
+
+BATCH_BODY_MAX = 16 * 1024 * KIB
+PRICES_BODY_MAX = 1024 * KIB
+
+# The refusals that a kind of request may meet, in their order of precedence.
+STATUS = ("account_frozen", "account_closed")
+WORK = (*STATUS, "unpriced", "quote_expired", "budget_exceeded", "insufficient_units")
+IN_FLIGHT = ("hold_not_found", "hold_finalized", "hold_expired")
+SETTLING = (*STATUS, "unpriced", *IN_FLIGHT, "settle_exceeds_hold", "insufficient_units")
+
+
+ACCOUNT = "/v1/accounts/{account}"
+HOLD = ACCOUNT + "/holds/{hold_id}"
+BUDGET = ACCOUNT + "/budgets/{name}"
+RECURRING = ACCOUNT + "/recurring/{name}"
+KEY = "/v1/keys/{key_id}"
+
+# Where the name of the handler is not the name of the operation.
+_NAMES = {"/v1/explain/{request_id}": "find_explanation", HOLD: "get_hold"}
+
+# verb, method, path, body, scope, what may be refused, whether it can be previewed
+_WRITES: tuple[tuple[str, str, str, type[msgspec.Struct], str, tuple[str, ...], bool], ...] = (
+    ("consume", "POST", ACCOUNT + "/consume", b.Consume, "consume", WORK, True),
+    ("hold", "POST", ACCOUNT + "/holds", b.Hold, "consume", WORK, True),
+    ("extend", "POST", HOLD + "/extend", b.Extend, "consume", IN_FLIGHT, False),
+    ("settle", "POST", HOLD + "/settle", b.Settle, "consume", SETTLING, True),
+    ("release", "POST", HOLD + "/release", b.Write, "consume", IN_FLIGHT, True),
+    ("mark_in_doubt", "POST", HOLD + "/in-doubt", b.InDoubt, "consume", IN_FLIGHT, False),
+    ("resolve", "POST", HOLD + "/resolve", b.Resolve, "consume", SETTLING, False),
+    ("grant", "POST", ACCOUNT + "/grants", b.Grant, "grant", ("account_closed",), True),
+    (
+        *("void", "POST", ACCOUNT + "/grants/{grant_id}/void", b.Write, "grant"),
+        *(("account_closed", "grant_not_found"), True),
+    ),
+    (
+        *("refund", "POST", ACCOUNT + "/refunds", b.Refund, "grant"),
+        *(("account_closed", "charge_not_found", "refund_exceeds_charge"), True),
+    ),
+    (
+        *("adjust", "POST", ACCOUNT + "/adjustments", b.Adjust, "admin"),
+        *(("account_closed", "insufficient_units"), True),
+    ),
+    ("freeze", "POST", ACCOUNT + "/freeze", b.Write, "admin", ("account_closed",), False),
+    ("unfreeze", "POST", ACCOUNT + "/unfreeze", b.Write, "admin", ("account_closed",), False),
+    ("close_account", "POST", ACCOUNT + "/close", b.Write, "admin", ("account_closed",), False),
+    ("set_overdraft", "PUT", ACCOUNT + "/overdraft", b.Overdraft, "admin", STATUS[1:], False),
+    ("set_budget", "PUT", BUDGET, b.Budget, "admin", STATUS[1:], False),
+    ("remove_budget", "DELETE", BUDGET, b.Write, "admin", STATUS[1:], False),
+    ("set_recurring", "PUT", RECURRING, b.Recurring, "admin", STATUS[1:], False),
+    ("stop_recurring", "DELETE", RECURRING, b.Write, "admin", STATUS[1:], False),
+    ("configure", "PATCH", ACCOUNT + "/settings", b.Settings, "admin", STATUS[1:], False),
+)
+
+
+def routes() -> list[Route]:
+    """Return every route behind a key."""
+    return [*_writes(), *_reads(), *_administration(), *_licenzy()]
+
+
+def _writes() -> Iterator[Route]:
+    for verb, method, path, shape, scope, refusals, previewed in _WRITES:
+        build = getattr(Verbs, verb)
+        summary = _first(build)
+        shared: dict[str, Any] = {
+            "body": shape,
+            "scopes": frozenset({scope}),
+            "refusals": refusals,
+            "answer": a.Receipt,
+            "group": "Writes",
+        }
+        yield Route(
+            method=method,
+            path=path,
+            handler=writes.writing(build, shape),
+            name=verb,
+            summary=summary,
+            keyed=True,
+            **shared,
+        )
+        if previewed:
+            yield Route(
+                method="POST",
+                path=path + "/preview",
+                handler=writes.previewing(verb, shape),
+                name=f"preview_{verb}",
+                summary=f"Decide as now, write nothing: {summary[0].lower()}{summary[1:]}",
+                **shared,
+            )
+    yield Route(
+        method="POST",
+        path="/v1/batch",
+        handler=writes.batch,
+        answer=a.Outcomes,
+        name="batch",
+        summary=_first(writes.batch),
+        group="Writes",
+        body=b.Batch,
+        scopes=frozenset({"consume"}),
+        body_max=BATCH_BODY_MAX,
+    )
+
+
+def _reads() -> Iterator[Route]:
+    r = reads
+    read = frozenset({"read"})
+    for path, handler, query, answer, whole in (
+        ("/v1/accounts", r.accounts, r.AccountsQuery, a.Accounts, True),
+        (ACCOUNT, r.account, r.Query, a.Account, False),
+        (ACCOUNT + "/balance", r.balance, r.BalanceQuery, a.Balance, False),
+        (ACCOUNT + "/balance/stream", stream.follow, r.WalletQuery, a.Balance, False),
+        (ACCOUNT + "/statement", r.statement, r.StatementQuery, a.Page, False),
+        (ACCOUNT + "/entries", r.entries, r.EntriesQuery, a.Page, False),
+        (ACCOUNT + "/usage", r.usage, r.UsageQuery, a.Usage, False),
+        ("/v1/usage", r.usage, r.UsageQuery, a.Usage, True),
+        (ACCOUNT + "/explain/{request_id}", r.explain, r.Query, a.Explained, False),
+        ("/v1/explain/{request_id}", r.explain, r.ExplainQuery, a.Explained, False),
+        (ACCOUNT + "/receipts/{request_id}", r.receipt, r.Query, a.Proven, False),
+        (ACCOUNT + "/verify", r.verify, r.Query, a.Verification, False),
+        ("/v1/verify", r.verify, r.Query, a.Verification, True),
+        (HOLD, r.hold, r.Query, a.HoldState, False),
+        ("/v1/prices", r.prices, r.Query, a.Prices, False),
+    ):
+        name = handler.__name__ + ("_of_all" if handler in (r.usage, r.verify) and whole else "")
+        yield Route(
+            method="GET",
+            path=path,
+            handler=handler,
+            answer=answer,
+            name=_NAMES.get(path, name),
+            summary=_first(handler),
+            group="Reads",
+            query=query,
+            scopes=read,
+            whole_project=whole,
+        )
+    yield Route(
+        method="POST",
+        path=ACCOUNT + "/quotes",
+        handler=reads.quote,
+        answer=a.Quote,
+        name="quote",
+        summary=_first(reads.quote),
+        group="Reads",
+        body=b.QuoteFor,
+        scopes=frozenset({"read", "consume"}),
+        refusals=("unpriced",),
+    )
+    yield Route(
+        method="GET",
+        path="/v1/whoami",
+        handler=reads.whoami,
+        answer=a.Whoami,
+        name="whoami",
+        summary=_first(reads.whoami),
+        group="Reads",
+        query=reads.Query,
+    )
+
+
+def _administration() -> Iterator[Route]:
+    for method, path, handler, shape, answer, keyed in (
+        ("DELETE", ACCOUNT + "/metadata", reads.erase, None, a.Erased, False),
+        ("POST", "/v1/prices", reads.apply_prices, b.NewPrices, a.PriceVersion, False),
+        ("GET", "/v1/keys", keys.list_keys, None, a.Keys, False),
+        ("POST", "/v1/keys", keys.make_key, b.NewKey, a.Key, True),
+        ("GET", KEY, keys.get_key, None, a.Key, False),
+        ("DELETE", KEY, keys.revoke_key, None, a.Key, False),
+        ("POST", KEY + "/rotate", keys.rotate_key, b.Rotate, a.Key, True),
+    ):
+        yield Route(
+            method=method,
+            path=path,
+            handler=handler,
+            answer=answer,
+            name=handler.__name__,
+            summary=_first(handler),
+            group="Administration",
+            body=shape,
+            query=reads.Query if shape is None else None,
+            scopes=frozenset({"admin"}),
+            keyed=keyed,
+            whole_project=not path.startswith(ACCOUNT),
+            body_max=PRICES_BODY_MAX if path == "/v1/prices" else BODY_MAX,
+        )
+
+
+def _licenzy() -> Iterator[Route]:
+    either = frozenset({"read", "consume"})
+    for method, path, handler, shape, answer, scopes in (
+        (
+            *("POST", "/v1/usage/consume", licenzy.consume, b.LicenzyConsume),
+            *(a.LicenzyConsumed, frozenset({"consume"})),
+        ),
+        (
+            *("POST", "/v1/access/check", licenzy.check, b.LicenzySubject),
+            *(a.LicenzyAllowed, either),
+        ),
+        ("GET", "/v1/customer/access/{ref}", licenzy.access, None, a.LicenzyAccess, either),
+        ("GET", "/v1/entitlements/{ref}", licenzy.entitlements, None, a.LicenzyEntitled, either),
+    ):
+        yield Route(
+            method=method,
+            path=path,
+            handler=handler,
+            answer=answer,
+            name=f"licenzy_{handler.__name__}",
+            summary=_first(handler),
+            group="Licenzy-compatible",
+            body=shape,
+            query=reads.Query if shape is None else None,
+            scopes=scopes,
+            keyed=handler is licenzy.consume,
+            licenzy=True,
+        )
+
+
+def _first(documented: object) -> str:
+    """Return the first sentence of what something does."""
+    return (documented.__doc__ or "").split("\n")[0].rstrip(".")

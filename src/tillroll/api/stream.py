@@ -1,0 +1,97 @@
+"""The live balance: server-sent events, an entry when it is written and the balance after it.
+
+The id of an event is the account's seq: whoever comes back with `Last-Event-ID` is sent every
+entry in between first. Writes of this process are seen at once, those of others and what falls
+due within `LOOK_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from tillroll.api.calls import Call, Stream
+from tillroll.api.reads import WalletQuery
+from tillroll.ledger.commands import account_id
+from tillroll.ledger.errors import InvalidInput, NotFound
+from tillroll.wire.answers import render
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tillroll.api.followers import Followers
+    from tillroll.embedded import Ledger
+    from tillroll.ledger.receipts import Receipt
+    from tillroll.queries import Balance
+
+LOOK_SECONDS = 1.0
+ALIVE_SECONDS = 15.0  # a comment now and then keeps proxies from closing the connection
+CAUGHT_UP_MAX = 1_000  # entries that are sent to whoever comes back; the balance says the rest
+
+
+async def follow(call: Call) -> Stream:
+    """Stream the balance of one wallet as it changes, and each entry that changes it."""
+    wallet = call.query(WalletQuery).wallet
+    after = _last_seen(call)
+    reads, account = call.tenant.reads, call.account
+    if not await asyncio.to_thread(reads.knows, account):
+        raise NotFound(f"there is no account {account!r} here")
+    owner = account_id(call.tenant.name, account)
+    followers = call.followers
+    return Stream(_events(reads, account, wallet, after, followers, owner), b"text/event-stream")
+
+
+async def _events(
+    reads: Ledger,
+    account: str,
+    wallet: str,
+    seen: int | None,
+    followers: Followers,
+    owner: bytes,
+) -> AsyncIterator[bytes]:
+    event = followers.join(owner)
+    try:
+        silent = 0.0
+        shown: bytes | None = None
+        while not followers.stopping:
+            event.clear()
+            balance, entries = await asyncio.to_thread(_changes, reads, account, wallet, seen)
+            seen = balance.seq
+            plain = balance.to_dict()
+            plain.pop("as_of")
+            now = render(plain)
+            for entry in entries:
+                yield _event("entry", entry.seq, render(entry.to_dict()))
+            if entries or now != shown:
+                shown, silent = now, 0.0
+                yield _event("balance", seen, render(balance.to_dict()))
+            elif silent >= ALIVE_SECONDS:
+                silent = 0.0
+                yield b": still here\n\n"
+            try:
+                await asyncio.wait_for(event.wait(), LOOK_SECONDS)
+            except TimeoutError:
+                silent += LOOK_SECONDS
+    finally:
+        followers.leave(owner, event)
+
+
+def _changes(
+    reads: Ledger, account: str, wallet: str, seen: int | None
+) -> tuple[Balance, list[Receipt]]:
+    """Return the balance now, and the entries since the one that was seen last."""
+    entries = [] if seen is None else reads.history(account, after=seen, limit=CAUGHT_UP_MAX)
+    return reads.balance(account, wallet), entries
+
+
+def _event(kind: str, seq: int, data: bytes) -> bytes:
+    return b"id: %d\nevent: %b\ndata: %b\n\n" % (seq, kind.encode(), data)
+
+
+def _last_seen(call: Call) -> int | None:
+    given = call.headers.get(b"last-event-id")
+    if not given:
+        return None
+    if not (given.isdigit() and len(given) < 20):  # noqa: PLR2004 - 64 bits
+        raise InvalidInput("Last-Event-ID must be the id of an event that was sent")
+    return int(given)

@@ -1,0 +1,112 @@
+"""Figures for Prometheus. Several workers write to files of one folder and are added up."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import multiprocess as several
+
+from tillroll.ledger.errors import TillrollError
+from tillroll.ledger.types import Refusal
+
+if TYPE_CHECKING:
+    from tillroll.engine import Batch
+    from tillroll.jobs import Looked
+
+MEDIA_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the library's own name for it
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
+
+
+class Metrics:
+    """What is measured, under the names that the dashboard and the alerts use."""
+
+    def __init__(self) -> None:
+        """Begin at zero, in a registry of its own."""
+        self._registry = registry = CollectorRegistry()
+        self._calls = Histogram(
+            "tillroll_call_seconds",
+            "Seconds from the head of a request to the end of its answer.",
+            ["route", "status"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._commits = Histogram(
+            "tillroll_commit_seconds",
+            "Seconds that a batch took, from its load to its commit.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._batches = Histogram(
+            "tillroll_batch_requests",
+            "Requests committed together.",
+            buckets=_SIZES,
+            registry=registry,
+        )
+        self._answers = Counter(
+            "tillroll_answers",
+            "Writes by what was answered: entry, replayed, or a refusal's or an error's code.",
+            ["answer"],
+            registry=registry,
+        )
+        self._waiting = Gauge(
+            "tillroll_waiting_requests",
+            "Writes that wait.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._in_doubt, self._oldest_due, self._outbox_lag = (
+            Gauge(name, meaning, registry=registry, multiprocess_mode="livemax")
+            for name, meaning in (
+                ("tillroll_holds_in_doubt", "Holds whose outcome nobody knows."),
+                ("tillroll_oldest_due_seconds", "How long the account due first has waited."),
+                ("tillroll_outbox_lag_seconds", "Age of the oldest message not delivered."),
+            )
+        )
+        self._upkeep_failed = Counter(
+            "tillroll_upkeep_failures", "Rounds of upkeep that failed.", registry=registry
+        )
+        self._booked = Counter(
+            "tillroll_due_accounts_booked", "Accounts that upkeep booked.", registry=registry
+        )
+
+    def called(self, route: str, status: int, seconds: float) -> None:
+        """Count a call."""
+        self._calls.labels(route, str(status)).observe(seconds)
+
+    def batch(self, batch: Batch) -> None:
+        """Count a batch and what it answered."""
+        self._commits.observe((batch.ended_ns - batch.began_ns) / 1e9)
+        self._batches.observe(len(batch.requests))
+        self._waiting.set(batch.waiting)
+        counts: dict[str, int] = {}
+        for answer in batch.answers:
+            outcome = answer.outcome
+            if answer.replayed:
+                name = "replayed"
+            else:
+                is_no = isinstance(outcome, Refusal | TillrollError)
+                name = outcome.code if is_no else "entry"  # type: ignore[union-attr]  # said above
+            counts[name] = counts.get(name, 0) + 1
+        for name, count in counts.items():
+            self._answers.labels(name).inc(count)
+
+    def looked(self, found: Looked | TillrollError) -> None:
+        """Take note of a round of upkeep."""
+        if isinstance(found, TillrollError):
+            self._upkeep_failed.inc()
+            return
+        self._in_doubt.set(found.in_doubt)
+        self._oldest_due.set(max(found.oldest_due_seconds, 0))
+        self._booked.inc(found.booked)
+
+    def page(self) -> bytes:
+        """Return the figures as Prometheus reads them, of all workers where there are several."""
+        if FOLDER not in os.environ:
+            return generate_latest(self._registry)
+        registry = CollectorRegistry()
+        several.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)

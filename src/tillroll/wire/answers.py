@@ -1,0 +1,413 @@
+"""What is answered: the shapes, and entries rendered straight to JSON.
+
+A receipt here says what `Receipt.to_dict` says, by the same names, three times as fast; a test
+holds the two together.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from tillroll.ledger.calendar import show_instant
+from tillroll.ledger.moves import available_before
+from tillroll.ledger.types import Bucket, Kind
+from tillroll.ledger.units import show_units
+
+if TYPE_CHECKING:
+    from tillroll.ledger.types import Entry
+
+Exact = Annotated[str, Meta(description="An exact decimal.", examples=["980", "12.5"])]
+Instant = Annotated[str, Meta(description="ISO 8601 in UTC.", examples=["2026-07-31T12:00:00Z"])]
+
+
+class Posting(Struct, gc=False, rename={"source": "from", "target": "to"}):
+    """One movement: units of one grant (the line) from one bucket to another."""
+
+    source: Bucket
+    target: Bucket
+    line: str
+    units: Exact
+
+
+class PricedBy(Struct, gc=False):
+    """The version and the rule that made the amount, and the amount before rounding."""
+
+    version: int
+    rule: str
+    exact: Exact
+
+
+class Receipt(Struct, gc=False):
+    """One entry of an account's history, with the balances of its wallet afterwards."""
+
+    account: str
+    seq: int
+    kind: Kind
+    request_id: str | None
+    ref: str | None
+    wallet: str
+    units: Exact
+    operation: str | None
+    model: str | None
+    meters: dict[str, int | str]
+    attributes: dict[str, str]
+    tags: dict[str, str]
+    available_before: Exact
+    available: Exact
+    held: Exact
+    used: Exact
+    expired: Exact
+    issued: Exact
+    shortfall: Exact
+    postings: list[Posting]
+    price: PricedBy | None
+    recorded_at: Instant
+    effective_at: Instant
+    expires_at: Instant | None
+    final: bool
+    late: bool
+    reason: str | None
+    actor: str | None
+    replayed: bool
+
+
+class Problem(Struct, omit_defaults=True):
+    """An RFC 9457 problem: a stable `code`, and whether anything was written."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    written: Literal["nothing", "unknown"]
+    request_id: str | None
+
+
+class Refusal(Problem):
+    """An expected no: what is missing, what stands in the way, what would help."""
+
+    account: str | None
+    needed: Exact | None
+    available: Exact | None
+    held: Exact | None
+    tightest: str | None
+    ways_out: list[dict[str, str]]
+    details: dict[str, str]
+    seq: int
+    replayed: bool
+    retry_at: Instant | None
+    topup_url: str | None
+
+
+class Outcome(Struct):
+    """What became of one item of a batch: a receipt or a problem."""
+
+    status: Literal["created", "replayed", "refused", "conflict", "invalid", "failed", "unknown"]
+    receipt: Receipt | None
+    problem: Problem | None
+
+
+class Outcomes(Struct):
+    """One outcome an item, in the order of the items."""
+
+    outcomes: list[Outcome]
+
+
+class Balance(Struct):
+    """The buckets of one wallet; issued = available + held + used + expired."""
+
+    account: str
+    wallet: str
+    available: Exact
+    held: Exact
+    used: Exact
+    expired: Exact
+    issued: Exact
+    overdraft_limit: Exact
+    spendable: Exact
+    status: Literal["open", "frozen", "closed"]
+    as_of: Instant
+    seq: int
+    grants: list[dict[str, Any]]
+    holds: list[dict[str, Any]]
+    budgets: list[dict[str, Any]]
+
+
+class Account(Struct):
+    """An account as it is now: its settings, and the balance of every wallet."""
+
+    account: str
+    status: Literal["open", "frozen", "closed"]
+    time_zone: str
+    late_settlement: bool
+    seq: int
+    as_of: Instant
+    wallets: list[Balance]
+    recurring: list[dict[str, Any]]
+
+
+class Accounts(Struct):
+    """Names in order; `next` is where to go on, or null."""
+
+    accounts: list[str]
+    next: str | None
+
+
+class Page(Struct):
+    """Part of a history; `next` is where to go on, or null."""
+
+    entries: list[Receipt]
+    next: int | None
+
+
+class HoldState(Struct):
+    """What a hold is now."""
+
+    account: str
+    hold_id: str
+    state: Literal["open", "in_doubt", "settled", "released", "expired"]
+
+
+class Usage(Struct):
+    """What was used, a row a group; refunds are taken off."""
+
+    rows: list[dict[str, Any]]
+
+
+class Step(Struct):
+    """One entry of a request's story."""
+
+    seq: int
+    kind: Kind
+    units: Exact
+    shortfall: Exact
+    available: Exact
+    held: Exact
+    recorded_at: Instant
+    effective_at: Instant
+    request_id: str | None
+    reason: str | None
+    actor: str | None
+    late: bool
+    deadline: Instant | None
+
+
+class Explained(Struct):
+    """The whole story of a request, in facts and in sentences; more facts where there are."""
+
+    account: str
+    request_id: str
+    outcome: str
+    sentences: list[str]
+    timeline: list[Step] | UnsetType = UNSET
+    replays: int | UnsetType = UNSET
+
+
+class Proof(Struct):
+    """The entry's canonical bytes, its hash, and the hash of the entry before it."""
+
+    body: str
+    hash: str
+    previous: str
+
+
+class Proven(Struct):
+    """A receipt and what proves it."""
+
+    receipt: Receipt
+    proof: Proof
+
+
+class Quote(Struct):
+    """What an operation would cost, and how that comes about."""
+
+    account: str
+    operation: str
+    wallet: str
+    units: Exact
+    exact: Exact
+    price_version: int
+    rule: str
+    arithmetic: list[str]
+    available: Exact
+    token: str | None
+    expires_at: Instant | None
+
+
+class Verification(Struct):
+    """What a check of histories found."""
+
+    ok: bool
+    accounts: int
+    entries: int
+    problems: list[dict[str, Any]]
+
+
+class Erased(Struct):
+    """How many entries had metadata, which is gone."""
+
+    erased: int
+
+
+class PriceVersion(Struct):
+    """An immutable version of the price book, its rules as in `tillroll.toml`."""
+
+    version: int
+    digest: str
+    prices: list[dict[str, Any]]
+    overrides: dict[str, list[dict[str, Any]]]
+    author: str
+    reason: str
+    applied_at: Instant
+
+
+class Prices(Struct):
+    """Every version; `current` is in force, 0 where there is none."""
+
+    current: int
+    versions: list[PriceVersion]
+
+
+class Key(Struct):
+    """An API key as it may be shown; `secret` only in the answer that made it."""
+
+    id: str
+    name: str
+    project: str
+    mode: Literal["test", "live"]
+    scopes: list[str]
+    accounts: list[str]
+    shown: str
+    created_at: Instant
+    created_by: str | None
+    expires_at: Instant | None
+    revoked_at: Instant | None
+    secret: str | None = None
+
+
+class Keys(Struct):
+    """The API keys of a project and mode."""
+
+    keys: list[Key]
+
+
+class Whoami(Struct):
+    """Whose key this is, what it may do, and with what it speaks."""
+
+    key_id: str
+    project: str
+    mode: Literal["test", "live"]
+    scopes: list[str]
+    accounts: list[str]
+    scale: int
+    version: str
+
+
+class Health(Struct):
+    """Whether the service can do its work, check by check."""
+
+    ok: bool
+    checks: dict[str, str]
+
+
+class LicenzyConsumed(Struct):
+    """What was consumed and what is left."""
+
+    ok: bool
+    consumed: int
+    usage_remaining: int | float
+
+
+class LicenzyError(Struct):
+    """The one word of an error."""
+
+    error: str
+
+
+class LicenzyAllowed(Struct):
+    """Whether the subject has access."""
+
+    subject_ref: str
+    allowed: bool
+
+
+class LicenzyEntitlement(Struct):
+    """One right of a subject; a usage pack is a grant."""
+
+    kind: str
+    status: str
+    available: bool
+    usage_total: int | float
+    usage_remaining: int | float
+    expires_at: Instant | None
+    entitlement_id: str
+
+
+class LicenzyAccess(Struct):
+    """What a subject has, and whether that is access."""
+
+    subject_ref: str
+    has_access: bool
+    status: str
+    entitlements: list[LicenzyEntitlement]
+
+
+class LicenzyEntitled(Struct):
+    """What a subject has."""
+
+    subject_ref: str
+    entitlements: list[LicenzyEntitlement]
+
+
+def receipt(entry: Entry, scale: int, account: str, *, replayed: bool) -> Receipt:
+    """Return the receipt of an entry."""
+    at = show_instant(entry.at)
+    until = entry.deadline
+    if until is None and entry.opens:
+        until = entry.opens[0].expires_at
+    price = entry.price
+    return Receipt(
+        account=account,
+        seq=entry.seq,
+        kind=entry.kind,
+        request_id=entry.request_id,
+        ref=entry.ref,
+        wallet=entry.wallet,
+        units=show_units(entry.units, scale),
+        operation=entry.operation,
+        model=entry.model,
+        meters={
+            name: value if type(value) is int else str(value)
+            for name, value in (entry.meters or {}).items()
+        },
+        attributes=entry.attributes or {},
+        tags=entry.tags or {},
+        available_before=show_units(available_before(entry), scale),
+        available=show_units(entry.available, scale),
+        held=show_units(entry.held, scale),
+        used=show_units(entry.used, scale),
+        expired=show_units(entry.expired, scale),
+        issued=show_units(entry.issued, scale),
+        shortfall=show_units(entry.shortfall, scale),
+        postings=[
+            Posting(p.source, p.target, p.line, show_units(p.units, scale)) for p in entry.postings
+        ],
+        price=None
+        if price is None
+        else PricedBy(price.version, price.rule, format(price.exact, "f")),
+        recorded_at=at,
+        effective_at=at if entry.effective_at == entry.at else show_instant(entry.effective_at),
+        expires_at=None if until is None else show_instant(until),
+        final=entry.final,
+        late=entry.late,
+        reason=entry.reason,
+        actor=entry.actor,
+        replayed=replayed,
+    )
+
+
+render = msgspec.json.Encoder(decimal_format="string").encode

@@ -1,0 +1,278 @@
+"""The bodies of requests, one struct a shape. Unknown fields and floats for units are refused.
+
+The fields have the names of the verbs' arguments: what a struct holds is handed to the verb as it
+is, and the verb checks what a type cannot say.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from tillroll.ledger.commands import Above, ExpiredPolicy
+from tillroll.ledger.errors import InvalidInput
+from tillroll.ledger.types import Category, Every, Period
+from tillroll.ledger.verbs import BULK_MAX, ID_MAX, PRIORITY_MAX, REASON_MAX, TAGS_MAX
+
+B = TypeVar("B", bound=Struct)
+
+Id = Annotated[str, Meta(min_length=1, max_length=ID_MAX, description="1 to 255 characters.")]
+Exact = Annotated[str, Meta(pattern=r"^[+-]?[0-9]{1,30}(\.[0-9]{1,30})?$", examples=["12.5"])]
+Units = Annotated[
+    int | Exact,
+    Meta(description="An exact amount: a whole number or a decimal string. No float is exact."),
+]
+Quantities = Annotated[
+    dict[str, int | Exact],
+    Meta(description="Raw quantities.", examples=[{"input_tokens": 1200}], max_length=TAGS_MAX),
+]
+Labels = Annotated[dict[str, str], Meta(max_length=TAGS_MAX)]
+Span = Annotated[
+    str,
+    Meta(description="A length of time: seconds to weeks.", examples=["15m", "24h", "90d"]),
+]
+When = Annotated[str, Meta(description="ISO 8601 with a zone.", examples=["2026-07-31T12:00:00Z"])]
+Expiry = Annotated[
+    str,
+    Meta(
+        description="An instant, or a date: good through that day in the account's time zone.",
+        examples=["2026-07-31"],
+    ),
+]
+Anchor = Annotated[
+    str,
+    Meta(description="A date, or a local date and time without a zone.", examples=["2026-01-31"]),
+]
+Reason = Annotated[str, Meta(min_length=1, max_length=REASON_MAX, description="Why.")]
+Priority = Annotated[int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX, description="Lower burns first")]
+
+
+class Who(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """What every write takes: who acts for the key, and what is kept beside the entry."""
+
+    actor: Id | UnsetType | None = UNSET
+    metadata: dict[str, Any] | UnsetType | None = UNSET
+    retry_refused: bool | UnsetType = UNSET
+
+
+class Write(Who, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """What a write takes that has no arguments of its own."""
+
+    reason: Reason | UnsetType | None = UNSET
+
+
+class Grant(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """Units put into an account. The grant is known by the request's id from then on."""
+
+    units: Units
+    wallet: str | UnsetType = UNSET
+    category: Category | UnsetType = UNSET
+    priority: Priority | UnsetType = UNSET
+    effective_at: When | UnsetType | None = UNSET
+    expires_at: Expiry | UnsetType | None = UNSET
+    expires_in: Span | UnsetType | None = UNSET
+    applies_to: list[Id] | UnsetType = UNSET
+    cost_basis: Units | UnsetType | None = UNSET
+    source: Id | UnsetType | None = UNSET
+    tags: Labels | UnsetType = UNSET
+
+
+class Adjust(Who, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """An operator's correction, up or down, with its reason."""
+
+    units: Units
+    reason: Reason
+    wallet: str | UnsetType = UNSET
+    tags: Labels | UnsetType = UNSET
+
+
+class Consume(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """What was done, priced by the price book, or units."""
+
+    operation: Id | UnsetType | None = UNSET
+    units: Units | UnsetType | None = UNSET
+    meters: Quantities | UnsetType | None = UNSET
+    model: Id | UnsetType | None = UNSET
+    attributes: Labels | UnsetType | None = UNSET
+    wallet: str | UnsetType | None = UNSET
+    quote: str | UnsetType | None = UNSET
+    effective_at: When | UnsetType | None = UNSET
+    tags: Labels | UnsetType | None = UNSET
+
+
+class Hold(Consume, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """The most that the work can cost, reserved before it is done."""
+
+    floor: Units | UnsetType | None = UNSET
+    expires_in: Span | UnsetType | None = UNSET
+
+
+class Extend(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """How long a hold is to live from now."""
+
+    expires_in: Span
+
+
+class Settle(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """What was really used; all that is held, where neither units nor meters are given."""
+
+    units: Units | UnsetType | None = UNSET
+    meters: Quantities | UnsetType | None = UNSET
+    attributes: Labels | UnsetType | None = UNSET
+    final: bool | UnsetType = UNSET
+    above: Above | UnsetType = UNSET
+
+
+class InDoubt(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """How long nobody may know whether the work was done, and what happens then."""
+
+    deadline_in: Span | UnsetType | None = UNSET
+    at_deadline: Annotated[str, Meta(pattern="^(release|settle)$")] | UnsetType = UNSET
+
+
+class Resolve(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """What a probe found: done, with what was used, or not done."""
+
+    outcome: Annotated[str, Meta(pattern="^(done|not_done)$")]
+    units: Units | UnsetType | None = UNSET
+    meters: Quantities | UnsetType | None = UNSET
+
+
+class Refund(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """What of a charge goes back to the grants that paid; all that is left, without units."""
+
+    charge: Id
+    units: Units | UnsetType | None = UNSET
+    expired: ExpiredPolicy | UnsetType = UNSET
+    extend_by: Span | UnsetType | None = UNSET
+
+
+class Overdraft(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """What a wallet may owe."""
+
+    limit: Units
+    wallet: str | UnsetType = UNSET
+
+
+class Budget(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """A cap per period at one node of the account."""
+
+    cap: Units
+    period: Period | UnsetType = UNSET
+    window: Span | UnsetType | None = UNSET
+    match: Labels | UnsetType = UNSET
+    wallet: str | UnsetType = UNSET
+
+
+class Recurring(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """A grant that comes back, counted from its anchor."""
+
+    units: Units
+    anchor: Anchor
+    every: Every | UnsetType = UNSET
+    count: Annotated[int, Meta(ge=1, le=1_000)] | UnsetType = UNSET
+    rollover_min: Units | UnsetType = UNSET
+    rollover_max: Units | UnsetType = UNSET
+    category: Category | UnsetType = UNSET
+    wallet: str | UnsetType = UNSET
+    priority: Priority | UnsetType = UNSET
+    applies_to: list[Id] | UnsetType = UNSET
+    ends_at: When | UnsetType | None = UNSET
+
+
+class Settings(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """How the account wants to be treated; what is left out stays."""
+
+    time_zone: Id | UnsetType | None = UNSET
+    late_settlement: bool | UnsetType | None = UNSET
+
+
+class QuoteFor(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """What would be done; `lock_for` has the price signed and good for so long."""
+
+    operation: Id
+    meters: Quantities | UnsetType | None = UNSET
+    model: Id | UnsetType | None = UNSET
+    attributes: Labels | UnsetType | None = UNSET
+    lock_for: Span | UnsetType | None = UNSET
+
+
+class Item(Consume, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """One consume of a batch, with its own account and its own id."""
+
+    account: Id
+    request_id: Id
+
+
+class Batch(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """Many consumes, each on its own merits."""
+
+    items: Annotated[list[msgspec.Raw], Meta(min_length=1, max_length=BULK_MAX)]
+
+
+class NewPrices(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """Rules for the price book, who applies them and why."""
+
+    prices: list[dict[str, Any]]
+    author: Id
+    reason: Reason
+    overrides: dict[str, list[dict[str, Any]]] | UnsetType = UNSET
+
+
+class NewKey(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """What a new API key may do, and for how long."""
+
+    name: Id
+    scopes: Annotated[list[str], Meta(min_length=1, max_length=4)]
+    mode: Annotated[str, Meta(pattern="^(test|live)$")] | UnsetType = UNSET
+    accounts: Annotated[list[Id], Meta(max_length=1_000)] | UnsetType = UNSET
+    expires_in: Span | UnsetType | None = UNSET
+
+
+class Rotate(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """How long the old key still works beside the new one."""
+
+    overlap: Span | UnsetType = UNSET
+
+
+class LicenzyConsume(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """Whose units, and how many."""
+
+    subject_ref: Id
+    units: Annotated[int, Meta(gt=0)]
+
+
+class LicenzySubject(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """Whose access."""
+
+    subject_ref: Id
+
+
+def parse(shape: type[B], body: bytes) -> B:
+    """Return the body of a request; an empty one is an empty object.
+
+    Raises:
+        InvalidInput: It is not JSON, or not of this shape; the message names the place.
+    """
+    try:
+        return _decoder(shape).decode(body or b"{}")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
+        raise InvalidInput(str(problem)) from None
+
+
+def arguments(body: Struct) -> dict[str, Any]:
+    """Return what a body gives, as arguments of the verb."""
+    given = {name: getattr(body, name) for name in body.__struct_fields__}
+    return {name: value for name, value in given.items() if value is not UNSET}
+
+
+def _decoder(shape: type[B]) -> msgspec.json.Decoder[B]:
+    decoder = _DECODERS.get(shape)
+    if decoder is None:
+        decoder = _DECODERS[shape] = msgspec.json.Decoder(shape)
+    return decoder
+
+
+_DECODERS: dict[type[Struct], msgspec.json.Decoder[Any]] = {}
