@@ -15,14 +15,14 @@ from typing import Any
 import msgspec
 
 from tillroll.embedded import Outcome, Quote
-from tillroll.ledger import errors
+from tillroll.ledger import chain, errors
 from tillroll.ledger.calendar import instant
 from tillroll.ledger.errors import Refused, TillrollError
 from tillroll.ledger.pricing import Price, PriceBook, PriceVersion
 from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.types import Entry, Posting, PricedBy, Terms
 from tillroll.ledger.units import parse_signed
-from tillroll.queries import Balance, Page, Verification
+from tillroll.queries import Balance, Page, Proven, Verification
 
 # ---------------------------------------------------------------- entries
 
@@ -147,6 +147,18 @@ def no_balance(account: str, wallet: str, as_of: str | None) -> Balance:
 def verification_of(shown: Mapping[str, Any]) -> Verification:
     """Return what a check of histories found."""
     return Verification(shown["accounts"], shown["entries"], list(shown["problems"]))
+
+
+def proven_of(shown: Mapping[str, Any], account: str, scale: int) -> Proven:
+    """Return a receipt and what proves it; the entry is read from the proof, whole."""
+    proof = shown["proof"]
+    body = proof["body"].encode()
+    return Proven(
+        receipt=Receipt(chain.decode_entry(body), scale, account),
+        body=body,
+        hash=bytes.fromhex(proof["hash"]),
+        previous=bytes.fromhex(proof["previous"]),
+    )
 
 
 def quote_of(shown: Mapping[str, Any]) -> Quote:
@@ -306,6 +318,7 @@ __all__ = [
     "outcomes_of",
     "page_of",
     "problem_of",
+    "proven_of",
     "quote_of",
     "receipt_of",
     "verification_of",

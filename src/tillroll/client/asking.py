@@ -40,7 +40,7 @@ from tillroll.ledger.errors import (
 from tillroll.ledger.pricing import new_version
 from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.units import SCALE_DEFAULT
-from tillroll.ledger.verbs import Verbs
+from tillroll.ledger.verbs import BULK_MAX, Verbs
 from tillroll.queries import KINDS, PAGE_MAX, Page, Verification
 
 if TYPE_CHECKING:
@@ -50,11 +50,10 @@ if TYPE_CHECKING:
     from tillroll.embedded import Quote
     from tillroll.ledger.pricing import Price, PriceBook, PriceVersion
     from tillroll.ledger.verbs import Meter, Span
-    from tillroll.queries import Balance
+    from tillroll.queries import Balance, Proven
 
 T = TypeVar("T")
 
-BATCH_MAX = 10_000
 SEQ_MAX = 2**53
 # The endings of holds, which are journalled: the work is done, and only we know it.
 ENDINGS = frozenset({"settle", "release", "mark_in_doubt", "resolve"})
@@ -429,13 +428,40 @@ class Asking:
             )
         )
 
-    def history(self, account: str, after: int) -> Steps[Page]:
+    def overview(self, account: str) -> Steps[dict[str, object]]:
+        """Ask for an account as it is now: status, settings, every wallet, recurring grants."""
+        call = look_call("overview", f"/v1/accounts/{_name(account)}")
+        return (yield from self._ask(call, self.rules.ends(), dict))
+
+    def knows(self, account: str) -> Steps[bool]:
+        """Ask whether an account has a history."""
+        call = look_call("knows", f"/v1/accounts/{_name(account)}/entries", limit=1)
+        return (yield from self._ask_known(call, lambda s: bool(s["entries"]), False))  # noqa: FBT003 - the answer
+
+    def history(self, account: str, *, after: int = 0, limit: int = 1_000) -> Steps[list[Receipt]]:
         """Ask for entries after this seq, oldest first."""
+        page = yield from self.page(account, after, limit)
+        return list(page.receipts)
+
+    def page(self, account: str, after: int, limit: int = PAGE_MAX) -> Steps[Page]:
+        """Ask for entries after this seq, oldest first, and where to go on."""
+        if type(limit) is not int or not 1 <= limit <= PAGE_MAX:
+            raise InvalidInput(f"limit must be a whole number from 1 to {PAGE_MAX}")
+        if type(after) is not int:
+            raise InvalidInput("after must be a whole number, as a receipt's seq is")
         path = f"/v1/accounts/{_name(account)}/entries"
-        call = look_call("entries", path, after=after, limit=PAGE_MAX)
+        call = look_call("entries", path, after=min(max(after, 0), SEQ_MAX), limit=limit)
         scale = (yield from self._checking(self.rules.ends())).scale
         nothing = Page((), None)
         return (yield from self._ask_known(call, lambda s: answers.page_of(s, scale), nothing))
+
+    def receipt(self, account: str, request_id: str) -> Steps[Proven]:
+        """Ask for the entry that a request made, with what proves it."""
+        path = f"/v1/accounts/{_name(account)}/receipts/{_name(request_id, 'request_id')}"
+        scale = (yield from self._checking(self.rules.ends())).scale
+        call = look_call("receipt", path)
+        ends = self.rules.ends()
+        return (yield from self._ask(call, ends, lambda s: answers.proven_of(s, account, scale)))
 
     # ------------------------------------------------------------ prices and upkeep
 
@@ -551,6 +577,6 @@ def _batch(
             ids.append(request_id)
             bodies.append(body)
             outcomes.append(None)
-        if len(outcomes) > BATCH_MAX:
-            raise InvalidInput(f"a batch may have {BATCH_MAX} items at the most")
+        if len(outcomes) > BULK_MAX:
+            raise InvalidInput(f"a batch may have {BULK_MAX} items at the most")
     return ids, bodies, outcomes

@@ -306,6 +306,10 @@ class Client:
     explain = _read(Reads.explain)
     hold_state = _read(Reads.hold_state)
     verify = _read(Reads.verify)
+    overview = _read(Reads.overview)
+    knows = _read(Reads.knows)
+    history = _read(Reads.history)
+    receipt = _read(Reads.receipt)
     prices = _read(Reads.prices)
     apply_prices = _read(Reads.apply_prices)
     quote = _read(Reads.quote)
@@ -328,7 +332,7 @@ class Client:
         for name in self.accounts() if account is None else [account]:
             after: int | None = 0
             while after is not None:
-                page = self._run(self._asking.history(name, after))
+                page = self._run(self._asking.page(name, after))
                 yield from page.receipts
                 after = page.next
 

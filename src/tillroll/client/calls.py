@@ -89,7 +89,7 @@ def write_call(
         method=route.method,
         path=f"{path}/preview" if preview else path,
         body=None if route.method == "DELETE" and body == b"{}" else body,
-        request_id=None if preview else request.request_id,
+        request_id=request.request_id if not preview or kwargs.get("request_id") else None,
         writes=not preview,
         account=request.account,
         queue=str(named.get("hold_id", request.request_id)),
