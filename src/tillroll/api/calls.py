@@ -87,16 +87,6 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     body_max: int = BODY_MAX
 
     @property
-    def parts(self) -> list[str]:
-        """The parts of its path."""
-        return self.path.split("/")[1:]
-
-    @property
-    def places(self) -> tuple[int, ...]:
-        """Which parts are parameters."""
-        return tuple(n for n, part in enumerate(self.parts) if part.startswith("{"))
-
-    @property
     def has_account(self) -> bool:
         """Whether the address names an account, and that first."""
         return "{account}" in self.path
