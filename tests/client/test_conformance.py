@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.client.service import Running
 from tillroll.testing import conformance
+from tillroll.testing.served import Served
 
 # What is about the store and not about the verbs, which no client has.
 BELOW_THE_VERBS = {
@@ -23,7 +23,7 @@ CHECKS = [check.__name__ for check in conformance.CHECKS]
 
 def through_a_client(clock: Callable[[], datetime]) -> Any:
     """Return a client that looks like a ledger to the suite."""
-    running = Running(clock=clock)
+    running = Served(clock=clock)
     client: Any = running.client()
     close = client.close
 

@@ -182,6 +182,23 @@ def test_an_answer_of_the_edge_does_not(elsewhere: Reply):
     assert raised.value.__cause__ is not None
 
 
+def test_a_client_closed_meanwhile_does_not_claim_more_than_it_knows():
+    def closing_after(*heard: Reply | Lost) -> World:
+        left = iter(heard)
+
+        def answer(_: Call) -> Reply | Lost:
+            for one in left:
+                return one
+            raise errors.StoreClosed("closed")
+
+        return Answering(answer)
+
+    with pytest.raises(errors.StoreClosed):
+        ask(closing_after(UNREACHED))
+    with pytest.raises(errors.OutcomeUnknown):
+        ask(closing_after(UNHEARD))
+
+
 def test_another_server_than_ours_is_named():
     assert "address" in str(error_of(errors.StoreUnavailable, reply(404)))
     assert "address" in str(error_of(errors.StoreUnavailable, reply(307)))

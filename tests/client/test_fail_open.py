@@ -12,17 +12,17 @@ import httpx2
 import pytest
 
 import tillroll
-from tests.client.service import Running
 from tests.client.unreliable import Unreliable
 from tillroll.client import asking, blocking
 from tillroll.ledger.pricing import Price
+from tillroll.testing.served import Served
 
 AWAY = ["refuse", "cut", "lose", "busy", "gateway", "garbage"]
 
 
 @pytest.fixture
-def running() -> Iterator[Running]:
-    with Running() as service:
+def running() -> Iterator[Served]:
+    with Served() as service:
         service.ledger.grant("acme", 100, request_id="g")
         service.ledger.grant("beta", 100, request_id="g")
         yield service
@@ -37,7 +37,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 class Site:
     """A client that may let through, behind a network that a test can break."""
 
-    def __init__(self, running: Running, path: Path, **bounds: Any) -> None:
+    def __init__(self, running: Served, path: Path, **bounds: Any) -> None:
         self.running = running
         self.path = path / "settles.db"
         self.network = Unreliable(running.transport())
@@ -54,7 +54,7 @@ class Site:
 
 
 @pytest.fixture
-def site(running: Running, tmp_path: Path) -> Iterator[Site]:
+def site(running: Served, tmp_path: Path) -> Iterator[Site]:
     made = Site(running, tmp_path)
     made.client.whoami()
     yield made
@@ -115,7 +115,7 @@ def test_above_the_bound_the_error_is_raised(site: Site):
     assert site.client.consume("acme", units=50).provisional, "what was delivered counts no more"
 
 
-def test_a_bound_over_all_accounts(running: Running, tmp_path: Path):
+def test_a_bound_over_all_accounts(running: Served, tmp_path: Path):
     site = Site(running, tmp_path, total=60)
     site.client.whoami()
     site.network.always = "refuse"
@@ -167,7 +167,7 @@ def test_the_same_request_takes_of_the_bound_once(site: Site):
     assert len(site.client.pending()) == 1
 
 
-def test_what_has_no_units_needs_an_estimate(running: Running, tmp_path: Path):
+def test_what_has_no_units_needs_an_estimate(running: Served, tmp_path: Path):
     prices = [Price(operation="image", per_request=Decimal(7))]
     running.ledger.apply_prices(prices, author="a", reason="r")
     site = Site(running, tmp_path, estimate={"image": "10"})
@@ -226,7 +226,7 @@ def test_a_service_found_away_is_not_waited_for_by_the_next(
     assert not site.client.consume("acme", units=1).provisional, "a delivery shows it is back"
 
 
-def test_a_client_that_never_met_its_service_works_from_the_start(running: Running, tmp_path: Path):
+def test_a_client_that_never_met_its_service_works_from_the_start(running: Served, tmp_path: Path):
     site = Site(running, tmp_path)
     site.network.always = "refuse"
     assert site.client.consume("acme", units="2.5", request_id="c").provisional
@@ -252,12 +252,12 @@ def test_bounds_are_exact(bounds: dict[str, Any]):
         tillroll.FailOpen(**bounds)
 
 
-def test_letting_through_needs_a_journal(running: Running):
+def test_letting_through_needs_a_journal(running: Served):
     with pytest.raises(tillroll.InvalidInput, match="journal"):
         running.client(fail_open=tillroll.FailOpen(per_account=1))
 
 
-def test_an_awaiting_client_lets_through_too(running: Running, tmp_path: Path):
+def test_an_awaiting_client_lets_through_too(running: Served, tmp_path: Path):
     async def story() -> bool:
         network = httpx2.MockTransport(_away)
         client = tillroll.AsyncClient(

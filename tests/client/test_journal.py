@@ -12,14 +12,14 @@ import httpx2
 import pytest
 
 import tillroll
-from tests.client.service import Running
 from tests.client.unreliable import Unreliable
 from tillroll.client import blocking
+from tillroll.testing.served import Served
 
 
 @pytest.fixture
-def running() -> Iterator[Running]:
-    with Running() as service:
+def running() -> Iterator[Served]:
+    with Served() as service:
         service.ledger.grant("acme", 1_000, request_id="g")
         yield service
 
@@ -33,7 +33,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 class Site:
     """A client with a journal, behind a network that a test can break."""
 
-    def __init__(self, running: Running, path: Path, **options: Any) -> None:
+    def __init__(self, running: Served, path: Path, **options: Any) -> None:
         self.running = running
         self.network = Unreliable(running.transport())
         self.network.spared = lambda request: "whoami" in request.url.path
@@ -51,7 +51,7 @@ class Site:
 
 
 @pytest.fixture
-def site(running: Running, tmp_path: Path) -> Iterator[Site]:
+def site(running: Served, tmp_path: Path) -> Iterator[Site]:
     made = Site(running, tmp_path)
     yield made
     made.network.always = "refuse"  # whatever a courier still does
@@ -179,7 +179,7 @@ def test_the_same_request_again_is_one_line(site: Site):
         site.client.settle("acme", "h", units=3, request_id="s")
 
 
-def test_the_next_client_delivers_what_is_left(site: Site, running: Running, tmp_path: Path):
+def test_the_next_client_delivers_what_is_left(site: Site, running: Served, tmp_path: Path):
     hold = site.client.hold("acme", units=5, request_id="h")
     site.network.always = "refuse"
     hold.settle(2, request_id="s")
@@ -193,7 +193,7 @@ def test_the_next_client_delivers_what_is_left(site: Site, running: Running, tmp
     assert site.settled("h") == [("settle", "2")]
 
 
-def test_two_clients_on_one_journal_deliver_once(site: Site, running: Running, tmp_path: Path):
+def test_two_clients_on_one_journal_deliver_once(site: Site, running: Served, tmp_path: Path):
     holds = [site.client.hold("acme", units=5, request_id=f"h{n}") for n in range(10)]
     site.network.always = "refuse"
     for hold in holds:
@@ -212,9 +212,9 @@ def test_two_clients_on_one_journal_deliver_once(site: Site, running: Running, t
         assert site.settled(hold.id) == [("settle", "1"), ("settle", "2")]
 
 
-def test_a_key_that_may_not_is_told_and_nothing_is_lost(site: Site, running: Running):
+def test_a_key_that_may_not_is_told_and_nothing_is_lost(site: Site, running: Served):
     site.client.hold("acme", units=5, request_id="h")
-    stranger = Running.client(running, journal=Path(site.client._asking.journal.path))  # type: ignore[union-attr]
+    stranger = running.client(journal=site.client._asking.journal.path)  # type: ignore[union-attr]
     stranger._wire.headers["Authorization"] = "Bearer tr_live_" + "x" * 43
     with pytest.raises(tillroll.Unauthorized):
         stranger.whoami()
@@ -250,7 +250,7 @@ def test_what_the_journal_cannot_keep_is_sent_all_the_same(site: Site, tmp_path:
     assert "journal" in str(raised.value.__notes__)
 
 
-def test_a_file_that_is_none_of_ours_is_left_alone(running: Running, tmp_path: Path):
+def test_a_file_that_is_none_of_ours_is_left_alone(running: Served, tmp_path: Path):
     other = sqlite3.connect(tmp_path / "app.db")
     other.execute("CREATE TABLE users (name)")
     other.commit()
@@ -272,7 +272,7 @@ def test_only_its_owner_reads_it(site: Site, tmp_path: Path):
         assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0, file
 
 
-def test_an_awaiting_client_journals_too(running: Running, tmp_path: Path):
+def test_an_awaiting_client_journals_too(running: Served, tmp_path: Path):
     async def story() -> list[Any]:
         broken = False
 

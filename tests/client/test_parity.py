@@ -11,8 +11,8 @@ import httpx2
 import pytest
 
 import tillroll
-from tests.client.service import Running
 from tillroll.ledger.pricing import Price, Rate
+from tillroll.testing.served import Served
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 PRICES = [
@@ -26,8 +26,8 @@ def at_noon() -> datetime:
 
 
 @pytest.fixture
-def running() -> Iterator[Running]:
-    with Running(clock=at_noon) as service:
+def running() -> Iterator[Served]:
+    with Served(clock=at_noon) as service:
         yield service
 
 
@@ -193,7 +193,7 @@ def _without_made_up(found: Any) -> Any:
     return found
 
 
-def test_a_script_has_equal_answers(running: Running):
+def test_a_script_has_equal_answers(running: Served):
     with tillroll.open("memory://", clock=at_noon) as ledger, running.client() as client:
         for one in SCRIPT:
             want = comparable(act(ledger, one), one)
@@ -202,7 +202,7 @@ def test_a_script_has_equal_answers(running: Running):
         assert client.project == ledger.project
 
 
-def test_a_script_has_equal_answers_when_awaited(running: Running):
+def test_a_script_has_equal_answers_when_awaited(running: Served):
     skipped = ("preview.", "accounts", "entries")
 
     async def script() -> list[Any]:
@@ -260,7 +260,7 @@ def opened_twice(on: Any) -> None:
 @pytest.mark.parametrize(
     "story", [settled_in_the_block, left_well, left_by_an_error, left_by_a_time_out, opened_twice]
 )
-def test_a_hold_ends_as_the_work_deserves(story: Callable[[Any], None], running: Running):
+def test_a_hold_ends_as_the_work_deserves(story: Callable[[Any], None], running: Served):
     with tillroll.open("memory://", clock=at_noon) as ledger, running.client() as client:
         for on in (ledger, client):
             on.grant("acme", 100, request_id="g")
@@ -272,7 +272,7 @@ def test_a_hold_ends_as_the_work_deserves(story: Callable[[Any], None], running:
         assert [receipt.kind for receipt in client.statement("acme").receipts] == kinds
 
 
-def test_an_awaited_hold_ends_as_the_work_deserves(running: Running):
+def test_an_awaited_hold_ends_as_the_work_deserves(running: Served):
     async def stories() -> list[str]:
         transport = httpx2.ASGITransport(running.service)
         client = tillroll.AsyncClient("http://s", api_key=running.api_key, transport=transport)

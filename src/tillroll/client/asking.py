@@ -6,6 +6,7 @@ out by a thread or by an event loop is not known here.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -226,20 +227,20 @@ class Asking:
             receipt = yield from self._ask(call, ends, self._receipt)
             kept = False
         except (Unauthorized, Forbidden) as problem:
-            yield Do(functools.partial(journal.fail, row, problem, final=False))
+            yield from _noting(functools.partial(journal.fail, row, problem, final=False))
             problem.add_note("it stays in the journal, and is delivered when the key may do it")
             raise
         except StoreError as problem:
-            yield Do(functools.partial(journal.fail, row, problem, final=False))
+            yield from _noting(functools.partial(journal.fail, row, problem, final=False))
             return ProvisionalReceipt(call, row.shown().units, row.at, replayed=repeated)
         except TillrollError:
             kept = False  # whoever asked hears of it
-            yield Do(functools.partial(journal.remove, row))
+            yield from _noting(functools.partial(journal.remove, row))
             raise
         finally:
             if kept:
                 self.left()
-        yield Do(functools.partial(journal.remove, row))
+        yield from _noting(functools.partial(journal.remove, row))
         return receipt
 
     def _or_let_through(
@@ -528,6 +529,15 @@ class Asking:
 
 def _nothing() -> None:
     """Do nothing."""
+
+
+def _noting(work: Callable[[], object]) -> Steps[None]:
+    """Note in the journal what became of a call; an answer is one whether or not that succeeds.
+
+    A line that stays is delivered once more, which changes nothing.
+    """
+    with contextlib.suppress(StoreError):
+        yield Do(work)
 
 
 def _known(shown: Any) -> dict[str, Any]:

@@ -111,6 +111,7 @@ class AsyncClient:
         self._http: httpx2.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._courier: asyncio.Task[None] | None = None
+        self._more = False  # something was left in the journal since the courier last looked
         self._closed = False
         self._made_sync = functools.partial(
             Client,
@@ -217,6 +218,7 @@ class AsyncClient:
 
     def _deliver_behind(self) -> None:
         """Have what waits delivered in the background, by one task at the most."""
+        self._more = True
         if self._closed or (self._courier is not None and not self._courier.done()):
             return
         try:
@@ -229,17 +231,24 @@ class AsyncClient:
         """Deliver until nothing waits, or the client is closed."""
         pause = blocking.DELIVER_SECONDS
         while not self._closed:
-            try:
-                left = await self._run(self._asking.deliver())
-            except InvalidInput:  # another project's journal: who asks next is told
+            self._more = False
+            done = await self._deliver_some()
+            if done and not self._more:
+                self._courier = None
                 return
-            except (TillrollError, OSError, RuntimeError):
-                pass
-            else:
-                if not any(one.state == "waiting" for one in left):
-                    return
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, blocking.DELIVER_SECONDS_MAX)
+            if not done:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, blocking.DELIVER_SECONDS_MAX)
+
+    async def _deliver_some(self) -> bool:
+        """Deliver what waits now; return whether there is nothing more to do."""
+        try:
+            left = await self._run(self._asking.deliver())
+        except InvalidInput:  # another project's journal: who asks next is told
+            return True
+        except (TillrollError, OSError, RuntimeError):
+            return False
+        return not any(one.state == "waiting" for one in left)
 
     # ------------------------------------------------------------ the verbs
 

@@ -163,6 +163,7 @@ class Client:
         self._lock = threading.Lock()
         self._http: httpx2.Client | None = None
         self._courier: threading.Thread | None = None
+        self._more = False  # something was left in the journal since the courier last looked
         self._stop = threading.Event()
 
     def __repr__(self) -> str:
@@ -254,28 +255,40 @@ class Client:
     def _deliver_behind(self) -> None:
         """Have what waits delivered in the background, by one thread at the most."""
         with self._lock:
-            if self._closed or (self._courier is not None and self._courier.is_alive()):
+            self._more = True
+            if self._closed or self._courier is not None:
                 return
-            self._courier = threading.Thread(
+            courier = threading.Thread(
                 target=self._deliver_all, args=(self._stop,), name="tillroll-deliver", daemon=True
             )
-            self._courier.start()
+            with contextlib.suppress(RuntimeError):  # the interpreter ends: the next one delivers
+                courier.start()
+                self._courier = courier
 
     def _deliver_all(self, stop: threading.Event) -> None:
         """Deliver until nothing waits, or the client is closed."""
         pause = DELIVER_SECONDS
         while not stop.is_set():
-            try:
-                left = self._run(self._asking.deliver(), stop)
-            except InvalidInput:  # another project's journal: who asks next is told
-                return
-            except (TillrollError, OSError, RuntimeError):
-                pass
-            else:
-                if not any(one.state == "waiting" for one in left):
+            with self._lock:
+                self._more = False
+            done = self._deliver_some(stop)
+            with self._lock:
+                if done and not self._more:
+                    self._courier = None
                     return
-            stop.wait(pause)
-            pause = min(2 * pause, DELIVER_SECONDS_MAX)
+            if not done:
+                stop.wait(pause)
+                pause = min(2 * pause, DELIVER_SECONDS_MAX)
+
+    def _deliver_some(self, stop: threading.Event) -> bool:
+        """Deliver what waits now; return whether there is nothing more to do."""
+        try:
+            left = self._run(self._asking.deliver(), stop)
+        except InvalidInput:  # another project's journal: who asks next is told
+            return True
+        except (TillrollError, OSError, RuntimeError):
+            return False
+        return not any(one.state == "waiting" for one in left)
 
     # ------------------------------------------------------------ the verbs
 

@@ -29,6 +29,7 @@ from tillroll.ledger.errors import (
     NotFound,
     OutcomeUnknown,
     Refused,
+    StoreClosed,
     StoreUnavailable,
     TillrollError,
 )
@@ -158,7 +159,12 @@ def converse(call: Call, rules: Rules, ends: float, read: Callable[[Any], T]) ->
         tries += 1
         left = max(ends - rules.clock(), 0.001)
         within = min(left, rules.timeout / ATTEMPTS_IN_TIME) if call.writes else left
-        heard = yield Send(call, within)
+        try:
+            heard = yield Send(call, within)
+        except StoreClosed as closed:
+            if not doubtful:
+                raise
+            raise _unknown(call, closed) from closed
         if isinstance(heard, Lost):
             error, again, settled, after = _lost(heard), True, False, 0.0
         else:

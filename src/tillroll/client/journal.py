@@ -33,6 +33,7 @@ from tillroll.ledger.errors import (
     InvalidInput,
     SchemaMismatch,
     StoreClosed,
+    StoreFull,
     StoreUnavailable,
     TillrollError,
 )
@@ -40,6 +41,7 @@ from tillroll.ledger.errors import (
 APPLICATION_ID = 0x7472_6A31  # "trj1"
 VERSION = 1
 BUSY_MILLISECONDS = 10_000
+WAITING_MAX = 100_000  # about 100 MB; a service that was away for so many is missed otherwise
 _SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE calls (
@@ -57,6 +59,7 @@ CREATE TABLE calls (
     UNIQUE (account, request_id)
 ) STRICT;
 CREATE INDEX calls_in_order ON calls (account, queue, id);
+CREATE INDEX calls_by_state ON calls (state);
 """
 _COLUMNS = "id, call, exposure, state, problem, code, tries, at"
 _calls = msgspec.json.Decoder(Call)
@@ -258,6 +261,9 @@ class Journal:
             if found.state == "refused":  # asked for anew
                 run("UPDATE calls SET state = 'waiting' WHERE id = ?", (found.id,))
             return found, True
+        [(waiting,)] = run("SELECT count(*) FROM calls WHERE state = 'waiting'", ())
+        if waiting >= WAITING_MAX:
+            raise StoreFull(f"the journal {self.path} keeps {waiting} requests, which is its most")
         run(
             "INSERT INTO calls (account, request_id, queue, call, exposure, state, at) "
             "VALUES (?, ?, ?, ?, ?, 'waiting', ?)",
@@ -317,7 +323,8 @@ class Journal:
                 raise StoreClosed("the client is closed; nothing was written")
             try:
                 connection = self._connection = self._connection or self._open()
-                connection.execute(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
+                if writing:
+                    connection.execute(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
                 connection.execute("BEGIN IMMEDIATE" if writing else "BEGIN")
                 try:
                     yield lambda sql, values: connection.execute(sql, values).fetchall()
