@@ -140,9 +140,8 @@ def test_values_are_exact():
         "x",
     ]
     assert body("consume", "a", units=1, tags={"tone": Tone.LOUD})["tags"] == {"tone": "loud"}
-    assert body("set_recurring", "a", "r", 1, anchor=datetime(2026, 1, 31, 8))["anchor"] == (  # noqa: DTZ001 - local by design
-        "2026-01-31T08:00:00"
-    )
+    local = datetime(2026, 1, 31, 8)  # noqa: DTZ001 - by design
+    assert body("set_recurring", "a", "r", 1, anchor=local)["anchor"] == "2026-01-31T08:00:00"
 
 
 def test_metadata_is_sent_as_the_ledger_would_keep_it():

@@ -73,7 +73,8 @@ def _preview(
 
     @functools.wraps(build)
     def verb(self: ClientPreview, *args: P.args, **kwargs: P.kwargs) -> Receipt:
-        return self._client._run(self._client._asking.preview(name, args, kwargs))  # noqa: SLF001 - its part
+        client = self._client
+        return client._run(client._asking.preview(name, args, kwargs))  # noqa: SLF001 - its part
 
     verb.__annotations__ = {**build.__annotations__, "return": "Receipt"}
     return verb  # type: ignore[return-value]  # functools.wraps hides it

@@ -119,6 +119,7 @@ class ProvisionalReceipt(Receipt):
         return super().units if self._known else self._unknown()
 
     seq = property(_unknown, doc="Not known yet.")
+    effective_at = property(_unknown, doc="Not known yet.")
     available = property(_unknown, doc="Not known yet.")
     held = property(_unknown, doc="Not known yet.")
     used = property(_unknown, doc="Not known yet.")

@@ -290,7 +290,7 @@ class Journal:
         return rows[0] if rows else None
 
     def _select(self, run: Run, where: str, values: tuple[Any, ...]) -> list[Row]:
-        found = run(f"SELECT {_COLUMNS} FROM calls WHERE {where} ORDER BY id", values)  # noqa: S608 - constants
+        statement = f"SELECT {_COLUMNS} FROM calls WHERE {where} ORDER BY id"  # noqa: S608 - ours
         return [
             Row(
                 number,
@@ -302,15 +302,12 @@ class Journal:
                 tries,
                 at,
             )
-            for number, call, exposure, state, problem, code, tries, at in found
+            for number, call, exposure, state, problem, code, tries, at in run(statement, values)
         ]
 
     def _exposed(self, run: Run, where: str, values: tuple[Any, ...]) -> Decimal:
-        found = run(
-            f"SELECT exposure FROM calls WHERE {where} AND state = 'waiting' "  # noqa: S608 - constants
-            "AND exposure IS NOT NULL",
-            values,
-        )
+        let = f"{where} AND state = 'waiting' AND exposure IS NOT NULL"
+        found = run(f"SELECT exposure FROM calls WHERE {let}", values)  # noqa: S608 - ours
         return sum((Decimal(text) for (text,) in found), Decimal(0))
 
     # ------------------------------------------------------------ the file
