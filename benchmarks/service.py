@@ -4,7 +4,7 @@
 
 Every request is a charge of its own under an id of its own. One worker of the same server runs
 each application in turn; `wrk` shares the machine's cores with it and with the database. Needs
-wrk; run it alone on the machine. With `--write` the figures are kept in `service.json` and `service.md`.
+wrk; run it alone on the machine. With `--write` the figures are kept in `service.json`.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def ours(url: str) -> App:
         engine.execute(requests[first : first + 1_000])
     engine.close()
     settings = json.dumps({"database_url": url, "log_level": "warning"})
-    kind = url.split(":")[0]
+    kind = url.split(":", maxsplit=1)[0]
     target = "tillroll.server.app:create"
     return App(f"tillroll, {kind}", {"TILLROLL_SETTINGS": settings}, target, secret)
 

@@ -300,8 +300,7 @@ async def _send(answer: Answer, send: Send, *, head_only: bool = False) -> None:
 async def _send_stream(answer: Stream, send: Send, receive: Receive) -> None:
     """Send parts as they come, until there are no more or the caller hangs up."""
     headers = [(b"content-type", answer.media_type), (b"cache-control", b"no-store")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    sending = asyncio.ensure_future(_send_parts(answer, send))
+    sending = asyncio.ensure_future(_send_parts(answer, send, headers))
     gone = asyncio.ensure_future(_gone(receive))
     try:
         await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -309,9 +308,11 @@ async def _send_stream(answer: Stream, send: Send, receive: Receive) -> None:
         gone.cancel()
         sending.cancel()
         await asyncio.gather(sending, gone, return_exceptions=True)
+        answer.ended()
 
 
-async def _send_parts(answer: Stream, send: Send) -> None:
+async def _send_parts(answer: Stream, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     async for part in answer.parts:
         await send({"type": "http.response.body", "body": part, "more_body": True})
     await send({"type": "http.response.body", "body": b""})

@@ -42,10 +42,11 @@ class Answer(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """What is sent back bit by bit, for as long as somebody listens."""
+    """What is sent back bit by bit, for as long as somebody listens; then `ended` is called."""
 
     parts: AsyncIterator[bytes]
     media_type: bytes
+    ended: Callable[[], None]
 
 
 Handler = Callable[["Call"], Awaitable["Answer | Stream"]]

@@ -130,9 +130,10 @@ def new_key(
     Raises:
         InvalidInput: No such scope or mode.
     """
-    wanted = tuple(scope for scope in SCOPES if scope in set(scopes))
-    if not wanted or len(wanted) != len(set(scopes)):
-        raise InvalidInput(f"scopes must be of {', '.join(SCOPES)}")
+    asked = list(scopes)
+    wanted = tuple(scope for scope in SCOPES if scope in asked)
+    if not wanted or len(wanted) != len(asked):
+        raise InvalidInput(f"scopes must be of {', '.join(SCOPES)}, each once")
     if mode not in MODES:
         raise InvalidInput("mode must be test or live")
     names = tuple(sorted(set(accounts)))
