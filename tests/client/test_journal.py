@@ -50,6 +50,15 @@ class Site:
         ]
 
 
+def calm(client: tillroll.Client) -> None:
+    """Wait until nothing is being delivered behind a test's back."""
+    for _ in range(2_000):
+        if client._courier is None:
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("deliveries go on and on")
+
+
 @pytest.fixture
 def site(running: Served, tmp_path: Path) -> Iterator[Site]:
     made = Site(running, tmp_path)
@@ -148,7 +157,9 @@ def test_a_late_refusal_stays_visible_until_it_is_dismissed(site: Site):
     hold.settle(2, request_id="s")
     site.running.ledger.release("acme", "h")
     site.network.always = "fine"
-    left = site.client.deliver()
+    site.client.deliver()
+    calm(site.client)
+    left = site.client.pending()
     assert [(one.state, one.code, one.request_id) for one in left] == [
         ("refused", "hold_finalized", "s")
     ]
@@ -158,6 +169,19 @@ def test_a_late_refusal_stays_visible_until_it_is_dismissed(site: Site):
     assert site.client.dismiss(left[0])
     assert not site.client.dismiss(left[0])
     assert site.client.pending() == []
+
+
+def test_a_delivery_that_failed_does_not_undo_an_answer_of_another(site: Site):
+    hold = site.client.hold("acme", units=5, request_id="h")
+    site.network.always = "refuse"
+    hold.settle(2, request_id="s")
+    journal = site.client._asking.journal
+    assert journal is not None
+    [row] = journal.rows()
+    journal.fail(row, tillroll.HoldFinalized("it was released"), final=True)
+    journal.fail(row, tillroll.StoreUnavailable("begun before, and failed"), final=False)
+    [left] = site.client.pending()
+    assert (left.state, left.code) == ("refused", "hold_finalized")
 
 
 def test_what_waits_cannot_be_dismissed(site: Site):

@@ -188,8 +188,10 @@ class Journal:
         """Note what became of a delivery; a final answer ends all further ones."""
         with self._transaction(synced=False) as run:
             run(
-                "UPDATE calls SET tries = tries + 1, problem = ?, code = ?, state = ? WHERE id = ?",
-                (str(problem), problem.code, "refused" if final else "waiting", row.id),
+                "UPDATE calls SET tries = tries + 1, problem = ?, code = ?, "
+                "state = CASE WHEN ? THEN 'refused' ELSE state END "  # another may know better
+                "WHERE id = ? AND (? OR state = 'waiting')",
+                (str(problem), problem.code, final, row.id, final),
             )
 
     def dismiss(self, account: str, request_id: str) -> bool:
