@@ -22,6 +22,7 @@ from pathlib import Path
 
 import tillroll
 from tillroll import catalog, embedded
+from tillroll.client.journal import Pending
 from tillroll.ledger import errors, pricing, verbs
 from tillroll.stores import base
 from tillroll.wire import problems
@@ -229,6 +230,7 @@ def python_page() -> str:
             called("tillroll.copy", tillroll.copy),
             called("tillroll.migrate", tillroll.migrate),
             asynchronous(),
+            *over_http(),
             "## Answers",
             *(answer(kind) for kind in ANSWERS),
             "## The price book\n\nFrom `tillroll.catalog`; rules are in `tillroll.ledger.pricing`.",
@@ -271,7 +273,7 @@ def called(name: str, function: Callable[..., object]) -> str:
     return "\n\n".join(
         [
             f"### {name.rpartition('.')[2] if name.startswith('ledger.') else name}",
-            signature(name, function, bound=name.startswith(("ledger.", "hold."))),
+            signature(name, function, bound=name.startswith(("ledger.", "hold.", "client."))),
             rendered(inspect.getdoc(function) or "", skip=("**how", "**who")),
         ]
     )
@@ -313,6 +315,23 @@ def asynchronous() -> str:
             ),
         ]
     )
+
+
+def over_http() -> Iterator[str]:
+    made = tillroll.Client.__init__
+    shape = signature("tillroll.Client", made).replace(") -> None", ")")
+    about = [rendered(inspect.getdoc(part) or "") for part in (tillroll.Client, made)]
+    yield "## Over HTTP"
+    yield "\n\n".join(["### tillroll.Client", shape, *about])
+    yield wrapped(
+        "`AsyncClient` takes the same and is awaited, like `AsyncLedger`. Both have the verbs and "
+        "reads above, but for `join`, `book_due` and `prune_refusals`, and these beside:"
+    )
+    yield from (called(f"client.{name}", getattr(tillroll.Client, name)) for name in OF_CLIENTS)
+    yield from (answer(kind) for kind in (tillroll.FailOpen, tillroll.ProvisionalReceipt, Pending))
+
+
+OF_CLIENTS = ("whoami", "pending", "deliver", "dismiss")
 
 
 def answer(kind: type) -> str:
@@ -374,10 +393,12 @@ def refusals_page() -> str:
         for number, (code, kind) in enumerate(errors.REFUSALS.items(), 1)
     ]
     others = list(_other_errors(errors.TillrollError))
-    assert {kind.code for kind in others} == set(problems.ERRORS), "advice and errors differ"
+    advice = {**problems.ERRORS, **problems.EDGE}  # a client raises some of the edge's
+    codes = {kind.code for kind in others}
+    assert set(problems.ERRORS) <= codes <= set(advice), "advice and errors differ"
     more = [
-        f"| `{kind.code}` | `{kind.__name__}` | {problems.ERRORS[kind.code][0]} | {kind.written} "
-        f"| {_meaning(kind)} | {problems.ERRORS[kind.code][1]} |"
+        f"| `{kind.code}` | `{kind.__name__}` | {advice[kind.code][0]} | {kind.written} "
+        f"| {_meaning(kind)} | {advice[kind.code][1]} |"
         for kind in others
     ]
     return (

@@ -9,6 +9,8 @@ Every charge happens once, in order, never below zero, and can be explained.
     ledger.consume("acme", units=20, request_id="job-1")
 """
 
+from typing import TYPE_CHECKING, Any
+
 from tillroll.copying import Copied
 from tillroll.embedded import (
     AsyncLedger,
@@ -30,6 +32,7 @@ from tillroll.ledger.errors import (
     ChargeNotFound,
     CopyMismatch,
     DurabilityWarning,
+    Forbidden,
     GrantNotFound,
     HoldExpired,
     HoldFinalized,
@@ -53,11 +56,16 @@ from tillroll.ledger.errors import (
     StoreReadOnly,
     StoreUnavailable,
     TillrollError,
+    TooManyRequests,
+    Unauthorized,
     Unpriced,
 )
 from tillroll.ledger.receipts import Receipt
 from tillroll.queries import Balance, Page, Verification
 from tillroll.stores.base import Migrated
+
+if TYPE_CHECKING:
+    from tillroll.client import AsyncClient, Client, FailOpen, ProvisionalReceipt
 
 __version__ = "0.1.0"
 
@@ -65,14 +73,18 @@ __all__ = [
     "REFUSALS",
     "AccountClosed",
     "AccountFrozen",
+    "AsyncClient",
     "AsyncLedger",
     "AsyncOpenHold",
     "Balance",
     "BudgetExceeded",
     "ChargeNotFound",
+    "Client",
     "Copied",
     "CopyMismatch",
     "DurabilityWarning",
+    "FailOpen",
+    "Forbidden",
     "GrantNotFound",
     "HoldExpired",
     "HoldFinalized",
@@ -88,6 +100,7 @@ __all__ = [
     "OutcomeUnknown",
     "Overloaded",
     "Page",
+    "ProvisionalReceipt",
     "Quote",
     "QuoteExpired",
     "Receipt",
@@ -103,6 +116,8 @@ __all__ = [
     "StoreReadOnly",
     "StoreUnavailable",
     "TillrollError",
+    "TooManyRequests",
+    "Unauthorized",
     "Unpriced",
     "Verification",
     "copy",
@@ -110,3 +125,15 @@ __all__ = [
     "open",
     "open_async",
 ]
+
+_LATE = frozenset({"AsyncClient", "Client", "FailOpen", "ProvisionalReceipt"})
+
+
+def __getattr__(name: str) -> Any:
+    """Import the client when it is first asked for: who has the ledger in the process never is."""
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from tillroll import client  # noqa: PLC0415 - see above
+
+    found = globals()[name] = getattr(client, name)
+    return found

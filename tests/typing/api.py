@@ -6,7 +6,7 @@ Each public verb gets a line here whose inferred type is written out with `asser
 import sqlite3
 from datetime import timedelta
 from decimal import Decimal
-from typing import assert_type
+from typing import Any, Literal, assert_type
 
 import tillroll
 
@@ -51,6 +51,34 @@ async def for_event_loops(ledger: tillroll.AsyncLedger) -> None:
     assert_type(await ledger.hold("acme", units=5), tillroll.AsyncOpenHold)
     async with ledger.hold("acme", units=5) as hold:
         assert_type(hold, tillroll.AsyncOpenHold)
+        assert_type(await hold.settle(2), tillroll.Receipt)
+
+
+def over_http(client: tillroll.Client) -> None:
+    bounds = tillroll.FailOpen(per_account="50", estimate={"image.generate": 4})
+    made = tillroll.Client(
+        "http://host:8000", api_key="tr_live_x", journal="a.db", fail_open=bounds
+    )
+    assert_type(made, tillroll.Client)
+    assert_type(client.grant("acme", 1000, expires_in="90d"), tillroll.Receipt)
+    assert_type(client.consume("acme", units=Decimal("1.5")).provisional, bool)
+    assert_type(client.preview.refund("acme", "r1"), tillroll.Receipt)
+    assert_type(client.balance("acme"), tillroll.Balance)
+    assert_type(client.statement("acme").receipts, tuple[tillroll.Receipt, ...])
+    assert_type(client.usage(by=["day"])[0]["units"], Any)
+    assert_type(client.pending()[0].state, Literal["waiting", "refused"])
+    assert_type([receipt.seq for receipt in client.entries()], list[int])
+    with client.hold("acme", units=5) as hold:
+        assert_type(hold, tillroll.OpenHold)
+    client.consume("acme", units=0.1)  # pyright: ignore[reportArgumentType]
+    client.settle("acme")  # pyright: ignore[reportCallIssue]
+
+
+async def over_http_from_event_loops(client: tillroll.AsyncClient) -> None:
+    assert_type(await client.consume("acme", units=1), tillroll.Receipt)
+    assert_type(await client.quote("acme", "image.generate"), tillroll.Quote)
+    assert_type(client.sync, tillroll.Client)
+    async with client.hold("acme", units=5) as hold:
         assert_type(await hold.settle(2), tillroll.Receipt)
 
 

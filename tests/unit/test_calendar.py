@@ -113,14 +113,25 @@ def test_a_date_ends_where_its_owner_lives():
 
 @pytest.mark.parametrize(
     ("text", "micros"),
-    [("90d", 90 * DAY), ("1h30m", 90 * MINUTE), ("2w", 14 * DAY), ("1s", 1_000_000)],
+    [
+        ("90d", 90 * DAY),
+        ("1h30m", 90 * MINUTE),
+        ("2w", 14 * DAY),
+        ("1s", 1_000_000),
+        ("1.5s", 1_500_000),
+        ("1m0.000001s", MINUTE + 1),
+    ],
 )
 def test_spans(text: str, micros: int):
     assert calendar.span(text, "span") == micros
     assert calendar.span(timedelta(microseconds=micros), "span") == micros
+    assert calendar.span(calendar.show_span(micros), "span") == micros
 
 
-@pytest.mark.parametrize("text", ["", "0s", "-1d", "1.5h", "m", "1000001w", "9" * 30 + "d", 7])
+@pytest.mark.parametrize(
+    "text",
+    ["", "0s", "-1d", "1.5h", "1.s", ".5s", "0.0000001s", "m", "1000001w", "9" * 30 + "d", 7],
+)
 def test_spans_that_are_none(text: object):
     with pytest.raises(InvalidInput, match="span"):
         calendar.span(text, "span")

@@ -8,7 +8,7 @@ ends the hold.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, Unpack
 
 from tillroll import queries
 from tillroll.embedded.answers import Outcome, exception_of, new_id, receipt_of
@@ -85,7 +85,8 @@ def _async_hold(
 
     @functools.wraps(build)
     def verb(self: AsyncLedger, *args: P.args, **kwargs: P.kwargs) -> PendingHold:
-        return PendingHold(self, build(self._verbs, *args, **kwargs))
+        request = build(self._verbs, *args, **kwargs)
+        return PendingHold(self, functools.partial(self._ask, request))
 
     verb.__annotations__ = {**build.__annotations__, "return": "PendingHold"}
     return verb  # type: ignore[return-value]  # functools.wraps hides it
@@ -392,6 +393,48 @@ class AsyncLedger(_Batches):
         await self.close()
 
 
+class Holder(Protocol):
+    """Who ends holds for threads: a `Ledger`, or a client of one."""
+
+    def settle(self, *args: Any, **kwargs: Any) -> Receipt:
+        """Take what was really used."""
+
+    def release(self, *args: Any, **kwargs: Any) -> Receipt:
+        """Give all of it back."""
+
+    def extend(self, *args: Any, **kwargs: Any) -> Receipt:
+        """Prolong it."""
+
+    def mark_in_doubt(self, *args: Any, **kwargs: Any) -> Receipt:
+        """Say that the outcome is unknown."""
+
+    def hold_state(self, account: str, hold_id: str) -> str:
+        """Return what the hold is now."""
+
+
+class AsyncHolder(Protocol):
+    """Who ends holds for event loops: an `AsyncLedger`, or a client of one."""
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether it works within a transaction of the caller's own."""
+
+    async def settle(self, *args: Any, **kwargs: Any) -> Receipt:
+        """Take what was really used."""
+
+    async def release(self, *args: Any, **kwargs: Any) -> Receipt:
+        """Give all of it back."""
+
+    async def extend(self, *args: Any, **kwargs: Any) -> Receipt:
+        """Prolong it."""
+
+    async def mark_in_doubt(self, *args: Any, **kwargs: Any) -> Receipt:
+        """Say that the outcome is unknown."""
+
+    async def hold_state(self, account: str, hold_id: str) -> str:
+        """Return what the hold is now."""
+
+
 class _HoldBase:
     """What the two kinds of open hold share: which ending the guarded code deserves."""
 
@@ -488,7 +531,7 @@ class OpenHold(_HoldBase):
     marked as in doubt. Where that cannot be written, the exception goes on with a note of it.
     """
 
-    def __init__(self, ledger: Ledger, receipt: Receipt) -> None:
+    def __init__(self, ledger: Holder, receipt: Receipt) -> None:
         """Guard the hold of this receipt."""
         super().__init__(receipt)
         self._ledger = ledger
@@ -579,7 +622,7 @@ class OpenHold(_HoldBase):
 class AsyncOpenHold(_HoldBase):
     """A hold that was opened from an event loop; see `OpenHold`."""
 
-    def __init__(self, ledger: AsyncLedger, receipt: Receipt) -> None:
+    def __init__(self, ledger: AsyncHolder, receipt: Receipt) -> None:
         """Guard the hold of this receipt."""
         super().__init__(receipt)
         self._ledger = ledger
@@ -680,10 +723,12 @@ class AsyncOpenHold(_HoldBase):
 class PendingHold:
     """What `AsyncLedger.hold` returns: await it for the hold, or enter it with `async with`."""
 
-    def __init__(self, ledger: AsyncLedger, request: Request) -> None:
-        """Open this hold when awaited or entered."""
+    def __init__(
+        self, ledger: AsyncHolder, ask: Callable[[], Coroutine[Any, Any, Receipt]]
+    ) -> None:
+        """Open the hold by `ask` when awaited or entered."""
         self._ledger = ledger
-        self._request = request
+        self._ask = ask
         self._open: AsyncOpenHold | None = None
 
     def __await__(self) -> Generator[Any, Any, AsyncOpenHold]:
@@ -691,8 +736,7 @@ class PendingHold:
         return self._begin().__await__()
 
     async def _begin(self) -> AsyncOpenHold:
-        receipt = await self._ledger._ask(self._request)  # noqa: SLF001 - its own verb
-        self._open = AsyncOpenHold(self._ledger, receipt)
+        self._open = AsyncOpenHold(self._ledger, await self._ask())
         return self._open
 
     async def __aenter__(self) -> AsyncOpenHold:

@@ -24,7 +24,9 @@ Span = timedelta | str
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TICK = timedelta(microseconds=1)
-_SPAN = re.compile(r"(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?\Z", re.ASCII)
+_SPAN = re.compile(
+    r"(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)(?:\.(\d{1,6}))?s)?\Z", re.ASCII
+)
 # A thousand years: far enough for any expiry, near enough that no calendar arithmetic overflows.
 SPAN_MAX = 365_000 * DAY
 INSTANT_MAX = 253_402_300_799 * SECOND  # the last second of the year 9999
@@ -59,7 +61,7 @@ def instant(value: object, name: str) -> int:
 
 
 def span(value: object, name: str) -> int:
-    """Return a timedelta, or a text such as "90d", "15m" or "1h30m", as microseconds.
+    """Return a timedelta, or a text such as "90d", "15m", "1h30m" or "2.5s", as microseconds.
 
     Raises:
         InvalidInput: Zero, negative, longer than a thousand years, or not a span.
@@ -68,8 +70,10 @@ def span(value: object, name: str) -> int:
         found = _SPAN.match(value)
         if not found or not value:
             raise InvalidInput(f"{name} is not a span such as '90d' or '1h30m': {value[:40]!r}")
-        parts = [int(part[:12]) if part else 0 for part in found.groups()]
+        *whole, fraction = found.groups()
+        parts = [int(part[:12]) if part else 0 for part in whole]
         micros = sum(n * size for n, size in zip(parts, _SIZES, strict=True))
+        micros += int(f"{fraction or 0:0<6}")  # digits after the point, as millionths
     elif isinstance(value, timedelta):
         micros = value // _TICK
     else:
@@ -80,6 +84,12 @@ def span(value: object, name: str) -> int:
 
 
 _SIZES = (7 * DAY, DAY, HOUR, MINUTE, SECOND)
+
+
+def show_span(micros: int) -> str:
+    """Return a span as a text that `span` reads: 1500000 is "1.5s"."""
+    seconds, part = divmod(micros, SECOND)
+    return f"{seconds}.{part:06d}s" if part else f"{seconds}s"
 
 
 def show_instant(at: int) -> str:

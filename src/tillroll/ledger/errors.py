@@ -4,10 +4,13 @@
     ├── InvalidInput            malformed; nothing written
     ├── IdempotencyConflict     the id was used for something else; nothing written
     ├── NotFound                nothing of that name; nothing written
+    ├── Unauthorized            a service does not know the caller's key; nothing written
+    ├── Forbidden               the key may not do that; nothing written
     ├── Refused                 an expected no, one class for each code, in precedence order
     └── StoreError              operational
         ├── StoreUnavailable    nothing written; ask again with the same request_id
         │   ├── StoreBusy, StoreFull, StoreReadOnly, StoreCorrupt, StoreClosed, Overloaded
+        │   ├── TooManyRequests     the caller's key has too many requests under way
         │   └── SchemaMismatch
         └── OutcomeUnknown      may or may not be written; the same request_id settles it
 
@@ -29,6 +32,7 @@ __all__ = [
     "AccountFrozen",
     "BudgetExceeded",
     "ChargeNotFound",
+    "Forbidden",
     "GrantNotFound",
     "HoldExpired",
     "HoldFinalized",
@@ -52,6 +56,8 @@ __all__ = [
     "StoreReadOnly",
     "StoreUnavailable",
     "TillrollError",
+    "TooManyRequests",
+    "Unauthorized",
     "Unpriced",
 ]
 
@@ -59,7 +65,7 @@ __all__ = [
 class TillrollError(Exception):
     """Base of everything that tillroll raises on purpose."""
 
-    code: ClassVar[str] = "error"
+    code: str = "error"  # the class's own, or the finer one that a service answered with
     written: ClassVar[Literal["nothing", "unknown"]] = "nothing"
     request_id: str | None = None
 
@@ -89,6 +95,18 @@ class NotFound(TillrollError, LookupError):
     """Nothing of that name exists here."""
 
     code = "not_found"
+
+
+class Unauthorized(TillrollError):
+    """The service was given no API key, or one that it does not know. Nothing was written."""
+
+    code = "invalid_api_key"
+
+
+class Forbidden(TillrollError):
+    """The API key is known, but may not do this. Nothing was written."""
+
+    code = "forbidden"
 
 
 class Refused(TillrollError):
@@ -310,6 +328,12 @@ class Overloaded(StoreUnavailable):
     """The queue of waiting requests is full. Nothing was written; wait and ask again."""
 
     code = "overloaded"
+
+
+class TooManyRequests(StoreUnavailable):
+    """The API key has too many requests under way. Nothing was written; wait and ask again."""
+
+    code = "too_many_requests"
 
 
 class SchemaMismatch(StoreUnavailable):

@@ -33,13 +33,31 @@ def read(secret: bytes, quote: str) -> QuoteClaims:
     Raises:
         InvalidInput: It was not signed with this secret, or is no quote at all.
     """
+    body, seal = _parts(quote)
+    if not hmac.compare_digest(_seal(secret, body).encode(), seal.encode()):
+        raise InvalidInput("the quote was not made here, or was altered")
+    return _opened(body)
+
+
+def read_unsealed(quote: str) -> QuoteClaims:
+    """Return what a quote says it promises, for who cannot check it and sends it to who can.
+
+    Raises:
+        InvalidInput: It is no quote at all.
+    """
+    return _opened(_parts(quote)[0])
+
+
+def _parts(quote: str) -> tuple[str, str]:
     parts = quote.split(".") if isinstance(quote, str) and len(quote) <= _LENGTH_MAX else []
     if len(parts) != len(("prefix", "body", "seal")) or parts[0] != _PREFIX:
         raise InvalidInput("that is not a quote")
-    if not hmac.compare_digest(_seal(secret, parts[1]).encode(), parts[2].encode()):
-        raise InvalidInput("the quote was not made here, or was altered")
+    return parts[1], parts[2]
+
+
+def _opened(body: str) -> QuoteClaims:
     try:
-        return _claims.decode(urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        return _claims.decode(urlsafe_b64decode(body + "=" * (-len(body) % 4)))
     except (msgspec.MsgspecError, binascii.Error) as problem:
         raise InvalidInput("the quote cannot be read") from problem
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tillroll.ledger.calendar import show_instant, to_datetime
 from tillroll.ledger.moves import available_before
@@ -22,7 +22,11 @@ class Receipt:
         entry: The entry itself, amounts as integers of 10^-scale.
         account: The balance owner.
         replayed: True when this is the first answer to a repeated request.
+        provisional: False: it is an entry. A client that lets a request through while its service
+            is away answers with a `ProvisionalReceipt`, where it is True.
     """
+
+    provisional: ClassVar[bool] = False
 
     __slots__ = ("_scale", "account", "entry", "replayed")
 
