@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import ThreadPoolExecutor
 
+    from tillroll.ledger.book import Book
     from tillroll.ledger.commands import Request
     from tillroll.stores.base import Store, Writer
     from tillroll.stores.bridge import Bridge
@@ -69,8 +70,31 @@ def answer_in(
     """Answer requests within a database transaction under way: load, decide, append."""
     book = load_book(tx, project, requests, at)
     _still_here(tx)
-    answers = decide_batch(book, requests, at, Rules(tx.prices(project), scale))
+    rules = Rules(tx.prices(project), scale)
+    if 0 < tx.part < len(requests):
+        answers = _decide_in_parts(tx, book, requests, at, rules)
+    else:
+        answers = decide_batch(book, requests, at, rules)
     tx.append(project, book)
+    return answers
+
+
+def _decide_in_parts(
+    tx: Writer, book: Book, requests: Sequence[Request], at: int, rules: Rules
+) -> list[Answer]:
+    """Decide account after account, and have the database write one part during the next.
+
+    Accounts never meet, so their order changes no answer; within an account it is kept.
+    """
+    owners = [request.account_id for request in requests]
+    order = sorted(range(len(requests)), key=owners.__getitem__)
+    answers = [_INTERRUPTED] * len(requests)
+    for first in range(0, len(order), tx.part):
+        part = order[first : first + tx.part]
+        decided = decide_batch(book, [requests[place] for place in part], at, rules)
+        for place, answer in zip(part, decided, strict=True):
+            answers[place] = answer
+        tx.send(book)
     return answers
 
 

@@ -36,8 +36,9 @@ _NAMED_BY_REQUEST = (c.Work, c.Grant)
 
 def decide_batch(book: Book, requests: Sequence[c.Request], at: int, rules: Rules) -> list[Answer]:
     """Answer each request in order, adding to the book what is to be stored."""
+    before = len(book.appended)
     answers = [_answer(book, request, at, rules) for request in requests]
-    for owner in {sealed.account_id for sealed in book.appended}:
+    for owner in {sealed.account_id for sealed in book.appended[before:]}:
         account = book.accounts[owner]
         if account.next_due_at != NEVER:  # entries only lower it; what ended must raise it again
             account.next_due_at = next_due(account)

@@ -178,7 +178,23 @@ class Reader(Protocol):
 
 
 class Writer(Reader, Protocol):
-    """One database transaction that may write."""
+    """One database transaction that may write.
+
+    Attributes:
+        part: How many requests to decide before what they lead to is sent ahead; 0 where nothing
+            is gained by that.
+    """
+
+    @property
+    def part(self) -> int:
+        """See the attributes."""
+
+    def send(self, book: Book) -> None:
+        """Have the entries that are new in the book written while more is decided.
+
+        The accounts come in the order of their ids. What is left to do is done by `append`, which
+        has to follow.
+        """
 
     def append(self, project: str, book: Book) -> None:
         """Write what the book gathered: entries, states, refusals, repeats."""

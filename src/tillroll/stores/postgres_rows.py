@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from msgspec import Struct
@@ -47,6 +48,8 @@ TRAIL_MIN = 16
 # no more bytes than writing entries, however large a state grows.
 TRAIL_BYTES = 512
 COPY_MIN = 5  # below, single rows are quicker: they go out together with the commit
+# Requests decided while the server writes what those before led to: enough for it to be busy.
+PART = 50
 
 
 class PerRow(NamedTuple):
@@ -307,7 +310,13 @@ class Session(Protocol):
         """Run statements in order, in one round trip where that can be; return their rows."""
 
     def copy(self, sql: str, data: str) -> None:
-        """Run a COPY from these lines."""
+        """Send these lines to a COPY, which begins with the first of them.
+
+        The server writes while we go on; nothing else may be run until `copied`.
+        """
+
+    def copied(self) -> None:
+        """End the COPY; what the server objects to in its lines is raised here at the latest."""
 
 
 # How one transaction goes about it: append; lock; lock, and keep out those who append.
@@ -503,6 +512,7 @@ class PostgresWriter(PostgresReader):
         self._prices = prices
         self._versions: dict[str, int] = {}
         self._moved: str | Literal[False] | None = False  # False where it has not been looked up
+        self._sent = 0  # entries of the book that are on their way
         self.last: list[Statement] = []
 
     def load(
@@ -566,6 +576,26 @@ class PostgresWriter(PostgresReader):
             remembered = self._prices[project] = (number, super().prices(project))
         return remembered[1]
 
+    @property
+    def part(self) -> int:
+        """How many requests to decide before what they lead to is sent ahead."""
+        return PART if self.copies and self._session.copy_min <= PART else 0
+
+    def send(self, book: Book) -> None:
+        """Have the server write these entries while more is decided; see `append`."""
+        self._check(book)
+        lines = [_entry_line(sealed) for sealed in book.appended[self._sent :]]
+        if lines:
+            self._session.copy(_COPY_ENTRIES, "".join(lines))
+            self._sent += len(lines)
+
+    def _check(self, book: Book) -> None:
+        """Raise where what the book gathered must not be written this way."""
+        if book.dismissed and self._way == "append":
+            raise Retry("what is wrong has to be wrong as things stand")
+        if book.refused and self._way != "alone":
+            raise Doubt("a refusal has to be decided while nobody appends")
+
     def append(self, project: str, book: Book) -> None:
         """Write what the book gathered.
 
@@ -573,12 +603,11 @@ class PostgresWriter(PostgresReader):
             Doubt: Something is refused, and somebody may append to its account meanwhile.
             Retry: Something was dismissed for what is remembered.
         """
-        if book.dismissed and self._way == "append":
-            raise Retry("what is wrong has to be wrong as things stand")
-        if book.refused and self._way != "alone":
-            raise Doubt("a refusal has to be decided while nobody appends")
-        if book.appended:
-            self._append_entries(sorted(book.appended, key=_place))
+        self._check(book)
+        if self._sent:
+            self._session.copied()
+        elif book.appended:
+            self._append_entries(sorted(book.appended, key=_owner))
         touched = {sealed.account_id for sealed in book.appended}
         stale = [owner for owner in touched if self._is_behind(owner)]
         stale += [o for o in book.accounts if o not in touched and self._is_early(o, book.at)]
@@ -614,6 +643,7 @@ class PostgresWriter(PostgresReader):
         else:
             lines = [_entry_line(sealed) for sealed in entries]
             self._session.copy(_COPY_ENTRIES, "".join(lines))
+            self._session.copied()
 
     def _is_behind(self, owner: bytes) -> bool:
         """Return whether the row of an account that got entries has to be written."""
@@ -808,9 +838,9 @@ def _columns(rows: Iterable[Sequence[object]]) -> list[object]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def _place(sealed: Sealed) -> tuple[bytes, int]:
-    """Return where an entry stands: all write in this order, so that none waits in a circle."""
-    return sealed.account_id, sealed.entry.seq
+# All write in the order of accounts, so that none waits in a circle; those of one account stand in
+# the order of their seq already.
+_owner = attrgetter("account_id")
 
 
 def _entry_row(sealed: Sealed) -> list[object]:

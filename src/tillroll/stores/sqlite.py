@@ -764,6 +764,8 @@ class SqliteReader:
 class SqliteWriter(SqliteReader):
     """What may be done within one database transaction that writes."""
 
+    part = 0
+
     def __init__(
         self, connection: Connection, states: dict[bytes, Account], prices: dict[str, PriceBook]
     ) -> None:
@@ -793,6 +795,9 @@ class SqliteWriter(SqliteReader):
         if book is None:
             book = known[project] = super().prices(project)
         return book
+
+    def send(self, book: Book) -> None:
+        """Do nothing: SQLite works in the thread that decides."""
 
     def append(self, project: str, book: Book) -> None:
         """Write what the book gathered."""
