@@ -330,13 +330,14 @@ class Engine:
             size = 0
             while self._queue:
                 head = self._queue[0]
-                if self._batch and (isinstance(head, Act) or size + len(head.requests) > BATCH_MAX):
+                more, alone = len(head.requests), isinstance(head, Act)
+                if self._batch and (alone or size + more > BATCH_MAX):
                     break
                 self._batch.append(head)
                 self._queue.popleft()
-                size += len(head.requests)
-                self._waiting -= len(head.requests)
-                if isinstance(head, Act):
+                self._waiting -= more
+                size += more
+                if alone:
                     break
             return True
 

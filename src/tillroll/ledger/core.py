@@ -51,6 +51,8 @@ def missing_stories(book: Book, requests: Sequence[c.Request], at: int) -> set[t
     A story leads to others: a refund to the charge, from there to the grants that paid. So a
     store asks again after each load until nothing is missing.
     """
+    if all(isinstance(request.command, _NAMED_BY_REQUEST) for request in requests):
+        return set()
     wanted: set[tuple[bytes, str]] = set()
     seen: set[tuple[bytes, str]] = set()
     settles: dict[tuple[bytes, str], str] = {}

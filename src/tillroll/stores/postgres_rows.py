@@ -33,7 +33,7 @@ from tillroll.ledger.types import NEVER, Account, Entry, Refusal
 from tillroll.stores.base import SEQ_MAX, Key, Remembrance, Repeats, Retry, Stored, Story, least
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from tillroll.ledger.book import Book, Sealed
     from tillroll.ledger.pricing import PriceVersion
@@ -531,27 +531,27 @@ class PostgresWriter(PostgresReader):
         known = self._states
         self.loaded.update(wanted)
         new = [owner for owner in wanted if owner not in known]
-        old = [owner for owner in wanted if owner in known]
-        statements: dict[str, list[Statement]] = {
-            "share": [(_SHARE_GATE, ())],
-            "close": [(_CLOSE_GATE, ())],
-            "make": self._each(
+        plan: dict[str, Callable[[], list[Statement]]] = {
+            "share": lambda: [(_SHARE_GATE, ())],
+            "close": lambda: [(_CLOSE_GATE, ())],
+            "make": lambda: self._each(
                 _NEW_ACCOUNTS, [(owner.hex(), project, wanted[owner], NEVER) for owner in new]
             ),
-            "lock": self._each(_LOCK, [(owner.hex(),) for owner in sorted(wanted)]),
-            "states": [(_STATES_AND_TRAILS, [_ids(new)] * 2)] if new else [],
-            "added": self._each(_ADDED, [(o.hex(), known[o].account.seq) for o in old]),
-            "answers": [(_ANSWERS, _keys(keys) * 2)],
-            "prices": [(_PRICES_KNOWN, [project])],
-            "place": [(PLACE, ())],
+            "lock": lambda: self._each(_LOCK, [(owner.hex(),) for owner in sorted(wanted)]),
+            "states": lambda: [(_STATES_AND_TRAILS, [_ids(new)] * 2)] if new else [],
+            "added": lambda: self._each(
+                _ADDED, [(o.hex(), known[o].account.seq) for o in wanted if o in known]
+            ),
+            "answers": lambda: [(_ANSWERS, _keys(keys) * 2)],
+            "prices": lambda: [(_PRICES_KNOWN, [project])],
+            "place": lambda: [(PLACE, ())],
         }
-        for needless in _NEEDLESS[self._way]:
-            statements[needless] = []
+        needless = _NEEDLESS[self._way]
+        statements = {name: make() for name, make in plan.items() if name not in needless}
         answers = iter(self._session.run(*itertools.chain.from_iterable(statements.values())))
-        rows = {
-            name: [row for _ in parts for row in next(answers)]
-            for name, parts in statements.items()
-        }
+        rows: dict[str, Rows] = {name: [] for name in plan}
+        for name, parts in statements.items():
+            rows[name] = [row for _ in parts for row in next(answers)]
         self._versions[project] = rows["prices"][0][0]
         place: dict[str, str] = dict(rows["place"])
         self._moved = place.get("moved_to")
@@ -613,8 +613,9 @@ class PostgresWriter(PostgresReader):
         stale += [o for o in book.accounts if o not in touched and self._is_early(o, book.at)]
         self.last += self._each(_SET_STATES, [self._state(project, o) for o in sorted(stale)])
         if self._way == "append":
-            dues = [(self._states[o].account.next_due_at, o.hex()) for o in sorted(touched)]
-            self.last += self._each(_LOWER_DUE, [row for row in dues if row[0] < NEVER])
+            dues = [(o, self._states[o].account.next_due_at) for o in touched]
+            lower = sorted([due for due in dues if due[1] < NEVER])
+            self.last += self._each(_LOWER_DUE, [(due, owner.hex()) for owner, due in lower])
         if book.refused:
             # A request refused twice in one batch (retry_refused) keeps the last refusal.
             rows = {
