@@ -836,7 +836,15 @@ def _keys(keys: Collection[Key]) -> list[object]:
 
 
 def _columns(rows: Iterable[Sequence[object]]) -> list[object]:
-    return [list(column) for column in zip(*rows, strict=True)]
+    """Return rows as arrays, a column each, none of whose values is absent."""
+    return [_column(column) for column in zip(*rows, strict=True)]
+
+
+def _column(values: tuple[Any, ...]) -> object:
+    """Return values of one kind as an array: numbers and texts as a literal of our own."""
+    if type(values[0]) is int:
+        return _array(map(str, values))
+    return _quoted(values) if type(values[0]) is str else list(values)
 
 
 # All write in the order of accounts, so that none waits in a circle; those of one account stand in
