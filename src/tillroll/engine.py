@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import ThreadPoolExecutor
 
+    from tillroll.ledger.book import Book
     from tillroll.ledger.commands import Request
     from tillroll.stores.base import Store, Writer
     from tillroll.stores.bridge import Bridge
@@ -67,8 +68,31 @@ def answer_in(tx: Writer, scale: int, requests: Sequence[Request], at: int) -> l
     project = requests[0].project
     book = load_book(tx, project, requests, at)
     _still_here(tx)
-    answers = decide_batch(book, requests, at, Rules(tx.prices(project), scale))
+    rules = Rules(tx.prices(project), scale)
+    if 0 < tx.part < len(requests):
+        answers = _decide_in_parts(tx, book, requests, at, rules)
+    else:
+        answers = decide_batch(book, requests, at, rules)
     tx.append(project, book)
+    return answers
+
+
+def _decide_in_parts(
+    tx: Writer, book: Book, requests: Sequence[Request], at: int, rules: Rules
+) -> list[Answer]:
+    """Decide account after account, and have the database write one part during the next.
+
+    Accounts never meet, so their order changes no answer; within an account it is kept.
+    """
+    owners = [request.account_id for request in requests]
+    order = sorted(range(len(requests)), key=owners.__getitem__)
+    answers = [_INTERRUPTED] * len(requests)
+    for first in range(0, len(order), tx.part):
+        part = order[first : first + tx.part]
+        decided = decide_batch(book, [requests[place] for place in part], at, rules)
+        for place, answer in zip(part, decided, strict=True):
+            answers[place] = answer
+        tx.send(book)
     return answers
 
 
@@ -336,16 +360,17 @@ class Engine:
             others: list[Ticket] = []  # of other projects: theirs is another batch
             while self._queue:
                 head = self._queue[0]
-                if self._batch and (isinstance(head, Act) or size + len(head.requests) > BATCH_MAX):
+                more, alone = len(head.requests), isinstance(head, Act)
+                if self._batch and (alone or size + more > BATCH_MAX):
                     break
                 self._queue.popleft()
                 if self._batch and head.project != self._batch[0].project:
                     others.append(head)
                     continue
                 self._batch.append(head)
-                size += len(head.requests)
-                self._waiting -= len(head.requests)
-                if isinstance(head, Act):
+                size += more
+                self._waiting -= more
+                if alone:
                     break
             self._queue.extendleft(reversed(others))
             return True

@@ -14,7 +14,7 @@ from tests.servers.cluster import Cluster
 from tillroll.embedded import Ledger
 from tillroll.engine import Engine
 from tillroll.stores.postgres import PostgresStore
-from tillroll.stores.postgres_rows import GATE
+from tillroll.stores.postgres_rows import GATE, PART
 
 
 def way(ledger: tillroll.Ledger) -> str:
@@ -263,3 +263,72 @@ def test_what_falls_due_is_booked_by_whoever_remembers_it_otherwise(appending_ur
     for ledger in (here, there):
         assert ledger.verify().ok
         ledger.close()
+
+
+# --- batches that are sent while they are decided -----------------------------------------------
+
+LARGE = 4 * PART
+
+
+def items(accounts: int) -> list[dict[str, object]]:
+    return [
+        {"account": f"a{n % accounts}", "units": 1, "request_id": f"r{n}"} for n in range(LARGE)
+    ]
+
+
+@pytest.mark.parametrize("accounts", [1, 7, LARGE])
+def test_answers_come_in_the_order_of_the_items(appending_url: str, accounts: int):
+    with tillroll.open(appending_url) as ledger:
+        for n in range(accounts):
+            ledger.grant(f"a{n}", 1_000)
+        asked = items(accounts)
+        outcomes = ledger.consume_many(asked)
+        receipts = [outcome.receipt for outcome in outcomes]
+        assert [(r.account, r.request_id) for r in receipts if r] == [
+            (item["account"], item["request_id"]) for item in asked
+        ]
+        assert [r.seq for r in receipts if r and r.account == "a0"] == [
+            *range(2, 2 + LARGE // accounts + (LARGE % accounts > 0))
+        ]
+        assert {outcome.status for outcome in ledger.consume_many(asked)} == {"replayed"}
+        assert ledger.verify().ok
+
+
+def test_a_refusal_breaks_off_what_was_sent_and_stays_on_the_connection(appending_url: str):
+    with tillroll.open(appending_url) as ledger:
+        for n in range(LARGE):
+            ledger.grant(f"a{n}", 1_000 if n else 1)
+        appends(ledger, "a1")
+        ledger.consume("a0", units=1)
+        assert isinstance(ledger.store, PostgresStore)
+        before = ledger.store._writer
+        outcomes = ledger.consume_many(items(LARGE))
+        assert Counter(o.status for o in outcomes) == {"created": LARGE - 1, "refused": 1}
+        assert outcomes[0].status == "refused"
+        assert ledger.store._writer is before
+        assert ledger.verify().ok
+
+
+def test_what_another_process_wrote_first_breaks_off_the_batch(appending_url: str):
+    with tillroll.open(appending_url) as here, tillroll.open(appending_url) as there:
+        for n in range(LARGE):
+            here.grant(f"a{n}", 1_000)
+        appends(here, "a1")
+        here.consume_many({"account": f"a{n}", "units": 1} for n in range(LARGE))
+        there.consume("a7", units=1)
+        outcomes = here.consume_many(items(LARGE))
+        assert {outcome.status for outcome in outcomes} == {"created"}
+        assert here.balance("a7").used == 3
+        assert here.verify().ok
+
+
+def test_a_row_that_the_database_refuses_fails_alone(appending_url: str):
+    with tillroll.open(appending_url) as ledger, psycopg.connect(appending_url) as other:
+        for n in range(7):
+            ledger.grant(f"a{n}", 1_000)
+        other.execute("ALTER TABLE tillroll_entries ADD CHECK (request_id <> 'r11')")
+        other.commit()
+        outcomes = ledger.consume_many(items(7))
+        assert Counter(o.status for o in outcomes) == {"created": LARGE - 1, "failed": 1}
+        assert outcomes[11].status == "failed"
+        assert ledger.verify().ok

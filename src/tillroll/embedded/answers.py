@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tillroll.ledger.errors import REFUSALS, Refused, TillrollError
@@ -19,14 +20,21 @@ if TYPE_CHECKING:
 
 def new_id() -> str:
     """Return a UUIDv7: unique, and ordered by time so that the index of ids grows at its end."""
-    millis = f"{time.time_ns() // 1_000_000:012x}"
+    head = _time_of(time.time_ns() // 1_000_000)
     try:
         tail = _TAILS.popleft()
     except IndexError:
         made = os.urandom(_TAIL_BYTES * _TAILS_MADE).hex()
         _TAILS.extend([made[n : n + _TAIL] for n in range(0, len(made), _TAIL)])
         tail = os.urandom(_TAIL_BYTES).hex()
-    return f"{millis[:8]}-{millis[8:]}-7{tail[:3]}-{_VARIANT[tail[3]]}{tail[4:7]}-{tail[7:19]}"
+    return f"{head}{tail[:3]}-{_VARIANT[tail[3]]}{tail[4:7]}-{tail[7:19]}"
+
+
+@lru_cache(maxsize=1)
+def _time_of(millis: int) -> str:
+    """Return how the ids of one millisecond begin: their time and their version."""
+    digits = f"{millis:012x}"
+    return f"{digits[:8]}-{digits[8:]}-7"
 
 
 # Random parts made ahead by one call: each call to the system lets go of Python's lock, and taking

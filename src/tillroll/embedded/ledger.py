@@ -161,7 +161,10 @@ class _Batches:
                 continue
             answer = next(rest)
             if isinstance(answer.outcome, Entry):
-                outcomes.append(Outcome(receipt_of(answer, item, self.scale), None))
+                receipt = Receipt(
+                    answer.outcome, self.scale, item.account, replayed=answer.replayed
+                )
+                outcomes.append(Outcome(receipt, None))
             else:
                 outcomes.append(Outcome(None, exception_of(answer, item, self.scale)))
         return outcomes

@@ -36,8 +36,9 @@ _NAMED_BY_REQUEST = (c.Work, c.Grant)
 
 def decide_batch(book: Book, requests: Sequence[c.Request], at: int, rules: Rules) -> list[Answer]:
     """Answer each request in order, adding to the book what is to be stored."""
+    before = len(book.appended)
     answers = [_answer(book, request, at, rules) for request in requests]
-    for owner in {sealed.account_id for sealed in book.appended}:
+    for owner in {sealed.account_id for sealed in book.appended[before:]}:
         account = book.accounts[owner]
         if account.next_due_at != NEVER:  # entries only lower it; what ended must raise it again
             account.next_due_at = next_due(account)
@@ -50,6 +51,8 @@ def missing_stories(book: Book, requests: Sequence[c.Request], at: int) -> set[t
     A story leads to others: a refund to the charge, from there to the grants that paid. So a
     store asks again after each load until nothing is missing.
     """
+    if all(isinstance(request.command, _NAMED_BY_REQUEST) for request in requests):
+        return set()
     wanted: set[tuple[bytes, str]] = set()
     seen: set[tuple[bytes, str]] = set()
     settles: dict[tuple[bytes, str], str] = {}

@@ -8,7 +8,6 @@ happened is then found out by `recover` and a look at the ids, never guessed.
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
 
 from tillroll.ledger.book import Book
@@ -193,7 +192,23 @@ class Reader(Protocol):
 
 
 class Writer(Reader, Protocol):
-    """One database transaction that may write."""
+    """One database transaction that may write.
+
+    Attributes:
+        part: How many requests to decide before what they lead to is sent ahead; 0 where nothing
+            is gained by that.
+    """
+
+    @property
+    def part(self) -> int:
+        """See the attributes."""
+
+    def send(self, book: Book) -> None:
+        """Have the entries that are new in the book written while more is decided.
+
+        The accounts come in the order of their ids. What is left to do is done by `append`, which
+        has to follow.
+        """
 
     def append(self, project: str, book: Book) -> None:
         """Write what the book gathered: entries, states, refusals, repeats."""
@@ -289,16 +304,18 @@ def persist(store: Writes[W], act: Callable[[W], T]) -> T:
         StoreBusy: Others were faster each time; nothing was written.
         CommitUncertain, StoreError: As `Store.write`.
     """
-    for _ in range(TRIES - 1):
-        with suppress(Retry), store.write() as tx:
-            return act(tx)
-    try:
-        with store.write() as tx:
-            return act(tx)
-    except Retry as problem:
-        raise StoreBusy(
-            f"{problem}, {TRIES} times; nothing was written. Ask again with the same request_id"
-        ) from problem
+    tries = TRIES
+    while True:
+        try:
+            with store.write() as tx:
+                return act(tx)
+        except Retry as problem:
+            tries -= 1
+            if not tries:
+                raise StoreBusy(
+                    f"{problem}, {TRIES} times; nothing was written. Ask again with the same "
+                    f"request_id"
+                ) from problem
 
 
 def load_book(reader: Reader, project: str, requests: Sequence[Request], at: int) -> Book:
@@ -322,14 +339,14 @@ def load_book(reader: Reader, project: str, requests: Sequence[Request], at: int
 
 def least(account: Account) -> int:
     """Return the least of all that may never be negative on this account; at most 0."""
-    amounts = [0]
+    lowest = 0
     for grant in account.grants.values():
-        amounts += grant.remaining, grant.pinned
+        lowest = min(lowest, grant.remaining, grant.pinned)
     for hold in account.holds.values():
-        amounts += hold.lines.values()
+        lowest = min(lowest, 0, *hold.lines.values())
     for wallet in account.wallets.values():
-        amounts.append(wallet.held)
-    return min(amounts)
+        lowest = min(lowest, wallet.held)
+    return lowest
 
 
 class Migration(NamedTuple):

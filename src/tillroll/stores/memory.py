@@ -263,10 +263,15 @@ class MemoryReader:
 class MemoryWriter(MemoryReader):
     """What may be written: gathered as acts, done when the database transaction ends well."""
 
+    part = 0
+
     def __init__(self, store: MemoryStore) -> None:
         """Gather acts on this store."""
         super().__init__(store)
         self.acts: list[Callable[[], object]] = []
+
+    def send(self, book: Book) -> None:
+        """Do nothing: there is nobody who could write meanwhile."""
 
     def append(self, project: str, book: Book) -> None:
         """Write what the book gathered."""

@@ -17,7 +17,7 @@ import secrets
 import threading
 import time
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import msgspec
@@ -65,9 +65,14 @@ from tillroll.stores.postgres_rows import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from psycopg import Copy
     from psycopg.abc import RV, PQGen
 
     from tillroll.stores.postgres_rows import Rows, Statement
+
+
+class GaveUp(Exception):
+    """Tells psycopg to break off a COPY."""
 
 
 class NoAnswer(psycopg.OperationalError):
@@ -391,6 +396,7 @@ class PostgresStore:
             try:
                 yield writer
             except BaseException as problem:
+                session.give_up()
                 self._give_up(connection, writer)
                 if isinstance(problem, psycopg.Error):
                     self._raise_unwritten(connection, problem)
@@ -692,10 +698,13 @@ class _Pipelined:
         """Send through this connection; `begin` goes ahead of the first statements."""
         self._connection = connection
         self._begin = begin
+        self._copying: Copy | None = None
+        self._ending = ExitStack()
         self.begun = False
 
     def run(self, *statements: Statement) -> list[Rows]:
         """Run statements in order, in one round trip; return their rows."""
+        assert self._copying is None, "the server listens to a COPY"
         # Without parameters, not with none: a % in a project's name is then no placeholder.
         begin = [] if self.begun else [(statement, None) for statement in self._begin]
         self.begun = True
@@ -717,11 +726,26 @@ class _Pipelined:
         return [c.fetchall() if c.description else [] for c in cursors[len(begin) :]]
 
     def copy(self, sql: str, data: str) -> None:
-        """Run a COPY from these lines."""
-        if not self.begun:
-            self.run()
-        with self._connection.cursor() as cursor, cursor.copy(sql) as copy:
-            copy.write(data)
+        """Send these lines to a COPY, which begins with the first of them."""
+        if self._copying is None:
+            if not self.begun:
+                self.run()
+            cursor = self._ending.enter_context(self._connection.cursor())
+            self._copying = self._ending.enter_context(cursor.copy(sql))
+        self._copying.write(data)
+
+    def copied(self) -> None:
+        """End the COPY; what the server objects to in its lines is raised here at the latest."""
+        self._copying = None
+        self._ending.close()
+
+    def give_up(self) -> None:
+        """Break off a COPY that is under way, so that the server listens again."""
+        if self._copying is not None:
+            self._copying = None
+            problem = GaveUp("the batch was given up")
+            with suppress(psycopg.Error, GaveUp):
+                self._ending.__exit__(GaveUp, problem, None)
 
 
 def connect(dsn: str, url: str) -> Connection:

@@ -155,6 +155,10 @@ class _Hosted:
         """Not done here; see `copy_min`."""
         raise NotImplementedError
 
+    def copied(self) -> None:
+        """Not done here; see `copy_min`."""
+        raise NotImplementedError
+
 
 class _JoinedWriter(PostgresWriter):
     """Writes under the locks of the host's transaction, with nothing remembered."""

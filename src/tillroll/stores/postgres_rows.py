@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from msgspec import Struct
@@ -32,7 +33,7 @@ from tillroll.ledger.types import NEVER, Account, Entry, Refusal
 from tillroll.stores.base import SEQ_MAX, Key, Remembrance, Repeats, Retry, Stored, Story, least
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from tillroll.ledger.book import Book, Sealed
     from tillroll.ledger.pricing import PriceVersion
@@ -47,6 +48,8 @@ TRAIL_MIN = 16
 # no more bytes than writing entries, however large a state grows.
 TRAIL_BYTES = 512
 COPY_MIN = 5  # below, single rows are quicker: they go out together with the commit
+# Requests decided while the server writes what those before led to: enough for it to be busy.
+PART = 50
 
 
 class PerRow(NamedTuple):
@@ -328,7 +331,13 @@ class Session(Protocol):
         """Run statements in order, in one round trip where that can be; return their rows."""
 
     def copy(self, sql: str, data: str) -> None:
-        """Run a COPY from these lines."""
+        """Send these lines to a COPY, which begins with the first of them.
+
+        The server writes while we go on; nothing else may be run until `copied`.
+        """
+
+    def copied(self) -> None:
+        """End the COPY; what the server objects to in its lines is raised here at the latest."""
 
 
 # How one transaction goes about it: append; lock; lock, and keep out those who append.
@@ -543,6 +552,7 @@ class PostgresWriter(PostgresReader):
         self._versions: dict[str, int] = {}
         self._moved: str | Literal[False] | None = False  # False where it has not been looked up
         self._counted = False  # whether this transaction's documents count in the version
+        self._sent = 0  # entries of the book that are on their way
         self.last: list[Statement] = []
 
     def load(
@@ -561,27 +571,27 @@ class PostgresWriter(PostgresReader):
         known = self._states
         self.loaded.update(wanted)
         new = [owner for owner in wanted if owner not in known]
-        old = [owner for owner in wanted if owner in known]
-        statements: dict[str, list[Statement]] = {
-            "share": [(_SHARE_GATE, ())],
-            "close": [(_CLOSE_GATE, ())],
-            "make": self._each(
+        plan: dict[str, Callable[[], list[Statement]]] = {
+            "share": lambda: [(_SHARE_GATE, ())],
+            "close": lambda: [(_CLOSE_GATE, ())],
+            "make": lambda: self._each(
                 _NEW_ACCOUNTS, [(owner.hex(), project, wanted[owner], NEVER) for owner in new]
             ),
-            "lock": self._each(_LOCK, [(owner.hex(),) for owner in sorted(wanted)]),
-            "states": [(_STATES_AND_TRAILS, [_ids(new)] * 2)] if new else [],
-            "added": self._each(_ADDED, [(o.hex(), known[o].account.seq) for o in old]),
-            "answers": [(_ANSWERS, _keys(keys) * 2)],
-            "prices": [(_PRICES_KNOWN, [project])],
-            "place": [(PLACE, ())],
+            "lock": lambda: self._each(_LOCK, [(owner.hex(),) for owner in sorted(wanted)]),
+            "states": lambda: [(_STATES_AND_TRAILS, [_ids(new)] * 2)] if new else [],
+            "added": lambda: self._each(
+                _ADDED, [(o.hex(), known[o].account.seq) for o in wanted if o in known]
+            ),
+            "answers": lambda: [(_ANSWERS, _keys(keys) * 2)],
+            "prices": lambda: [(_PRICES_KNOWN, [project])],
+            "place": lambda: [(PLACE, ())],
         }
-        for needless in _NEEDLESS[self._way]:
-            statements[needless] = []
+        needless = _NEEDLESS[self._way]
+        statements = {name: make() for name, make in plan.items() if name not in needless}
         answers = iter(self._session.run(*itertools.chain.from_iterable(statements.values())))
-        rows = {
-            name: [row for _ in parts for row in next(answers)]
-            for name, parts in statements.items()
-        }
+        rows: dict[str, Rows] = {name: [] for name in plan}
+        for name, parts in statements.items():
+            rows[name] = [row for _ in parts for row in next(answers)]
         self._versions[project] = rows["prices"][0][0]
         place: dict[str, str] = dict(rows["place"])
         self._moved = place.get("moved_to")
@@ -606,6 +616,26 @@ class PostgresWriter(PostgresReader):
             remembered = self._prices[project] = (number, super().prices(project))
         return remembered[1]
 
+    @property
+    def part(self) -> int:
+        """How many requests to decide before what they lead to is sent ahead."""
+        return PART if self.copies and self._session.copy_min <= PART else 0
+
+    def send(self, book: Book) -> None:
+        """Have the server write these entries while more is decided; see `append`."""
+        self._check(book)
+        lines = [_entry_line(sealed) for sealed in book.appended[self._sent :]]
+        if lines:
+            self._session.copy(_COPY_ENTRIES, "".join(lines))
+            self._sent += len(lines)
+
+    def _check(self, book: Book) -> None:
+        """Raise where what the book gathered must not be written this way."""
+        if book.dismissed and self._way == "append":
+            raise Retry("what is wrong has to be wrong as things stand")
+        if book.refused and self._way != "alone":
+            raise Doubt("a refusal has to be decided while nobody appends")
+
     def append(self, project: str, book: Book) -> None:
         """Write what the book gathered.
 
@@ -613,19 +643,19 @@ class PostgresWriter(PostgresReader):
             Doubt: Something is refused, and somebody may append to its account meanwhile.
             Retry: Something was dismissed for what is remembered.
         """
-        if book.dismissed and self._way == "append":
-            raise Retry("what is wrong has to be wrong as things stand")
-        if book.refused and self._way != "alone":
-            raise Doubt("a refusal has to be decided while nobody appends")
-        if book.appended:
-            self._append_entries(sorted(book.appended, key=_place))
+        self._check(book)
+        if self._sent:
+            self._session.copied()
+        elif book.appended:
+            self._append_entries(sorted(book.appended, key=_owner))
         touched = {sealed.account_id for sealed in book.appended}
         stale = [owner for owner in touched if self._is_behind(owner)]
         stale += [o for o in book.accounts if o not in touched and self._is_early(o, book.at)]
         self.last += self._each(_SET_STATES, [self._state(project, o) for o in sorted(stale)])
         if self._way == "append":
-            dues = [(self._states[o].account.next_due_at, o.hex()) for o in sorted(touched)]
-            self.last += self._each(_LOWER_DUE, [row for row in dues if row[0] < NEVER])
+            dues = [(o, self._states[o].account.next_due_at) for o in touched]
+            lower = sorted([due for due in dues if due[1] < NEVER])
+            self.last += self._each(_LOWER_DUE, [(due, owner.hex()) for owner, due in lower])
         if book.refused:
             # A request refused twice in one batch (retry_refused) keeps the last refusal.
             rows = {
@@ -654,6 +684,7 @@ class PostgresWriter(PostgresReader):
         else:
             lines = [_entry_line(sealed) for sealed in entries]
             self._session.copy(_COPY_ENTRIES, "".join(lines))
+            self._session.copied()
 
     def _is_behind(self, owner: bytes) -> bool:
         """Return whether the row of an account that got entries has to be written."""
@@ -858,12 +889,20 @@ def _keys(keys: Collection[Key]) -> list[object]:
 
 
 def _columns(rows: Iterable[Sequence[object]]) -> list[object]:
-    return [list(column) for column in zip(*rows, strict=True)]
+    """Return rows as arrays, a column each, none of whose values is absent."""
+    return [_column(column) for column in zip(*rows, strict=True)]
 
 
-def _place(sealed: Sealed) -> tuple[bytes, int]:
-    """Return where an entry stands: all write in this order, so that none waits in a circle."""
-    return sealed.account_id, sealed.entry.seq
+def _column(values: tuple[Any, ...]) -> object:
+    """Return values of one kind as an array: numbers and texts as a literal of our own."""
+    if type(values[0]) is int:
+        return _array(map(str, values))
+    return _quoted(values) if type(values[0]) is str else list(values)
+
+
+# All write in the order of accounts, so that none waits in a circle; those of one account stand in
+# the order of their seq already.
+_owner = attrgetter("account_id")
 
 
 def _entry_row(sealed: Sealed) -> list[object]:

@@ -19,7 +19,7 @@ import threading
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import apsw
 import msgspec
@@ -307,6 +307,7 @@ class SqliteStore:
         self._lent: dict[Connection, int] = {}  # to the thread of that number
         self._states: dict[bytes, Account] = {}
         self._prices: dict[str, PriceBook] = {}
+        self._places: dict[Literal["moved_to"], str | None] = {}
         self._data_version = -1
         self._writer: Connection | None = None
         self._checkpoint_pages = CHECKPOINT_PAGES
@@ -410,9 +411,15 @@ class SqliteStore:
 
     # ------------------------------------------------------------ the contract
 
-    @contextmanager
-    def write(self) -> Iterator[SqliteWriter]:
+    def write(self) -> _Writing:
         """Open a database transaction; see `Store.write`."""
+        return _Writing(self)
+
+    def begin(self) -> SqliteWriter:
+        """Begin a database transaction; `end` has to follow.
+
+        Where Ctrl-C came between, it does not: the next one cleans up first.
+        """
         with self._translating:
             if self._dirty and self._writer is not None:
                 self._give_up(self._writer)
@@ -426,14 +433,17 @@ class SqliteStore:
                 if version != self._data_version or len(self._states) > CACHED_ACCOUNTS_MAX:
                     self._forget()
                     self._data_version = version
-                yield SqliteWriter(connection, self._states, self._prices)
-            except GeneratorExit:
-                # Ctrl-C came between here and the caller's block, and this is the garbage
-                # collector, at any later time, in any thread: the next write has cleaned up.
-                raise
+                return SqliteWriter(connection, self._states, self._prices, self._places)
             except BaseException:
                 self._give_up(connection)
                 raise
+
+    def end(self, connection: Connection, error: BaseException | None) -> None:
+        """Commit, or roll back where there was an error."""
+        with self._translating:
+            if error is not None:
+                self._give_up(connection)
+                raise error
             self._commit(connection)
             self._dirty = False
 
@@ -469,6 +479,7 @@ class SqliteStore:
     def _forget(self) -> None:
         self._states.clear()
         self._prices.clear()
+        self._places.clear()
         self._data_version = -1
 
     @contextmanager
@@ -612,6 +623,23 @@ class SqliteStore:
         with self._calm:
             self._closed = True
             self._close_own()
+
+
+class _Writing:
+    """One database transaction, as a context manager: for a lone caller each microsecond counts."""
+
+    __slots__ = ("_connection", "_store")
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+
+    def __enter__(self) -> SqliteWriter:
+        writer = self._store.begin()
+        self._connection = writer.connection
+        return writer
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._store.end(self._connection, error)
 
 
 class SqliteReader:
@@ -790,16 +818,23 @@ class SqliteReader:
 class SqliteWriter(SqliteReader):
     """What may be done within one database transaction that writes."""
 
+    part = 0
+
     def __init__(
-        self, connection: Connection, states: dict[bytes, Account], prices: dict[str, PriceBook]
+        self,
+        connection: Connection,
+        states: dict[bytes, Account],
+        prices: dict[str, PriceBook],
+        places: dict[Literal["moved_to"], str | None],
     ) -> None:
-        """Write through this connection, with what is remembered of accounts and prices.
+        """Write through this connection, with what is remembered of accounts, prices and moves.
 
         What is remembered is changed on the way: after a rollback it has to be forgotten.
         """
         super().__init__(connection)
         self._states = states
         self._prices = prices
+        self._places = places
         self._due: dict[bytes, int] = {}  # next_due_at as the rows have it
         self._counted = False  # whether this transaction's documents count in the version
 
@@ -820,6 +855,15 @@ class SqliteWriter(SqliteReader):
         if book is None:
             book = known[project] = super().prices(project)
         return book
+
+    def moved_to(self) -> str | None:
+        """Return where this ledger went, remembered while nobody else has written."""
+        if "moved_to" not in self._places:
+            self._places["moved_to"] = super().moved_to()
+        return self._places["moved_to"]
+
+    def send(self, book: Book) -> None:
+        """Do nothing: SQLite works in the thread that decides."""
 
     def append(self, project: str, book: Book) -> None:
         """Write what the book gathered."""
@@ -901,6 +945,7 @@ class SqliteWriter(SqliteReader):
 
     def set_moved(self, to: str | None) -> None:
         """Mark the ledger as gone to another place, or as here again."""
+        self._places.clear()
         if to is None:
             self.connection.execute("DELETE FROM tillroll_meta WHERE name = 'moved_to'")
         else:
