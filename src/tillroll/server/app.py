@@ -52,7 +52,7 @@ class Application:
     def __init__(self, settings: Settings) -> None:
         """Be ready to start; nothing is opened yet."""
         self.settings = settings
-        self._metrics = metrics.Metrics()
+        self._metrics = metrics.Metrics(settings.waiting_max)
         self._engine: Engine | None = None
         self._service: Service | None = None
         self._upkeep: Upkeep | None = None
