@@ -18,7 +18,7 @@ DEV = $(VENV)/.stamp-dev
 LOCKS = requirements/build.lock requirements/runtime.lock
 
 .PHONY: help demo test check format format-check lint types imports tidy spelling docs reference \
-	coverage bench soak power-cut build wheel lock clean
+	typescript-types coverage bench soak power-cut build wheel lock clean
 
 help: ## list the tasks
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -60,6 +60,13 @@ docs: $(DEV) ## build the documentation site into site/
 
 reference: $(DEV) ## write the generated pages of docs/reference anew
 	$(BIN)/python scripts/reference.py
+
+typescript-types: $(DEV) ## write the types of the TypeScript client anew (node and npm)
+	cd clients/typescript && npm ci --silent
+	mkdir -p build
+	$(BIN)/python -c 'from tillroll.api import openapi; print(openapi.description().decode())' \
+		> build/openapi.json
+	cd clients/typescript && npm run --silent schema -- ../../build/openapi.json
 
 coverage: $(DEV) ## the tests with branch coverage; all of ledger/ must be covered
 	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term $(ARGS)
