@@ -11,13 +11,13 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tillroll.api import licenzy
-from tillroll.api.calls import Answer, Call, Stream, Tenant
+from tillroll.api.calls import JSON, Answer, Call, Stream, Tenant
 from tillroll.api.followers import Followers
 from tillroll.api.keys import Keyring
 from tillroll.api.openapi import description
 from tillroll.api.routes import routes
 from tillroll.api.routing import Routes
-from tillroll.ledger.errors import NotFound, TillrollError
+from tillroll.ledger.errors import InvalidInput, NotFound, TillrollError
 from tillroll.wire import problems
 from tillroll.wire.answers import render
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 PER_KEY_MAX = 1_000
+PROBLEMS = "/problems/"
 TENANTS_MAX = 10_000
 _ONCE = frozenset({b"authorization", b"idempotency-key", b"content-type", b"last-event-id"})
 
@@ -98,12 +99,11 @@ class Service:
         failure: Exception | None = None
         try:
             try:
-                public = await self._public_answer(scope)
-                if public is None:
+                if scope["path"] in self._public or scope["path"].startswith(PROBLEMS):
+                    answer: Answer | Stream = await self._public_answer(scope)
+                else:
                     call = self._route(scope)
                     answer = await self._answer(call, receive)
-                else:
-                    answer = public
             except TillrollError as problem:
                 failure = problem
                 answer = self._problem(scope, call, problem)
@@ -126,17 +126,15 @@ class Service:
 
     # ------------------------------------------------------------ from the head to the handler
 
-    async def _public_answer(self, scope: Scope) -> Answer | None:
-        """Return the answer of an address that needs no key, None where it is none."""
+    async def _public_answer(self, scope: Scope) -> Answer:
+        """Return the answer of an address that needs no key."""
         path: str = scope["path"]
         page = self._public.get(path)
-        if page is None and not path.startswith("/problems/"):
-            return None
         if scope["method"] not in ("GET", "HEAD"):
             raise problems.MethodNotAllowed(f"this address has GET, not {scope['method']}", "GET")
         if page is not None:
             return await page()
-        text = problems.explain(path.removeprefix("/problems/"))
+        text = problems.explain(path.removeprefix(PROBLEMS))
         if text is None:
             raise NotFound("there is no problem of that code")
         return Answer(text.encode(), media_type=b"text/plain; charset=utf-8")
@@ -144,6 +142,8 @@ class Service:
     def _route(self, scope: Scope) -> Call:
         route, params = self._routes.find(scope["method"], scope["raw_path"])
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        if len(headers) != len(scope["headers"]):
+            _refuse_doubled(scope["headers"])
         return Call(self.followers, route, params, headers, scope["query_string"])
 
     async def _answer(self, call: Call, receive: Receive) -> Answer | Stream:
@@ -181,7 +181,8 @@ class Service:
         scheme, _, token = authorization.partition(b" ")
         if scheme.lower() != b"bearer" or not token:
             raise problems.MissingBearerToken("send the header Authorization: Bearer tr_...")
-        key = await self._keyring.find(token.strip().decode("latin-1"))
+        said = token.decode("latin-1")
+        key = self._keyring.known(said) or await self._keyring.find(said)
         if key is None or not key.is_good(self.engine.clock()):
             raise problems.InvalidApiKey("the API key is not known, has expired or was revoked")
         return key
@@ -242,6 +243,17 @@ def fill(template: str, **values: str) -> str:
     return template
 
 
+def _refuse_doubled(headers: list[tuple[bytes, bytes]]) -> None:
+    """Refuse a request that says twice who calls or what for: proxies disagree about which counts.
+
+    Raises:
+        InvalidInput: It does.
+    """
+    names = [name for name, _ in headers if name in _ONCE]
+    if len(names) != len(set(names)):
+        raise InvalidInput("a header that may come once comes twice")
+
+
 async def _openapi() -> Answer:
     return Answer(description(), media_type=b"application/json")
 
@@ -253,23 +265,20 @@ async def _body(call: Call, receive: Receive) -> bytes:
         UnsupportedMediaType, BodyTooLarge: It is not read.
         Disconnected: It did not come whole.
     """
-    media_type = call.headers.get(b"content-type", b"application/json")
-    if media_type.split(b";")[0].strip().lower() != b"application/json":
+    media_type = call.headers.get(b"content-type", JSON)
+    if media_type != JSON and media_type.split(b";")[0].strip().lower() != JSON:
         raise problems.UnsupportedMediaType("the body must be application/json")
     most = call.route.body_max
-    parts: list[bytes] = []
-    size = 0
+    body = bytearray()
     while True:
         message = await receive()
         if message["type"] != "http.request":
             raise Disconnected
-        part = message.get("body", b"")
-        size += len(part)
-        if size > most:
+        body += message.get("body", b"")
+        if len(body) > most:
             raise problems.BodyTooLarge(f"the body may have {most} bytes at the most")
-        parts.append(part)
         if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+            return bytes(body)
 
 
 async def _send(answer: Answer, send: Send, *, head_only: bool = False) -> None:
@@ -291,8 +300,7 @@ async def _send(answer: Answer, send: Send, *, head_only: bool = False) -> None:
 async def _send_stream(answer: Stream, send: Send, receive: Receive) -> None:
     """Send parts as they come, until there are no more or the caller hangs up."""
     headers = [(b"content-type", answer.media_type), (b"cache-control", b"no-store")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    sending = asyncio.ensure_future(_send_parts(answer, send))
+    sending = asyncio.ensure_future(_send_parts(answer, send, headers))
     gone = asyncio.ensure_future(_gone(receive))
     try:
         await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -300,9 +308,11 @@ async def _send_stream(answer: Stream, send: Send, receive: Receive) -> None:
         gone.cancel()
         sending.cancel()
         await asyncio.gather(sending, gone, return_exceptions=True)
+        answer.ended()
 
 
-async def _send_parts(answer: Stream, send: Send) -> None:
+async def _send_parts(answer: Stream, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     async for part in answer.parts:
         await send({"type": "http.response.body", "body": part, "more_body": True})
     await send({"type": "http.response.body", "body": b""})

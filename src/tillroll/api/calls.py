@@ -42,10 +42,11 @@ class Answer(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """What is sent back bit by bit, for as long as somebody listens."""
+    """What is sent back bit by bit, for as long as somebody listens; then `ended` is called."""
 
     parts: AsyncIterator[bytes]
     media_type: bytes
+    ended: Callable[[], None]
 
 
 Handler = Callable[["Call"], Awaitable["Answer | Stream"]]
@@ -85,16 +86,6 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     licenzy: bool = False
     whole_project: bool = False
     body_max: int = BODY_MAX
-
-    @property
-    def parts(self) -> list[str]:
-        """The parts of its path."""
-        return self.path.split("/")[1:]
-
-    @property
-    def places(self) -> tuple[int, ...]:
-        """Which parts are parameters."""
-        return tuple(n for n, part in enumerate(self.parts) if part.startswith("{"))
 
     @property
     def has_account(self) -> bool:

@@ -130,9 +130,10 @@ def new_key(
     Raises:
         InvalidInput: No such scope or mode.
     """
-    wanted = tuple(scope for scope in SCOPES if scope in set(scopes))
-    if not wanted or len(wanted) != len(set(scopes)):
-        raise InvalidInput(f"scopes must be of {', '.join(SCOPES)}")
+    asked = list(scopes)
+    wanted = tuple(scope for scope in SCOPES if scope in asked)
+    if not wanted or len(wanted) != len(asked):
+        raise InvalidInput(f"scopes must be of {', '.join(SCOPES)}, each once")
     if mode not in MODES:
         raise InvalidInput("mode must be test or live")
     names = tuple(sorted(set(accounts)))
@@ -231,6 +232,15 @@ class Keyring:
         self._by_digest: dict[str, ApiKey] = {}
         self._read_at = float("-inf")  # when the reading of what we know began
         self._reading: asyncio.Task[None] | None = None
+
+    def known(self, token: str) -> ApiKey | None:
+        """Return the key of a token where what is known of it is as good as new, without waiting.
+
+        None says nothing: ask `find`.
+        """
+        if time.monotonic() - self._read_at > LEASE_SECONDS / 2:
+            return None
+        return self._by_digest.get(digest_of(token))
 
     async def find(self, token: str) -> ApiKey | None:
         """Return the key of a token; None where there is none, whether or not it is good.

@@ -64,10 +64,10 @@ def document() -> dict[str, Any]:
     """Return the description as plain values."""
     known = routes()
     schemas = _schemas(known)
-    noes = _Noes()
+    shared = _Responses()
     paths: dict[str, dict[str, Any]] = {}
     for route in known:
-        operation = _operation(route, schemas, noes)
+        operation = _operation(route, schemas, shared)
         paths.setdefault(route.path, {})[route.method.lower()] = operation
     return {
         "openapi": "3.1.0",
@@ -80,10 +80,10 @@ def document() -> dict[str, Any]:
         "servers": [{"url": "/"}],
         "security": [{"key": []}],
         "tags": [{"name": group} for group in dict.fromkeys(route.group for route in known)],
-        "paths": {**paths, **_public(noes)},
+        "paths": {**paths, **_public(shared)},
         "components": {
             "schemas": schemas,
-            "responses": noes.components,
+            "responses": shared.components,
             "securitySchemes": {
                 "key": {
                     "type": "http",
@@ -109,13 +109,13 @@ def _schemas(known: list[Route]) -> dict[str, Any]:
     return found
 
 
-def _operation(route: Route, schemas: dict[str, Any], noes: _Noes) -> dict[str, Any]:
+def _operation(route: Route, schemas: dict[str, Any], shared: _Responses) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": route.name,
         "summary": route.summary,
         "tags": [route.group],
         "parameters": [*_in_path(route.path), *_in_query(route, schemas), *_in_header(route)],
-        "responses": _responses(route, noes),
+        "responses": _responses(route, shared),
     }
     if route.scopes:
         scopes = " or ".join(sorted(route.scopes | {"admin"}))
@@ -178,7 +178,7 @@ def _in_header(route: Route) -> list[dict[str, Any]]:
     ]
 
 
-def _responses(route: Route, noes: _Noes) -> dict[str, Any]:
+def _responses(route: Route, shared: _Responses) -> dict[str, Any]:
     media_type = "text/event-stream" if route.name == "follow" else "application/json"
     schema = {"type": "string"} if route.name == "follow" else _ref(route.answer)
     good: dict[str, Any] = {
@@ -204,7 +204,9 @@ def _responses(route: Route, noes: _Noes) -> dict[str, Any]:
         statuses = {*by_status, 400, 409} - {402, 410, 422}
         said = {str(status): _licenzy_no() for status in sorted(statuses)}
     else:
-        said = {str(status): noes.of(status, codes) for status, codes in sorted(by_status.items())}
+        said = {
+            str(status): shared.of(status, codes) for status, codes in sorted(by_status.items())
+        }
     return {"200": good, **said}
 
 
@@ -218,7 +220,7 @@ def _codes(route: Route) -> list[str]:
     return list(dict.fromkeys(codes))
 
 
-class _Noes:
+class _Responses:
     """The problems of the API, each set of codes described once."""
 
     def __init__(self) -> None:
@@ -261,7 +263,7 @@ def _licenzy_no() -> dict[str, Any]:
     }
 
 
-def _public(noes: _Noes) -> dict[str, Any]:
+def _public(shared: _Responses) -> dict[str, Any]:
     """Describe what needs no key."""
     health = {"application/json": {"schema": _ref(answers.Health)}}
     text = {"text/plain": {"schema": {"type": "string"}}}
@@ -282,7 +284,7 @@ def _public(noes: _Noes) -> dict[str, Any]:
                 "content": health,
             }
         if path in ("/metrics", "/problems/{code}"):
-            responses["404"] = noes.of(404, ["not_found"])
+            responses["404"] = shared.of(404, ["not_found"])
         described[path] = {
             "get": {
                 "operationId": name,

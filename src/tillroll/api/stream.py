@@ -8,6 +8,7 @@ due within `LOOK_SECONDS`.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tillroll.api.calls import Call, Stream
@@ -38,7 +39,12 @@ async def follow(call: Call) -> Stream:
         raise NotFound(f"there is no account {account!r} here")
     owner = account_id(call.tenant.name, account)
     followers = call.followers
-    return Stream(_events(reads, account, wallet, after, followers, owner), b"text/event-stream")
+    event = followers.join(owner)
+    return Stream(
+        _events(reads, account, wallet, after, followers, event),
+        b"text/event-stream",
+        partial(followers.leave, owner, event),
+    )
 
 
 async def _events(
@@ -47,33 +53,29 @@ async def _events(
     wallet: str,
     seen: int | None,
     followers: Followers,
-    owner: bytes,
+    event: asyncio.Event,
 ) -> AsyncIterator[bytes]:
-    event = followers.join(owner)
-    try:
-        silent = 0.0
-        shown: bytes | None = None
-        while not followers.stopping:
-            event.clear()
-            balance, entries = await asyncio.to_thread(_changes, reads, account, wallet, seen)
-            seen = balance.seq
-            plain = balance.to_dict()
-            plain.pop("as_of")
-            now = render(plain)
-            for entry in entries:
-                yield _event("entry", entry.seq, render(entry.to_dict()))
-            if entries or now != shown:
-                shown, silent = now, 0.0
-                yield _event("balance", seen, render(balance.to_dict()))
-            elif silent >= ALIVE_SECONDS:
-                silent = 0.0
-                yield b": still here\n\n"
-            try:
-                await asyncio.wait_for(event.wait(), LOOK_SECONDS)
-            except TimeoutError:
-                silent += LOOK_SECONDS
-    finally:
-        followers.leave(owner, event)
+    silent = 0.0
+    shown: bytes | None = None
+    while not followers.stopping:
+        event.clear()
+        balance, entries = await asyncio.to_thread(_changes, reads, account, wallet, seen)
+        seen = balance.seq
+        plain = balance.to_dict()
+        plain.pop("as_of")
+        now = render(plain)
+        for entry in entries:
+            yield _event("entry", entry.seq, render(entry.to_dict()))
+        if entries or now != shown:
+            shown, silent = now, 0.0
+            yield _event("balance", seen, render(balance.to_dict()))
+        elif silent >= ALIVE_SECONDS:
+            silent = 0.0
+            yield b": still here\n\n"
+        try:
+            await asyncio.wait_for(event.wait(), LOOK_SECONDS)
+        except TimeoutError:
+            silent += LOOK_SECONDS
 
 
 def _changes(

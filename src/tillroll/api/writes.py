@@ -49,6 +49,8 @@ def previewing(verb: str, shape: type[msgspec.Struct]) -> Handler:
     async def preview(call: Call) -> Answer:
         given = bodies.arguments(call.parse(shape))
         given["actor"] = call.actor(given.get("actor"))
+        if b"idempotency-key" in call.headers:  # a preview of a repeat is that repeat's answer
+            given["request_id"] = call.request_id()
         decide = getattr(call.tenant.reads.preview, verb)
         receipt = await asyncio.to_thread(decide, *call.params, **given)
         return answered(receipt.to_dict())

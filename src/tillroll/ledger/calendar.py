@@ -84,7 +84,13 @@ _SIZES = (7 * DAY, DAY, HOUR, MINUTE, SECOND)
 
 def show_instant(at: int) -> str:
     """Return an instant as ISO 8601 in UTC, such as 2026-01-31T12:00:00Z."""
-    return to_datetime(at).isoformat().replace("+00:00", "Z")
+    second, micros = divmod(at, SECOND)
+    return f"{_show_second(second)}.{micros:06d}Z" if micros else f"{_show_second(second)}Z"
+
+
+@lru_cache(maxsize=4_096)
+def _show_second(second: int) -> str:
+    return to_datetime(second * SECOND).replace(tzinfo=None).isoformat()
 
 
 def to_datetime(at: int) -> datetime:

@@ -102,6 +102,9 @@ def parse_signed(value: object, scale: int, name: str = "units") -> int:
     return units
 
 
+_POWERS = tuple(10**scale for scale in range(SCALE_MAX + 1))
+
+
 def to_decimal(units: int, scale: int) -> Decimal:
     """Return stored units as an exact decimal without trailing zeros: 980000000 is 980."""
     whole, part = divmod(abs(units), 10**scale)
@@ -112,8 +115,9 @@ def to_decimal(units: int, scale: int) -> Decimal:
 
 def show_units(units: int, scale: int) -> str:
     """Return stored units as a plain decimal string: 1500000 is "1.5"."""
-    whole, part = divmod(abs(units), 10**scale)
+    power = _POWERS[scale]
+    if not units % power:  # the common case, and cheap
+        return str(units // power)
+    whole, part = divmod(abs(units), power)
     sign = "-" if units < 0 else ""
-    if not part:
-        return f"{sign}{whole}"
     return f"{sign}{whole}.{part:0{scale}d}".rstrip("0")

@@ -264,8 +264,11 @@ def parse(shape: type[B], body: bytes) -> B:
 
 def arguments(body: Struct) -> dict[str, Any]:
     """Return what a body gives, as arguments of the verb."""
-    given = {name: getattr(body, name) for name in body.__struct_fields__}
-    return {name: value for name, value in given.items() if value is not UNSET}
+    return {
+        name: value
+        for name in body.__struct_fields__
+        if (value := getattr(body, name)) is not UNSET
+    }
 
 
 def _decoder(shape: type[B]) -> msgspec.json.Decoder[B]:

@@ -220,8 +220,8 @@ def document(
         **shown,
     }
     if isinstance(problem, Refused):
-        untils = [way["until"] for way in problem.ways_out if "until" in way]
-        shown["retry_at"] = min(untils, default=None)
+        ends = [way["until"] for way in problem.ways_out if "until" in way]
+        shown["retry_at"] = min(ends, default=None)
         shown["topup_url"] = topup_url if status == 402 else None  # noqa: PLR2004 - about money
     return shown
 
