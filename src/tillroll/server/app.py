@@ -18,7 +18,7 @@ from tillroll.api.calls import Answer
 from tillroll.embedded import open_engine
 from tillroll.jobs import Upkeep
 from tillroll.ledger.errors import NotFound, TillrollError
-from tillroll.server import logs, metrics
+from tillroll.server import logs, metrics, traces
 from tillroll.server.settings import Settings
 from tillroll.wire.answers import render
 
@@ -53,6 +53,7 @@ class Application:
         """Be ready to start; nothing is opened yet."""
         self.settings = settings
         self._metrics = metrics.Metrics(settings.waiting_max)
+        self._traces: traces.Traces | None = None
         self._engine: Engine | None = None
         self._service: Service | None = None
         self._upkeep: Upkeep | None = None
@@ -95,6 +96,7 @@ class Application:
             StoreUnavailable, SchemaMismatch: The store cannot be used.
         """
         settings = self.settings
+        self._traces = traces.begin()
         self._engine = engine = await asyncio.to_thread(
             open_engine,
             settings.database_url,
@@ -127,6 +129,8 @@ class Application:
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
         await asyncio.to_thread(self._engine.close)
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
         log.info("stopped", pid=os.getpid())
 
     # ------------------------------------------------------------ what needs no key
@@ -169,6 +173,8 @@ class Application:
     def _observe(self, batch: Batch) -> None:
         assert self._service is not None
         self._metrics.batch(batch)
+        if self._traces is not None:
+            self._traces.batch(batch)
         self._service.notice(batch)
 
     def _looked(self, found: Looked | TillrollError) -> None:
@@ -181,6 +187,8 @@ class Application:
     ) -> None:
         route = "none" if call is None else call.route.name
         self._metrics.called(route, status, seconds)
+        if self._traces is not None and call is not None:
+            self._traces.called(call, status, seconds, problem)
         failed = status >= 500  # noqa: PLR2004 - where the service is at fault
         if not (failed or self.settings.access_log or seconds > SLOW_SECONDS):
             return
