@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib.util
 import os
 import signal
 from typing import TYPE_CHECKING, Any
@@ -25,11 +26,13 @@ from tillroll.wire.answers import render
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
+    from tillroll.api.agents import Agents
     from tillroll.api.calls import Call
     from tillroll.engine import Batch, Engine
     from tillroll.jobs import Looked
 
 GIVEN = "TILLROLL_SETTINGS"  # where the parent leaves the settings for its workers
+MCP_PATH = "/mcp"
 READY_SECONDS = 5.0
 SLOW_SECONDS = 1.0
 # Garbage is looked for when so many objects are new: what lives as long as the process (the
@@ -56,6 +59,8 @@ class Application:
         self._traces: traces.Traces | None = None
         self._engine: Engine | None = None
         self._service: Service | None = None
+        self._agents: Agents | None = None
+        self._stack = contextlib.AsyncExitStack()
         self._upkeep: Upkeep | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -68,7 +73,10 @@ class Application:
         """Serve a call, or start and stop with the server."""
         if scope["type"] == "http":
             assert self._service is not None
-            await self._service(scope, receive, send)
+            if self._agents is not None and scope["path"] == MCP_PATH:
+                await self._agents(scope, receive, send)
+            else:
+                await self._service(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
 
@@ -113,6 +121,9 @@ class Application:
         engine.observe = self._observe
         self._upkeep = Upkeep(engine, settings.upkeep_seconds, self._looked)
         self._task = asyncio.create_task(self._upkeep.run())
+        self._agents = _agents(service) if settings.mcp else None
+        if self._agents is not None:
+            await self._stack.enter_async_context(self._agents.run())
         _on_stop(service.stop)
         gc.collect()
         gc.freeze()
@@ -125,6 +136,7 @@ class Application:
         assert self._task is not None
         assert self._service is not None
         self._service.stop()
+        await self._stack.aclose()
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
@@ -209,6 +221,15 @@ def _look(engine: Engine) -> str | None:
     """Read from the store; return where the ledger was moved to, None where it is here."""
     with engine.store.read() as reader:
         return reader.moved_to()
+
+
+def _agents(service: Service) -> Agents | None:
+    """Return what answers agents, None where the package is not there."""
+    if importlib.util.find_spec("mcp") is None:
+        return None
+    from tillroll.api.agents import Agents  # noqa: PLC0415 - an extra, and slow to import
+
+    return Agents(service, MCP_PATH)
 
 
 def _on_stop(act: Callable[[], None]) -> None:
