@@ -92,15 +92,17 @@ wheel: build ## the tests against the built wheel, not against the source
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 # Needs uv on the PATH. No line of a lock may name a host: where packages come from is the
-# installer's business. The dev lock is compiled under the runtime lock, so the versions agree.
+# installer's business. Each lock is compiled under the one before it, so the versions agree.
 COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(LOCKARGS)
 
 lock: ## renew the locks (LOCKARGS=--upgrade for newer versions)
 	$(COMPILE) requirements/build.in -o requirements/build.lock
 	$(COMPILE) pyproject.toml -o requirements/runtime.lock
+	$(COMPILE) pyproject.toml --extra server --extra postgres --extra mcp --extra otel \
+		-c requirements/runtime.lock -o requirements/server.lock
 	$(COMPILE) pyproject.toml --extra all --group dev -c requirements/build.lock \
-		-c requirements/runtime.lock -o requirements/dev.lock
+		-c requirements/server.lock -o requirements/dev.lock
 	@if grep -n '://' requirements/*.lock; then echo 'a lock names a host' >&2; exit 1; fi
 
 clean: ## remove what the tasks made
