@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from tests.api.conftest import Served
+from tests.docs.pages import read_page
 from tillroll.api import openapi
 from tillroll.ledger.errors import REFUSALS
 
-CLIENT = Path(__file__).parents[2] / "clients" / "typescript"
+ROOT = Path(__file__).parents[2]
+CLIENT = ROOT / "clients" / "typescript"
 SECONDS_MAX = 300
 KEEPS = ("examples", "package-lock.json", "package.json", "src", "tests", "tsconfig.build.json")
 
@@ -72,6 +74,17 @@ def test_it_compiles_under_strict(client: Path):
     said = npm(client, "run", "check").stdout
     assert "error" not in said
     assert json.loads((CLIENT / "tsconfig.json").read_text("utf-8"))["compilerOptions"]["strict"]
+
+
+def test_what_the_pages_show_compiles(client: Path):
+    pages = (CLIENT / "README.md", ROOT / "docs" / "guides" / "typescript.md")
+    blocks = [block for page in pages for block in read_page(page).blocks]
+    shown = [block.text for block in blocks if block.language == "typescript"]
+    for number, text in enumerate(shown):
+        module = client / "examples" / f"shown{number}.ts"
+        module.write_text(text.replace('"tillroll"', '"../src/index.js"'), "utf-8")
+    assert len(shown) == 3
+    assert "error" not in npm(client, "run", "check").stdout
 
 
 def test_its_own_tests_pass_against_a_service(client: Path, serve):
