@@ -18,7 +18,7 @@ DEV = $(VENV)/.stamp-dev
 LOCKS = requirements/build.lock requirements/runtime.lock
 
 .PHONY: help demo test check format format-check lint types imports tidy spelling docs reference \
-	coverage bench soak power-cut build wheel lock clean
+	typescript-types coverage bench soak power-cut build wheel lock clean
 
 help: ## list the tasks
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -61,6 +61,13 @@ docs: $(DEV) ## build the documentation site into site/
 reference: $(DEV) ## write the generated pages of docs/reference anew
 	$(BIN)/python scripts/reference.py
 
+typescript-types: $(DEV) ## write the types of the TypeScript client anew (node and npm)
+	cd clients/typescript && npm ci --silent
+	mkdir -p build
+	$(BIN)/python -c 'from tillroll.api import openapi; print(openapi.description().decode())' \
+		> build/openapi.json
+	cd clients/typescript && npm run --silent schema -- ../../build/openapi.json
+
 coverage: $(DEV) ## the tests with branch coverage; all of ledger/ must be covered
 	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term $(ARGS)
 	$(BIN)/python -m coverage report --include='src/tillroll/ledger/*' --fail-under=100
@@ -85,15 +92,17 @@ wheel: build ## the tests against the built wheel, not against the source
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 # Needs uv on the PATH. No line of a lock may name a host: where packages come from is the
-# installer's business. The dev lock is compiled under the runtime lock, so the versions agree.
+# installer's business. Each lock is compiled under the one before it, so the versions agree.
 COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(LOCKARGS)
 
 lock: ## renew the locks (LOCKARGS=--upgrade for newer versions)
 	$(COMPILE) requirements/build.in -o requirements/build.lock
 	$(COMPILE) pyproject.toml -o requirements/runtime.lock
+	$(COMPILE) pyproject.toml --extra server --extra postgres --extra mcp --extra otel \
+		-c requirements/runtime.lock -o requirements/server.lock
 	$(COMPILE) pyproject.toml --extra all --group dev -c requirements/build.lock \
-		-c requirements/runtime.lock -o requirements/dev.lock
+		-c requirements/server.lock -o requirements/dev.lock
 	@if grep -n '://' requirements/*.lock; then echo 'a lock names a host' >&2; exit 1; fi
 
 clean: ## remove what the tasks made

@@ -17,13 +17,17 @@ import re
 import sys
 import textwrap
 import types
+import typing
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+import msgspec
 
 import tillroll
 from tillroll import catalog, embedded
 from tillroll.client.journal import Pending
 from tillroll.ledger import errors, pricing, verbs
+from tillroll.server import settings
 from tillroll.stores import base
 from tillroll.wire import problems
 
@@ -641,6 +645,73 @@ def _help(*words: str) -> str:
     return "```text\n" + "\n".join(lines) + "\n```"
 
 
+# ---------------------------------------------------------------- settings.md
+
+SETTINGS_TOP = f"""# Settings
+
+{MADE}
+
+What `tillroll serve` can be told, by a variable of the environment or in a TOML file. The
+environment wins over the file, and an option of the command over both. The file is named by
+`--config` or by `TILLROLL_CONFIG`; what it has and nobody knows is an error. `tillroll config
+check` reads all of it as `serve` does, and shows what it comes to.
+
+| setting | variable | is | unless set |
+|---|---|---|---|
+"""
+SETTINGS_END = """
+For what is on or off, `yes`, `no`, `on`, `off`, `true` and `false` will do.
+
+The same in a file:
+
+```toml title="tillroll-service.toml"
+database_url = "postgresql://tillroll_app@db.internal/credits"
+host = "0.0.0.0"
+workers = 2
+topup_url = "https://shop.example/credits?account={account}"
+```
+
+```console
+$ TILLROLL_WORKERS=4 tillroll config check --config tillroll-service.toml --json
+{
+  "ok": true,
+  "settings": {
+    "database_url": "postgresql://tillroll_app@db.internal/credits",
+...
+    "workers": 4,
+...
+```
+
+Where traces go is told by the variables of OpenTelemetry, see
+[Observability](../operating/observability.md#traces)."""
+
+
+def settings_page() -> str:
+    described = dict(items(sections(inspect.getdoc(settings.Settings) or "")["Attributes"]))
+    fields = msgspec.structs.fields(settings.Settings)
+    assert list(described) == [field.name for field in fields], "settings and their words differ"
+    rows = [
+        f"| `{field.name}` | `{settings.PREFIX}{field.name.upper()}` | {described[field.name]}"
+        f"{_choices(field.type)} | {_setting(field.default)} |"
+        for field in fields
+    ]
+    return SETTINGS_TOP + "\n".join(rows) + "\n" + SETTINGS_END
+
+
+def _choices(kind: object) -> str:
+    if typing.get_origin(kind) is not typing.Literal:
+        return ""
+    return " One of " + ", ".join(f"`{choice}`" for choice in typing.get_args(kind)) + "."
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "" if value is None else f"`{value}`" if isinstance(value, str) else f"{value}"
+
+
 # ---------------------------------------------------------------- write or check
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -648,6 +719,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "refusals.md": refusals_page,
     "schema.md": schema_page,
     "cli.md": cli_page,
+    "settings.md": settings_page,
 }
 
 

@@ -108,7 +108,7 @@ def test_an_id_is_made_where_none_is_given_and_previews_have_none():
     assert first.request_id != second.request_id
     assert first.fingerprint == second.fingerprint
     preview = write_call(VERBS, "consume", ("a",), {"units": 1}, preview=True)
-    assert (preview.path, preview.request_id) == ("/v1/accounts/a/consume/preview", None)
+    assert (preview.path, preview.request_id) == ("/v1/accounts/a/preview/consume", None)
     preview = write_call(VERBS, "consume", ("a",), {"units": 1, "request_id": "r"}, preview=True)
     assert preview.request_id == "r"
     assert not preview.writes

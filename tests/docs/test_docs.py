@@ -8,7 +8,7 @@ How a page is run, by the language of its blocks:
   (`...` stands for anything). It must succeed, unless the line ends in a comment: `# exit 3`.
 - any language with `title="name"`: written to that file and not run. `toml` blocks may name the
   file in a first line `# tillroll.toml` instead.
-- `json` and `toml` must parse; a `sql` query must run if the page has made `credits.db`.
+- `json`, `toml` and `yaml` must parse; a `sql` query must run if the page has made `credits.db`.
 - A comment `<!-- skip: reason -->` above a block leaves it out, and says why.
 """
 
@@ -29,11 +29,15 @@ from pathlib import Path
 
 import apsw
 import pytest
+import yaml
 
 from tests.docs.pages import Block, Page, read_page
 
 ROOT = Path(__file__).parents[2]
-LANGUAGES = {"console", "html", "ini", "json", "mermaid", "python", "sql", "text", "toml"}
+LANGUAGES = {
+    *("console", "html", "ini", "json", "mermaid", "promql", "python", "sql", "text", "toml"),
+    *("typescript", "yaml"),
+}
 BLOCK_SECONDS_MAX = 120
 # Tasks of the Makefile that pages name. CI runs them; what one does in a single line is run here.
 TASKS = {"make check": None, "make demo": "tillroll demo", "make test": None}
@@ -111,7 +115,7 @@ class PageRun:
         target.write_text(block.text, encoding="utf-8")
         if block.language == "python":
             ast.parse(block.text, str(block))
-        elif block.language in {"json", "toml"}:
+        elif block.language in {"json", "toml", "yaml"}:
             getattr(self, f"run_{block.language}")(block)
 
     def run_nothing(self, block: Block) -> None:
@@ -127,6 +131,12 @@ class PageRun:
         try:
             tomllib.loads(block.text)
         except ValueError as error:
+            pytest.fail(f"{block}: {error}")
+
+    def run_yaml(self, block: Block) -> None:
+        try:
+            list(yaml.safe_load_all(block.text))
+        except yaml.YAMLError as error:
             pytest.fail(f"{block}: {error}")
 
     def run_sql(self, block: Block) -> None:
@@ -294,6 +304,7 @@ LIES = {
     "line 4, in <module>": "# Page\n\n```python\n1 / 0\n```\n",
     "page shows": "```python\n>>> 1 + 1\n3\n```\n",
     "Expecting": "```json\n{,}\n```\n",
+    "mapping values": "```yaml\na: b: c\n```\n",
     "Invalid": "```toml\na = b\n```\n",
     "no language of ours": "```ruby\nputs 1\n```\n",
     "say why": "<!-- skip: -->\n```python\n1 / 0\n```\n",

@@ -79,7 +79,8 @@ def write_call(
     given, request = _checked(verbs, verb, args, kwargs)
     route = ROUTES[verb]
     named = {name: given.pop(name) for name in ("hold_id", "grant_id", "name") if name in given}
-    path = route.path.format(
+    pattern = route.path.replace("{account}", "{account}/preview") if preview else route.path
+    path = pattern.format(
         account=part(request.account), **{name: part(str(value)) for name, value in named.items()}
     )
     units = given.get("units")
@@ -87,7 +88,7 @@ def write_call(
     return Call(
         verb=verb,
         method=route.method,
-        path=f"{path}/preview" if preview else path,
+        path=path,
         body=None if route.method == "DELETE" and body == b"{}" else body,
         request_id=request.request_id if not preview or kwargs.get("request_id") else None,
         writes=not preview,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib.util
 import os
 import signal
 from typing import TYPE_CHECKING, Any
@@ -18,18 +19,20 @@ from tillroll.api.calls import Answer
 from tillroll.embedded import open_engine
 from tillroll.jobs import Upkeep
 from tillroll.ledger.errors import NotFound, TillrollError
-from tillroll.server import logs, metrics
+from tillroll.server import logs, metrics, traces
 from tillroll.server.settings import Settings
 from tillroll.wire.answers import render
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
+    from tillroll.api.agents import Agents
     from tillroll.api.calls import Call
     from tillroll.engine import Batch, Engine
     from tillroll.jobs import Looked
 
 GIVEN = "TILLROLL_SETTINGS"  # where the parent leaves the settings for its workers
+MCP_PATH = "/mcp"
 READY_SECONDS = 5.0
 SLOW_SECONDS = 1.0
 # Garbage is looked for when so many objects are new: what lives as long as the process (the
@@ -52,9 +55,12 @@ class Application:
     def __init__(self, settings: Settings) -> None:
         """Be ready to start; nothing is opened yet."""
         self.settings = settings
-        self._metrics = metrics.Metrics()
+        self._metrics = metrics.Metrics(settings.waiting_max)
+        self._traces: traces.Traces | None = None
         self._engine: Engine | None = None
         self._service: Service | None = None
+        self._agents: Agents | None = None
+        self._stack = contextlib.AsyncExitStack()
         self._upkeep: Upkeep | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -67,7 +73,10 @@ class Application:
         """Serve a call, or start and stop with the server."""
         if scope["type"] == "http":
             assert self._service is not None
-            await self._service(scope, receive, send)
+            if self._agents is not None and scope["path"] == MCP_PATH:
+                await self._agents(scope, receive, send)
+            else:
+                await self._service(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
 
@@ -95,6 +104,7 @@ class Application:
             StoreUnavailable, SchemaMismatch: The store cannot be used.
         """
         settings = self.settings
+        self._traces = traces.begin()
         self._engine = engine = await asyncio.to_thread(
             open_engine,
             settings.database_url,
@@ -111,6 +121,9 @@ class Application:
         engine.observe = self._observe
         self._upkeep = Upkeep(engine, settings.upkeep_seconds, self._looked)
         self._task = asyncio.create_task(self._upkeep.run())
+        self._agents = _agents(service) if settings.mcp else None
+        if self._agents is not None:
+            await self._stack.enter_async_context(self._agents.run())
         _on_stop(service.stop)
         gc.collect()
         gc.freeze()
@@ -123,10 +136,13 @@ class Application:
         assert self._task is not None
         assert self._service is not None
         self._service.stop()
+        await self._stack.aclose()
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
         await asyncio.to_thread(self._engine.close)
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
         log.info("stopped", pid=os.getpid())
 
     # ------------------------------------------------------------ what needs no key
@@ -169,6 +185,8 @@ class Application:
     def _observe(self, batch: Batch) -> None:
         assert self._service is not None
         self._metrics.batch(batch)
+        if self._traces is not None:
+            self._traces.batch(batch)
         self._service.notice(batch)
 
     def _looked(self, found: Looked | TillrollError) -> None:
@@ -181,6 +199,8 @@ class Application:
     ) -> None:
         route = "none" if call is None else call.route.name
         self._metrics.called(route, status, seconds)
+        if self._traces is not None and call is not None:
+            self._traces.called(call, status, seconds, problem)
         failed = status >= 500  # noqa: PLR2004 - where the service is at fault
         if not (failed or self.settings.access_log or seconds > SLOW_SECONDS):
             return
@@ -201,6 +221,15 @@ def _look(engine: Engine) -> str | None:
     """Read from the store; return where the ledger was moved to, None where it is here."""
     with engine.store.read() as reader:
         return reader.moved_to()
+
+
+def _agents(service: Service) -> Agents | None:
+    """Return what answers agents, None where the package is not there."""
+    if importlib.util.find_spec("mcp") is None:
+        return None
+    from tillroll.api.agents import Agents  # noqa: PLC0415 - an extra, and slow to import
+
+    return Agents(service, MCP_PATH)
 
 
 def _on_stop(act: Callable[[], None]) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -10,6 +13,7 @@ from prometheus_client import multiprocess as several
 
 from tillroll.ledger.errors import TillrollError
 from tillroll.ledger.types import Refusal
+from tillroll.wire import problems
 
 if TYPE_CHECKING:
     from tillroll.engine import Batch
@@ -24,8 +28,12 @@ _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 class Metrics:
     """What is measured, under the names that the dashboard and the alerts use."""
 
-    def __init__(self) -> None:
-        """Begin at zero, in a registry of its own."""
+    def __init__(self, waiting_max: int) -> None:
+        """Begin at zero, in a registry of its own.
+
+        Args:
+            waiting_max: How many writes may wait in this process.
+        """
         self._registry = registry = CollectorRegistry()
         self._calls = Histogram(
             "tillroll_call_seconds",
@@ -53,18 +61,29 @@ class Metrics:
             ["answer"],
             registry=registry,
         )
+        # A counter that is not there before it is first raised has never increased, to whoever
+        # looks at what came in between: a first outcome_unknown would alert nobody.
+        for name in ("entry", "replayed", *problems.REFUSALS, *problems.ERRORS):
+            self._answers.labels(name)
         self._waiting = Gauge(
             "tillroll_waiting_requests",
             "Writes that wait.",
             registry=registry,
             multiprocess_mode="livesum",
         )
-        self._in_doubt, self._oldest_due, self._outbox_lag = (
+        Gauge(
+            "tillroll_waiting_requests_max",
+            "Writes that may wait before new ones are turned away.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        ).set(waiting_max)
+        self._in_doubt, self._oldest_due, self._outbox_lag, self._upkept_at = (
             Gauge(name, meaning, registry=registry, multiprocess_mode="livemax")
             for name, meaning in (
                 ("tillroll_holds_in_doubt", "Holds whose outcome nobody knows."),
                 ("tillroll_oldest_due_seconds", "How long the account due first has waited."),
                 ("tillroll_outbox_lag_seconds", "Age of the oldest message not delivered."),
+                ("tillroll_upkeep_ended_timestamp_seconds", "When a round last ended well."),
             )
         )
         self._upkeep_failed = Counter(
@@ -106,11 +125,25 @@ class Metrics:
         self._in_doubt.set(found.in_doubt)
         self._oldest_due.set(max(found.oldest_due_seconds, 0))
         self._booked.inc(found.booked)
+        self._upkept_at.set(time.time())
 
     def page(self) -> bytes:
         """Return the figures as Prometheus reads them, of all workers where there are several."""
         if FOLDER not in os.environ:
             return generate_latest(self._registry)
+        forget_the_dead(Path(os.environ[FOLDER]))
         registry = CollectorRegistry()
         several.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
+
+
+def forget_the_dead(folder: Path) -> None:
+    """Leave out what workers said that live no more; what they counted stays counted."""
+    for pid in {int(file.stem.rpartition("_")[2]) for file in folder.glob("gauge_live*_*.db")}:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            with suppress(FileNotFoundError):  # another worker was faster
+                several.mark_process_dead(pid)  # type: ignore[no-untyped-call]
+        except PermissionError:
+            continue  # it lives

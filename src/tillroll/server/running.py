@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -54,9 +55,12 @@ def serve(settings: Settings) -> None:
     """Serve until told to stop; calls under way are answered first.
 
     SIGHUP replaces the workers one by one, where there are several: none is ended before the one
-    that takes its place answers.
+    that takes its place answers. Where there is one, it stops in order, for whoever started it to
+    start it again.
     """
     logs.configure(settings)
+    if settings.workers == 1 and hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     os.environ[GIVEN] = msgspec.json.encode(settings).decode()
     BoundedHttp.request_seconds = settings.request_seconds
     with tempfile.TemporaryDirectory(prefix="tillroll-metrics-") as folder:

@@ -47,6 +47,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         shutdown_seconds: How long a stop waits for calls under way.
         upkeep_seconds: How often what fell due is booked and measured.
         metrics: Whether anybody who reaches the address may read /metrics.
+        mcp: Whether agents may read at /mcp, where the extra [mcp] is installed.
         log_level: What is logged at least.
         log_format: One JSON object a line, or text for people.
         access_log: Whether every call is logged; refusals and failures are in any case.
@@ -67,6 +68,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     shutdown_seconds: Annotated[int, Meta(ge=0)] = 30
     upkeep_seconds: Annotated[float, Meta(gt=0)] = 15.0
     metrics: bool = True
+    mcp: bool = True
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
     access_log: bool = False
