@@ -25,6 +25,7 @@ import msgspec
 
 import tillroll
 from tillroll import catalog, embedded
+from tillroll.api import calls, routes
 from tillroll.client.journal import Pending
 from tillroll.ledger import errors, pricing, verbs
 from tillroll.server import settings
@@ -712,9 +713,70 @@ def _setting(value: object) -> str:
     return "" if value is None else f"`{value}`" if isinstance(value, str) else f"{value}"
 
 
+# ---------------------------------------------------------------- api.md
+
+API_TOP = f"""# The HTTP API
+
+{MADE}
+
+A running service describes itself at `/openapi.json` (OpenAPI 3.1), with every shape and every
+problem. This page is the overview; [Over HTTP](../guides/http.md) shows it at work.
+
+- **Who calls**: `Authorization: Bearer tr_live_...` (or `tr_test_...`). A key has scopes; `admin`
+  may do what any scope may.
+- **Writes** marked *once* need the header `Idempotency-Key`: your id of the event, which is the
+  `request_id` of the ledger. A repeat is answered with `Idempotent-Replayed: true`.
+- **Ids in addresses** are percent-encoded, a slash too.
+- **Units** are whole numbers or decimal strings, and come back as strings. Times are ISO 8601.
+- **A no** is a problem document (`application/problem+json`); its `code` is in
+  [Refusals and errors](refusals.md) or below.
+- **A preview** is a write's address with `/preview` after the account: it decides as now and writes
+  nothing.
+"""
+
+
+def api_page() -> str:
+    """Return the page of the HTTP API, from its routes."""
+    known = routes.routes()
+    parts = [API_TOP]
+    for name in dict.fromkeys(route.group for route in known):
+        parts += [f"## {name}\n", *(_route(route) for route in known if route.group == name)]
+    parts.append(
+        "## Turned away at the door\n\n| code | HTTP | says | what to do |\n|---|--:|---|---|"
+    )
+    parts += [
+        f"| `{code}` | {kind.status} | {problems.title_of(code)} | {kind.advice} |"
+        for code, kind in problems.EDGE.items()
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _route(route: calls.Route) -> str:
+    scopes = " or ".join(f"`{scope}`" for scope in sorted(route.scopes)) or "any"
+    lines = [f"### {route.method} {route.path}\n"]
+    lines += [wrapped(f"{route.summary}."), "", f"- Scope: {scopes}{', *once*' * route.keyed}"]
+    shape = route.body or route.query
+    if shape is not None and shape.__struct_fields__:
+        taken = _fields(shape)
+        where = "Body" if route.body is not None else "Query"
+        lines.append(wrapped(f"{where}: {taken}", "- ", "  "))
+    if route.refusals:
+        noes = ", ".join(f"`{code}`" for code in route.refusals)
+        lines.append(wrapped(f"May be refused: {noes}", "- ", "  "))
+    return "\n".join(lines) + "\n"
+
+
+def _fields(shape: type[msgspec.Struct]) -> str:
+    """Return the fields of a body or a query; those that must be there come first and are bold."""
+    fields = msgspec.structs.fields(shape)
+    needed = [f"**`{one.name}`**" for one in fields if one.required]
+    return ", ".join([*needed, *(f"`{one.name}`" for one in fields if not one.required)])
+
+
 # ---------------------------------------------------------------- write or check
 
 PAGES: dict[str, Callable[[], str]] = {
+    "api.md": api_page,
     "python.md": python_page,
     "refusals.md": refusals_page,
     "schema.md": schema_page,

@@ -24,7 +24,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/accounts/{account}/consume/preview": {
+    "/v1/accounts/{account}/preview/consume": {
         parameters: {
             query?: never;
             header?: never;
@@ -64,7 +64,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/accounts/{account}/holds/preview": {
+    "/v1/accounts/{account}/preview/holds": {
         parameters: {
             query?: never;
             header?: never;
@@ -124,7 +124,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/accounts/{account}/holds/{hold_id}/settle/preview": {
+    "/v1/accounts/{account}/preview/holds/{hold_id}/settle": {
         parameters: {
             query?: never;
             header?: never;
@@ -164,7 +164,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/accounts/{account}/holds/{hold_id}/release/preview": {
+    "/v1/accounts/{account}/preview/holds/{hold_id}/release": {
         parameters: {
             query?: never;
             header?: never;
@@ -244,7 +244,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/accounts/{account}/grants/preview": {
+    "/v1/accounts/{account}/preview/grants": {
         parameters: {
             query?: never;
             header?: never;
@@ -284,7 +284,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/accounts/{account}/grants/{grant_id}/void/preview": {
+    "/v1/accounts/{account}/preview/grants/{grant_id}/void": {
         parameters: {
             query?: never;
             header?: never;
@@ -324,7 +324,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/accounts/{account}/refunds/preview": {
+    "/v1/accounts/{account}/preview/refunds": {
         parameters: {
             query?: never;
             header?: never;
@@ -364,7 +364,7 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/v1/accounts/{account}/adjustments/preview": {
+    "/v1/accounts/{account}/preview/adjustments": {
         parameters: {
             query?: never;
             header?: never;
@@ -3962,7 +3962,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "text/event-stream": string;
+                    "text/event-stream": unknown;
                 };
             };
             401: components["responses"]["No401-1"];

@@ -13,10 +13,9 @@ from tillroll.api.calls import Answer, Call, answered
 from tillroll.api.reads import Query
 from tillroll.ledger import calendar
 from tillroll.ledger.calendar import show_instant
-from tillroll.ledger.errors import NotFound
+from tillroll.ledger.errors import Forbidden, NotFound
 from tillroll.ledger.types import DAY
 from tillroll.wire import bodies
-from tillroll.wire.problems import Forbidden
 
 if TYPE_CHECKING:
     from tillroll.stores.base import Writer

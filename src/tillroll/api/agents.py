@@ -23,6 +23,7 @@ from pydantic import Field
 
 import tillroll
 from tillroll.api.calls import BODY_MAX
+from tillroll.ledger.errors import Forbidden
 from tillroll.wire import answers, problems
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Agents:
             await send({"type": "http.response.body", "body": body})
             return
         if not {"read", "admin"} & set(msgspec.json.decode(body)["scopes"]):
-            await self._turn_away(problems.Forbidden("this needs a key with the scope read"), send)
+            await self._turn_away(Forbidden("this needs a key with the scope read"), send)
             return
         await self._server.session_manager.handle_request(scope, receive, send)
 

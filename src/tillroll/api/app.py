@@ -16,8 +16,14 @@ from tillroll.api.followers import Followers
 from tillroll.api.keys import Keyring
 from tillroll.api.openapi import description
 from tillroll.api.routes import routes
-from tillroll.api.routing import Routes
-from tillroll.ledger.errors import InvalidInput, NotFound, TillrollError
+from tillroll.api.routing import Routes, decoded
+from tillroll.ledger.errors import (
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    TillrollError,
+    TooManyRequests,
+)
 from tillroll.wire import problems
 from tillroll.wire.answers import render
 
@@ -148,6 +154,7 @@ class Service:
 
     async def _answer(self, call: Call, receive: Receive) -> Answer | Stream:
         route = call.route
+        call.params = [decoded(part) for part in call.params]
         call.tenant = self._tenant((await self._enter(call)).ledger)
         if route.body is not None:
             call.body = await _body(call, receive)
@@ -162,14 +169,14 @@ class Service:
         key = await self._authenticate(call.headers.get(b"authorization", b""))
         under_way = self._under_way.get(key.id, 0)
         if under_way >= self._per_key_max:
-            raise problems.TooManyRequests(
+            raise TooManyRequests(
                 f"{under_way} calls of this key are under way, which is as many as may be"
             )
         self._under_way[key.id] = under_way + 1
         call.key = key
         route = call.route
         if not key.may(route.scopes):
-            raise problems.Forbidden(
+            raise Forbidden(
                 f"this key has the scopes {', '.join(key.scopes)}; this needs "
                 f"{' or '.join(sorted(route.scopes))}"
             )

@@ -10,11 +10,11 @@ import msgspec
 
 from tillroll.embedded import AsyncLedger, Ledger
 from tillroll.embedded.ledger import verbs_of
-from tillroll.ledger.errors import InvalidInput
+from tillroll.ledger.errors import Forbidden, InvalidInput
 from tillroll.ledger.verbs import ID_MAX
 from tillroll.wire import bodies
 from tillroll.wire.answers import render
-from tillroll.wire.problems import Forbidden, IdempotencyKeyMissing
+from tillroll.wire.problems import IdempotencyKeyMissing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -58,10 +58,10 @@ class Routes:
             assert not (node.parameter and node.literal), "a word and a value in one place"
 
     def find(self, method: str, raw_path: bytes) -> tuple[Route, list[str]]:
-        """Return the route of an address and the values of its parameters, decoded.
+        """Return the route of an address and its parameters, still encoded.
 
         Raises:
-            NotFound: There is no such address, or it is not well encoded.
+            NotFound: There is no such address.
             MethodNotAllowed: It does not have this method.
         """
         parts = raw_path.decode("latin-1").split("/")
@@ -79,10 +79,15 @@ class Routes:
             allowed = ", ".join(sorted(node.methods))
             raise MethodNotAllowed(f"this address has {allowed}, not {method}", allowed)
         route, places = found
-        return route, [_decoded(parts[place]) for place in places]
+        return route, [parts[place] for place in places]
 
 
-def _decoded(part: str) -> str:
+def decoded(part: str) -> str:
+    """Return the value of a parameter.
+
+    Raises:
+        NotFound: It is not well encoded, or longer than an id may be.
+    """
     if "%" in part or not part.isascii():
         try:
             part = unquote(part.encode("latin-1"), errors="strict")

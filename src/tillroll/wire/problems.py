@@ -48,12 +48,6 @@ class InvalidApiKey(EdgeError):
         self.headers = {"www-authenticate": 'Bearer error="invalid_token"'}
 
 
-class Forbidden(EdgeError):
-    """The API key may not do this."""
-
-    code = "forbidden"
-
-
 class IdempotencyKeyMissing(EdgeError):
     """A write needs the header Idempotency-Key: your id of this one event."""
 
@@ -99,12 +93,6 @@ class UnsupportedMediaType(EdgeError):
     """The body must be JSON."""
 
     code = "unsupported_media_type"
-
-
-class TooManyRequests(EdgeError):
-    """As many requests of this API key as may be are under way."""
-
-    code = "too_many_requests"
 
 
 class InternalError(TillrollError):
@@ -179,7 +167,8 @@ KINDS = {**REFUSALS, **ERRORS, **EDGE}
 _OPERATIONAL: tuple[type[TillrollError], ...] = (
     *(e.InvalidInput, e.IdempotencyConflict, e.NotFound, e.StoreUnavailable, e.StoreBusy),
     *(e.StoreFull, e.StoreReadOnly, e.StoreCorrupt, e.StoreClosed, e.Overloaded),
-    *(e.SchemaMismatch, e.CopyMismatch, e.OutcomeUnknown, InternalError),
+    *(e.SchemaMismatch, e.CopyMismatch, e.OutcomeUnknown, e.Forbidden, e.TooManyRequests),
+    InternalError,
     *EdgeError.__subclasses__(),
 )
 _CLASSES: dict[str, type[TillrollError]] = {
