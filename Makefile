@@ -119,11 +119,11 @@ $(VENV)/.stamp-venv:
 # The package is installed in place (a change of the source needs no new set-up), by the locked
 # build tools: pip's usual isolated build would fetch whatever hatchling is newest.
 $(RUNTIME): $(VENV)/.stamp-venv $(LOCKS) pyproject.toml
-	$(PIP) install --require-hashes -r requirements/build.lock -r requirements/runtime.lock
+	$(PIP) install --no-deps --require-hashes -r requirements/build.lock -r requirements/runtime.lock
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m compileall -q src # an editable install leaves that to the first start
 	@touch $@
 
 $(DEV): $(RUNTIME) requirements/dev.lock
-	$(PIP) install --require-hashes -r requirements/dev.lock
+	$(PIP) install --no-deps --require-hashes -r requirements/dev.lock
 	@touch $@

@@ -2220,7 +2220,7 @@ export interface components {
                 };
             };
         };
-        /** @description `account_frozen`: The account is frozen: nothing new may be taken from it until it is unfrozen; `account_closed`: The account is closed for good; `forbidden`: The API key may not do this */
+        /** @description `account_frozen`: The account is frozen: nothing new may be taken from it until it is unfrozen; `account_closed`: The account is closed for good; `forbidden`: The API key is known, but may not do this */
         "No403-1": {
             headers: {
                 [name: string]: unknown;
@@ -2310,7 +2310,7 @@ export interface components {
                 });
             };
         };
-        /** @description `too_many_requests`: As many requests of this API key as may be are under way */
+        /** @description `too_many_requests`: The API key has too many requests under way */
         "No429-1": {
             headers: {
                 [name: string]: unknown;
@@ -2373,7 +2373,7 @@ export interface components {
                 });
             };
         };
-        /** @description `forbidden`: The API key may not do this */
+        /** @description `forbidden`: The API key is known, but may not do this */
         "No403-2": {
             headers: {
                 [name: string]: unknown;
@@ -2490,7 +2490,7 @@ export interface components {
                 };
             };
         };
-        /** @description `account_closed`: The account is closed for good; `forbidden`: The API key may not do this */
+        /** @description `account_closed`: The account is closed for good; `forbidden`: The API key is known, but may not do this */
         "No403-3": {
             headers: {
                 [name: string]: unknown;

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SEQ_MAX = 2**53
+SEQ_MAX = 2**53 - 1
 # The endings of holds, which are journalled: the work is done, and only we know it.
 ENDINGS = frozenset({"settle", "release", "mark_in_doubt", "resolve"})
 LET_THROUGH = frozenset({"consume", "hold"})
