@@ -19,6 +19,7 @@ class Raw:
 
     def __init__(self, served):
         self._socket = socket.create_connection(("127.0.0.1", served.port), 20)
+        self._left = b""  # what came behind the last answer
 
     def send(self, data):
         self._socket.sendall(data)
@@ -42,14 +43,15 @@ class Raw:
 
     def answer(self):
         """Return the status and the body of one answer."""
-        got = b""
+        got = self._left
         while b"\r\n\r\n" not in got:
             got += self._more()
         head, _, body = got.partition(b"\r\n\r\n")
         length = int(re.search(rb"content-length: (\d+)", head)[1])
         while len(body) < length:
             body += self._more()
-        return int(head.split()[1]), body
+        self._left = body[length:]
+        return int(head.split()[1]), body[:length]
 
     def _more(self):
         part = self._socket.recv(65_536)
