@@ -35,11 +35,14 @@ Kind = Literal[
     "budget",
     "recurring",
     "settings",
+    "alert",
+    "grant_expiring",
 ]
 Bucket = Literal["issued", "available", "held", "used", "expired"]
 Category = Literal["paid", "promo", "plan", "adjustment"]
 Period = Literal["day", "week", "month", "total", "rolling"]
 Every = Literal["day", "week", "month", "year"]
+AlertOn = Literal["balance", "percent", "days_left", "depleted", "budget", "expiring"]
 
 Meters = dict[str, int | Decimal]
 
@@ -108,6 +111,7 @@ class Terms(Struct, frozen=True, omit_defaults=True, gc=False):
     cost_basis: str | None = None
     source: str | None = None
     recurring: str | None = None
+    warn_days: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         intern_texts(self, "category", "wallet")
@@ -146,6 +150,25 @@ class RecurringTerms(Struct, frozen=True, omit_defaults=True, gc=False):
 
     def __post_init__(self) -> None:
         intern_texts(self, "every", "category", "wallet")
+
+
+class AlertTerms(Struct, frozen=True, omit_defaults=True, gc=False):
+    """When to tell that an account comes near an end: one threshold.
+
+    What `threshold` counts depends on `on`: units for "balance"; percent for "percent" (of what is
+    granted and live) and "budget" (of the cap); days for "days_left" and "expiring"; nothing for
+    "depleted". `budget` names the one budget that is meant; without it, every one is.
+    """
+
+    name: str
+    on: AlertOn = "balance"
+    threshold: int = 0
+    wallet: str = WALLET_DEFAULT
+    budget: str | None = None
+    removed: bool = False
+
+    def __post_init__(self) -> None:
+        intern_texts(self, "on", "wallet")
 
 
 class Settings(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -204,6 +227,7 @@ class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     reason: str | None = None
     actor: str | None = None
     metadata_digest: bytes | None = None
+    alert: AlertTerms | None = None
 
 
 class Refusal(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -239,13 +263,17 @@ class Wallet(Struct, omit_defaults=True, gc=False):
 
 
 class Grant(Struct, omit_defaults=True, gc=False):
-    """A grant that can still move: something remains, is pinned by a hold, or is to come."""
+    """A grant that can still move: something remains, is pinned by a hold, or is to come.
+
+    `told` is for when its owner was last to be warned that it expires.
+    """
 
     terms: Terms
     remaining: int = 0
     pinned: int = 0
     scheduled: bool = False
     voided: bool = False
+    told: int = 0
 
 
 class Hold(Struct, omit_defaults=True, gc=False):
@@ -295,6 +323,13 @@ class Recurring(Struct, omit_defaults=True, gc=False):
     current: str | None = None
 
 
+class Alert(Struct, omit_defaults=True, gc=False):
+    """An alert of the account, and what it has to count: days since 1970 -> units used."""
+
+    terms: AlertTerms
+    used: dict[int, int] = field(default_factory=dict)
+
+
 class Account(Struct, omit_defaults=True, gc=False):
     """The live state of one account: always `fold(apply, entries)`.
 
@@ -315,6 +350,7 @@ class Account(Struct, omit_defaults=True, gc=False):
     budgets: dict[str, Budget] = field(default_factory=dict)
     recurring: dict[str, Recurring] = field(default_factory=dict)
     residuals: dict[str, Decimal] = field(default_factory=dict)
+    alerts: dict[str, Alert] = field(default_factory=dict)
 
     def wallet(self, name: str) -> Wallet:
         """Return the wallet of that name to read from; an empty one where it is new."""
