@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from tillroll.ledger.book import Book
     from tillroll.ledger.commands import Request
-    from tillroll.stores.base import Store, Writer
+    from tillroll.stores.base import Reader, Store, Writer
     from tillroll.stores.bridge import Bridge
 
 T = TypeVar("T")
@@ -68,13 +68,21 @@ def answer_in(tx: Writer, scale: int, requests: Sequence[Request], at: int) -> l
     project = requests[0].project
     book = load_book(tx, project, requests, at)
     _still_here(tx)
-    rules = Rules(tx.prices(project), scale)
+    rules = rules_of(tx, project, scale)
     if 0 < tx.part < len(requests):
         answers = _decide_in_parts(tx, book, requests, at, rules)
     else:
         answers = decide_batch(book, requests, at, rules)
     tx.append(project, book)
     return answers
+
+
+def rules_of(tx: Reader, project: str, scale: int) -> Rules:
+    """Return what a project's accounts are decided by in this database transaction."""
+    prices, topics = tx.prices(project), tx.topics(project)
+    if not topics:
+        return Rules(prices, scale)
+    return Rules(prices, scale, topics, (), project)
 
 
 def _decide_in_parts(
@@ -657,4 +665,4 @@ os.register_at_fork(
     before=_before_fork, after_in_parent=_fork_done, after_in_child=_after_fork_in_child
 )
 
-__all__ = ["BATCH_MAX", "Engine", "act_in", "answer_in", "now"]
+__all__ = ["BATCH_MAX", "Engine", "act_in", "answer_in", "now", "rules_of"]

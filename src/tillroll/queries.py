@@ -26,6 +26,7 @@ from tillroll.ledger.types import (
     OVERDRAFT,
     WALLET_DEFAULT,
     Account,
+    AlertTerms,
     Entry,
     Kind,
     Refusal,
@@ -234,6 +235,18 @@ def overview(store: Store, project: str, account: str, *, at: int) -> dict[str, 
             }
             for recurring in state.recurring.values()
         ],
+        "alerts": [_alert(alert.terms, store.scale) for alert in state.alerts.values()],
+    }
+
+
+def _alert(terms: AlertTerms, scale: int) -> dict[str, object]:
+    in_units = terms.on == "balance"
+    return {
+        "name": terms.name,
+        "on": terms.on,
+        "threshold": show_units(terms.threshold, scale) if in_units else terms.threshold,
+        "wallet": terms.wallet,
+        "budget": terms.budget,
     }
 
 

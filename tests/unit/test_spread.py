@@ -20,11 +20,19 @@ from tillroll.stores import postgres
 from tillroll.stores.postgres import PostgresStore
 from tillroll.testing import conformance
 
-SPREAD = {"tillroll_accounts", "tillroll_entries", "tillroll_refusals", "tillroll_replays"}
+SPREAD = {
+    "tillroll_accounts",
+    "tillroll_entries",
+    "tillroll_refusals",
+    "tillroll_replays",
+    "tillroll_outbox",
+    "tillroll_deliveries",
+}
 EVERYWHERE = {
     "tillroll_meta",
     "tillroll_price_versions",
     "tillroll_registry",
+    "tillroll_leases",
     "tillroll_migrations",
 }
 VOLATILE = re.compile(r"\b(random|now|clock_timestamp|gen_random_uuid|nextval)\s*\(", re.IGNORECASE)

@@ -27,6 +27,7 @@ SETTLING = (*STATUS, "unpriced", *IN_FLIGHT, "settle_exceeds_hold", "insufficien
 ACCOUNT = "/v1/accounts/{account}"
 HOLD = ACCOUNT + "/holds/{hold_id}"
 BUDGET = ACCOUNT + "/budgets/{name}"
+ALERT = ACCOUNT + "/alerts/{name}"
 RECURRING = ACCOUNT + "/recurring/{name}"
 KEY = "/v1/keys/{key_id}"
 
@@ -61,6 +62,8 @@ _WRITES: tuple[tuple[str, str, str, type[msgspec.Struct], str, tuple[str, ...], 
     ("set_overdraft", "PUT", ACCOUNT + "/overdraft", b.Overdraft, "admin", STATUS[1:], False),
     ("set_budget", "PUT", BUDGET, b.Budget, "admin", STATUS[1:], False),
     ("remove_budget", "DELETE", BUDGET, b.Write, "admin", STATUS[1:], False),
+    ("set_alert", "PUT", ALERT, b.Alert, "admin", STATUS[1:], False),
+    ("remove_alert", "DELETE", ALERT, b.Write, "admin", STATUS[1:], False),
     ("set_recurring", "PUT", RECURRING, b.Recurring, "admin", STATUS[1:], False),
     ("stop_recurring", "DELETE", RECURRING, b.Write, "admin", STATUS[1:], False),
     ("configure", "PATCH", ACCOUNT + "/settings", b.Settings, "admin", STATUS[1:], False),

@@ -546,6 +546,40 @@ def budget(
 
 
 @app.command
+def alert(
+    account: str,
+    name: str,
+    on: Annotated[
+        Literal["balance", "percent", "days_left", "depleted", "budget", "expiring", "none"],
+        Parameter(help="What is measured, or 'none' to remove the alert."),
+    ],
+    threshold: Annotated[str | None, Parameter(help="Units, percent or days.")] = None,
+    /,
+    *,
+    budget: Annotated[str | None, Parameter(help="The only budget that is meant.")] = None,
+    wallet: str = "credits",
+    request_id: RequestId = None,
+    common: Common | None = None,
+) -> None:
+    """Have webhook endpoints told when an account comes near an end."""
+    common = common or Common()
+    with common.open() as ledger:
+        if on == "none":
+            receipt = ledger.remove_alert(account, name, request_id=request_id)
+        else:
+            receipt = ledger.set_alert(
+                account,
+                name,
+                on,
+                threshold,
+                budget=budget,
+                wallet=wallet,
+                request_id=request_id,
+            )
+    show_receipt(receipt, common)
+
+
+@app.command
 def recurring(
     account: str,
     name: str,

@@ -269,6 +269,8 @@ class AsyncClient:
     set_overdraft = _async(Verbs.set_overdraft)
     set_budget = _async(Verbs.set_budget)
     remove_budget = _async(Verbs.remove_budget)
+    set_alert = _async(Verbs.set_alert)
+    remove_alert = _async(Verbs.remove_alert)
     set_recurring = _async(Verbs.set_recurring)
     stop_recurring = _async(Verbs.stop_recurring)
     configure = _async(Verbs.configure)

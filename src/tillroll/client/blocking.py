@@ -310,6 +310,8 @@ class Client:
     set_overdraft = _sync(Verbs.set_overdraft)
     set_budget = _sync(Verbs.set_budget)
     remove_budget = _sync(Verbs.remove_budget)
+    set_alert = _sync(Verbs.set_alert)
+    remove_alert = _sync(Verbs.remove_alert)
     set_recurring = _sync(Verbs.set_recurring)
     stop_recurring = _sync(Verbs.stop_recurring)
     configure = _sync(Verbs.configure)

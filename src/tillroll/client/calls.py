@@ -52,6 +52,8 @@ ROUTES: dict[str, Route] = {
     "set_overdraft": Route("PUT", f"{_ACCOUNT}/overdraft"),
     "set_budget": Route("PUT", f"{_ACCOUNT}/budgets/{{name}}"),
     "remove_budget": Route("DELETE", f"{_ACCOUNT}/budgets/{{name}}"),
+    "set_alert": Route("PUT", f"{_ACCOUNT}/alerts/{{name}}"),
+    "remove_alert": Route("DELETE", f"{_ACCOUNT}/alerts/{{name}}"),
     "set_recurring": Route("PUT", f"{_ACCOUNT}/recurring/{{name}}"),
     "stop_recurring": Route("DELETE", f"{_ACCOUNT}/recurring/{{name}}"),
     "configure": Route("PATCH", f"{_ACCOUNT}/settings"),

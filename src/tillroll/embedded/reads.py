@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from tillroll import queries
 from tillroll.embedded.answers import new_id
+from tillroll.engine import rules_of
 from tillroll.ledger import calendar, quotes
 from tillroll.ledger.book import Book
 from tillroll.ledger.commands import Hold, QuoteClaims, account_id
@@ -388,6 +389,8 @@ class Reads:
             names = tx.due(self.project, at, limit)
             owners = {account_id(self.project, name): name for name in names}
             book = Book(accounts=dict(tx.load(self.project, owners, ())[0]), at=at)
+            rules = rules_of(tx, self.project, self.scale)
+            book.watch = rules if rules.topics else None
             for owner in owners:
                 advance_in(book, owner, max(at, book.accounts[owner].at))
             tx.append(self.project, book)

@@ -10,16 +10,26 @@ from tillroll.ledger.pricing import PriceBook
 from tillroll.ledger.types import (
     RESERVED,
     Account,
+    AlertTerms,
     Entry,
     Refusal,
 )
 
 
 class Rules(Struct, frozen=True):
-    """What decisions need beside the account: the prices and the scale of the units."""
+    """What decisions need beside the account: the prices and the scale of the units.
+
+    Attributes:
+        topics: The types of events that somebody wants to hear of; of others none is made.
+        alerts: The alerts that every account of the project has, but for its own of that name.
+        project: Whose accounts these are; told in events.
+    """
 
     prices: PriceBook
     scale: int = 6
+    topics: frozenset[str] = frozenset()
+    alerts: tuple[AlertTerms, ...] = ()
+    project: str = ""
 
 
 class Sealed(Struct, frozen=True, gc=False):
@@ -30,6 +40,21 @@ class Sealed(Struct, frozen=True, gc=False):
     body: bytes
     hash: bytes
     metadata: str | None
+
+
+class Event(Struct, frozen=True, gc=False):
+    """Something to be told to who wants to hear of it: its place, its type, and what is said.
+
+    It is made by the entry `seq` of the account, of which it is the `n`-th.
+    """
+
+    account_id: bytes
+    seq: int
+    n: int
+    project: str
+    topic: str
+    payload: str
+    at: int
 
 
 class Answer(Struct, frozen=True):
@@ -57,6 +82,8 @@ class Book(Struct):
         replayed: The requests that were repeats.
         dismissed: Whether a request was found wrong as things stand, which nothing here tells of.
         at: The moment of the batch.
+        events: What this batch has to tell, in order.
+        watch: By which rules it is told; None where nobody listens.
     """
 
     accounts: dict[bytes, Account] = field(default_factory=dict)
@@ -67,6 +94,8 @@ class Book(Struct):
     replayed: list[tuple[bytes, str, int]] = field(default_factory=list)
     dismissed: bool = False
     at: int = 0
+    events: list[Event] = field(default_factory=list)
+    watch: Rules | None = None
 
     def story(self, account_id: bytes, name: str) -> list[Entry]:
         """Return the entry that made this id and those that acted on it, oldest first."""

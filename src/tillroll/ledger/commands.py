@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from tillroll.ledger.types import (
     WALLET_DEFAULT,
+    AlertTerms,
     BudgetTerms,
     Category,
     Meters,
@@ -162,6 +163,12 @@ class SetRecurring(Command, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     """Start, change or stop a recurring grant."""
 
     terms: RecurringTerms
+
+
+class SetAlert(Command, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Set or remove an alert."""
+
+    terms: AlertTerms
 
 
 class Configure(Command, frozen=True, kw_only=True, omit_defaults=True, gc=False):

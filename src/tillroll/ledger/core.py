@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tillroll.ledger import chain
+from tillroll.ledger import chain, events
 from tillroll.ledger import commands as c
 from tillroll.ledger.errors import IdempotencyConflict, InvalidInput
 from tillroll.ledger.types import (
@@ -37,6 +37,7 @@ _NAMED_BY_REQUEST = (c.Work, c.Grant)
 def decide_batch(book: Book, requests: Sequence[c.Request], at: int, rules: Rules) -> list[Answer]:
     """Answer each request in order, adding to the book what is to be stored."""
     before = len(book.appended)
+    book.watch = rules if rules.topics else None
     answers = [_answer(book, request, at, rules) for request in requests]
     for owner in {sealed.account_id for sealed in book.appended[before:]}:
         account = book.accounts[owner]
@@ -174,7 +175,10 @@ def _repeat(book: Book, request: c.Request, earlier: Entry | Refusal, at: int) -
 def append(book: Book, account_id: bytes, entry: Entry, metadata: str | None = None) -> None:
     """Apply an entry, link it to the chain and put it among what is to be stored."""
     account = book.accounts[account_id]
-    apply(account, entry)
+    if book.watch is None:
+        apply(account, entry)
+    else:
+        book.events += events.apply_told(book.watch, account_id, account, entry)
     body = chain.encode(entry)
     account.head = chain.link(account.head, account_id, body)
     book.appended.append(Sealed(account_id, entry, body, account.head, metadata))

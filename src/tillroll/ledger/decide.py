@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tillroll.ledger import budgets, calendar
+from tillroll.ledger import alerts, budgets, calendar
 from tillroll.ledger import commands as c
 from tillroll.ledger.budgets import Spend
 from tillroll.ledger.burn import draw, is_over, surplus
@@ -494,6 +494,7 @@ def _grant(case: Case, command: c.Grant) -> Entry:
         applies_to=command.applies_to,
         cost_basis=command.cost_basis,
         source=command.source,
+        warn_days=() if expires_at is None else alerts.days_of(case.rules.alerts, command.wallet),
     )
     _check_room(case, command.wallet, command.units)
     postings = issue(case.account, terms) if effective_at <= case.at else ()
@@ -664,6 +665,10 @@ def _govern(case: Case, command: c.Command) -> Entry:
             return entry_of(case, "budget", terms.wallet, 0, (), budget=terms)
         case c.SetRecurring(terms=recurring):
             return _set_recurring(case, recurring)
+        case c.SetAlert(terms=alert):
+            if not alert.removed and len(account.alerts) >= alerts.ALERTS_MAX:
+                raise InvalidInput(f"an account may have {alerts.ALERTS_MAX} alerts at the most")
+            return entry_of(case, "alert", alert.wallet, 0, (), alert=alert)
         case c.Configure():
             settings = account.settings
             if command.time_zone is not None:

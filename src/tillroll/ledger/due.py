@@ -1,4 +1,4 @@
-"""What the clock brings: holds that end, grants that begin, renew and expire.
+"""What the clock brings: holds that end, grants that begin, renew, expire soon and expire.
 
 Time is a command. Before anything is decided, `advance` books what fell due, in due order, so that
 an answer never depends on when somebody last looked.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING
 
-from tillroll.ledger import calendar
+from tillroll.ledger import alerts, calendar
 from tillroll.ledger.types import (
     NEVER,
     RESERVED,
     Account,
     Entry,
+    Grant,
     Hold,
     Kind,
     Posting,
@@ -26,14 +27,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 from tillroll.ledger.moves import due_entry, issue, returns
 
-_HOLD, _RENEWAL, _EXPIRY, _ACTIVATION = range(4)
+_HOLD, _RENEWAL, _EXPIRY, _ACTIVATION, _WARNING = range(5)
 
 
 def due_items(account: Account) -> Iterator[tuple[int, int, str]]:
     """Yield everything that the clock will bring: when, of what sort, and its name.
 
     At the same instant holds end first (their units return to the grants), then recurring grants
-    renew (and carry over what remains), then grants expire, then scheduled grants begin.
+    renew (and carry over what remains), then grants expire, then scheduled grants begin, and last
+    it is told which expire soon.
     """
     for hold in account.holds.values():
         yield hold.deadline, _HOLD, hold.id
@@ -45,6 +47,14 @@ def due_items(account: Account) -> Iterator[tuple[int, int, str]]:
             yield grant.terms.effective_at, _ACTIVATION, grant.terms.id
         elif grant.remaining and grant.terms.expires_at is not None:
             yield grant.terms.expires_at, _EXPIRY, grant.terms.id
+            if account.alerts or grant.terms.warn_days:
+                yield from _warnings(account, grant)
+
+
+def _warnings(account: Account, grant: Grant) -> Iterator[tuple[int, int, str]]:
+    when = alerts.warning(grant, account.alerts.values())
+    if when is not None:
+        yield when, _WARNING, grant.terms.id
 
 
 def next_due(account: Account) -> int:
@@ -73,7 +83,7 @@ def advance(account: Account, at: int) -> Iterator[Entry]:
 
 
 def _followers(account: Account, entry: Entry) -> Iterator[tuple[int, int, str]]:
-    """Yield what the clock may bring after this entry: the next renewal, and expiries."""
+    """Yield what the clock may bring after this entry: the next renewal, expiries, warnings."""
     if entry.recurring is not None and entry.recurring.name in account.recurring:
         recurring = account.recurring[entry.recurring.name]
         yield recurring.next_at, _RENEWAL, recurring.terms.name
@@ -81,6 +91,9 @@ def _followers(account: Account, entry: Entry) -> Iterator[tuple[int, int, str]]
         grant = account.grants.get(posting.line) if posting.target == "available" else None
         if grant is not None and grant.terms.expires_at is not None:
             yield grant.terms.expires_at, _EXPIRY, posting.line
+            yield from _warnings(account, grant)
+    if entry.kind == "grant_expiring":
+        yield from _warnings(account, account.grants[entry.ref or ""])
 
 
 def _fall_due(account: Account, item: tuple[int, int, str], at: int) -> Entry | None:
@@ -94,6 +107,13 @@ def _fall_due(account: Account, item: tuple[int, int, str], at: int) -> Entry | 
     if grant is None:
         return None
     terms = grant.terms
+    if sort == _WARNING:
+        if alerts.warning(grant, account.alerts.values()) != when:
+            return None
+        facts = {"ref": name, "deadline": terms.expires_at}
+        return due_entry(
+            account, "grant_expiring", at, when, terms.wallet, grant.remaining, (), **facts
+        )
     if sort == _ACTIVATION:
         return due_entry(
             account,

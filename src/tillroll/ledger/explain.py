@@ -219,6 +219,8 @@ _SAID = {
     "grant_renewed": "{units} {wallet} were granted for the next period",
     "grant_expired": "{units} {wallet} expired",
     "void": "the {units} {wallet} that were left were taken out of issue",
+    "grant_expiring": "it was told that {units} {wallet} expire on {deadline}",
+    "alert": "an alert of the account was set or removed",
     "adjust": "the balance was corrected by {units} {wallet}",
 }
 

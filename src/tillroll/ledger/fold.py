@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from tillroll.ledger import budgets, calendar
+from tillroll.ledger import alerts, budgets, calendar
 from tillroll.ledger.budgets import Spend
 from tillroll.ledger.burn import sort_grants
 from tillroll.ledger.types import (
     NEVER,
     OVERDRAFT,
     Account,
+    Alert,
     Budget,
     Entry,
     Grant,
@@ -66,6 +67,8 @@ def apply(account: Account, entry: Entry) -> None:
         _bury(account, terms.id)
     if entry.price is not None and entry.price.residual is not None:
         account.residuals[entry.price.rule] = entry.price.residual
+    if account.alerts:
+        alerts.count(account, entry)
     account.seq = entry.seq
     account.at = entry.at
 
@@ -74,6 +77,8 @@ def _open(account: Account, terms: Terms, entry: Entry) -> None:
     scheduled = entry.kind == "grant" and terms.effective_at > entry.at
     account.grants[terms.id] = Grant(terms, scheduled=scheduled)
     due = terms.effective_at if scheduled else terms.expires_at
+    if terms.warn_days or account.alerts:
+        due = terms.effective_at  # before any warning; what it truly is comes out at the end
     if due is not None and due < account.next_due_at:
         account.next_due_at = due
 
@@ -304,6 +309,21 @@ def _schedule(account: Account, recurring: Recurring) -> None:
     account.next_due_at = min(account.next_due_at, recurring.next_at)
 
 
+def _apply_alert(account: Account, entry: Entry) -> None:
+    """Set an alert; one of another threshold keeps what it counted."""
+    terms = entry.alert
+    assert terms is not None
+    old = account.alerts.pop(terms.name, None)
+    if not terms.removed:
+        alike = old is not None and replace(old.terms, threshold=terms.threshold) == terms
+        account.alerts[terms.name] = Alert(terms, old.used if old and alike else {})
+    account.next_due_at = min(account.next_due_at, next_due(account))
+
+
+def _apply_expiring(account: Account, entry: Entry) -> None:
+    account.grants[entry.ref or ""].told = entry.effective_at
+
+
 def _apply_settings(account: Account, entry: Entry) -> None:
     assert entry.settings is not None
     account.settings = entry.settings
@@ -330,4 +350,6 @@ _APPLY = {
     "budget": _apply_budget,
     "recurring": _apply_recurring,
     "settings": _apply_settings,
+    "alert": _apply_alert,
+    "grant_expiring": _apply_expiring,
 }

@@ -20,11 +20,14 @@ import msgspec
 
 from tillroll.ledger import calendar, chain
 from tillroll.ledger import commands as c
+from tillroll.ledger.alerts import DAYS_MAX, PERCENT_MAX
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.pricing import WALLET_RULE, check_meters, is_wallet
 from tillroll.ledger.types import (
     RESERVED,
     WALLET_DEFAULT,
+    AlertOn,
+    AlertTerms,
     BudgetTerms,
     Category,
     Every,
@@ -727,6 +730,57 @@ class Verbs:
         command = c.SetRecurring(terms=terms, **self._common(None, how))
         return self._request(account, command, request_id, how)
 
+    def set_alert(
+        self,
+        account: str,
+        name: str,
+        on: AlertOn,
+        threshold: Units | None = None,
+        *,
+        budget: str | None = None,
+        wallet: str = WALLET_DEFAULT,
+        request_id: str | None = None,
+        **how: Unpack[How],
+    ) -> c.Request:
+        """Have it told, once a crossing, when the account comes near an end.
+
+        It is told to the webhook endpoints of the project that want to hear of it. A level that is
+        beyond the threshold already is told at once.
+
+        Args:
+            account: The balance owner.
+            name: What the alert is called; setting it again changes it. One of the project's
+                catalog of that name no longer counts for this account.
+            on: "balance" (free units fall below), "percent" (below so many percent of what is
+                granted and live), "days_left" (below so many days at the pace of the last 7),
+                "depleted" (nothing is free), "budget" (so many percent of a cap are spent) or
+                "expiring" (a grant expires in so many days).
+            threshold: The units, percent or days; none for "depleted".
+            budget: For "budget": the only budget that is meant.
+            wallet: The kind of credits.
+            request_id: Repeat it to retry; the first answer is returned.
+            **how: See `How`.
+        """
+        terms = AlertTerms(
+            name=_text(name, "name"),
+            on=_one_of(on, AlertOn, "on"),
+            threshold=threshold_of(on, threshold, self.scale),
+            wallet=_name(wallet, "wallet"),
+            budget=_optional(budget, "budget"),
+        )
+        if budget is not None and on != "budget":
+            raise InvalidInput("only an alert on 'budget' names one")
+        command = c.SetAlert(terms=terms, **self._common(None, how))
+        return self._request(account, command, request_id, how)
+
+    def remove_alert(
+        self, account: str, name: str, *, request_id: str | None = None, **how: Unpack[How]
+    ) -> c.Request:
+        """Remove an alert of the account; removing one that is not there changes nothing."""
+        terms = AlertTerms(name=_text(name, "name"), removed=True)
+        command = c.SetAlert(terms=terms, **self._common(None, how))
+        return self._request(account, command, request_id, how)
+
     def configure(
         self,
         account: str,
@@ -992,6 +1046,25 @@ def _span(value: object, name: str) -> int | None:
     return None if value is None else calendar.span(value, name)
 
 
+def threshold_of(on: str, threshold: Units | None, scale: int) -> int:
+    """Return an alert's threshold: units at this scale, percent, days, or nothing.
+
+    Raises:
+        InvalidInput: It is none.
+    """
+    if (threshold is None) != (on == "depleted"):
+        raise InvalidInput("every alert has a threshold but 'depleted', which has none")
+    if threshold is None:
+        return 0
+    if on == "balance":
+        return parse_limit(threshold, scale, "threshold")
+    if isinstance(threshold, str) and threshold.isdecimal() and len(threshold) <= len("100"):
+        threshold = int(threshold)
+    if on in ("percent", "budget"):
+        return _integer(threshold, "threshold", 1, PERCENT_MAX)
+    return _integer(threshold, "threshold", 1, DAYS_MAX)
+
+
 def _anchor(value: object) -> str:
     """Return a local date and time as ISO text without a zone: it means the account's zone."""
     if isinstance(value, str):
@@ -1008,4 +1081,4 @@ def _anchor(value: object) -> str:
     raise InvalidInput("anchor must be a date or a local date and time")
 
 
-__all__ = ["How", "Meter", "Verbs"]
+__all__ = ["How", "Meter", "Verbs", "threshold_of"]

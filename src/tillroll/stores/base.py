@@ -20,8 +20,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from tillroll.ledger.book import Event
     from tillroll.ledger.commands import Request
     from tillroll.ledger.pricing import PriceBook, PriceVersion
+    from tillroll.stores.outbox import (
+        Backlog,
+        Delivery,
+        DeliveryKey,
+        EventKey,
+        Lease,
+        State,
+        Waiting,
+    )
 
 T = TypeVar("T")
 W = TypeVar("W")
@@ -190,6 +200,50 @@ class Reader(Protocol):
     def document(self, kind: str, name: str) -> str | None:
         """Return one document, None where there is none."""
 
+    def topics(self, project: str) -> frozenset[str]:
+        """Return the types of events that some endpoint of the project wants.
+
+        A writer knows them as they are in the database transaction under way.
+        """
+
+    def unspread(self, limit: int = 1_000) -> list[Event]:
+        """Return events that no delivery was made of yet, the oldest first."""
+
+    def event_at(self, key: EventKey) -> Event | None:
+        """Return one event, None where it is not (or no longer) there."""
+
+    def events(self, after: EventKey | None = None, limit: int = 1_000) -> list[Waiting]:
+        """Return what is in the outbox in the order of its places, above `after`."""
+
+    def deliveries(self, after: DeliveryKey | None = None, limit: int = 1_000) -> list[Delivery]:
+        """Return deliveries in the order of their places, above `after`."""
+
+    def due_deliveries(
+        self, at: int, limit: int = 1_000, skip: Collection[str] = ()
+    ) -> list[Delivery]:
+        """Return deliveries that are to be tried by that time, the longest due first.
+
+        Those to the endpoints in `skip` are left out.
+        """
+
+    def delivery_page(
+        self,
+        project: str,
+        *,
+        endpoint: str | None = None,
+        state: State | None = None,
+        event: EventKey | None = None,
+        before: tuple[int, bytes, int, int, str] | None = None,
+        limit: int = 100,
+    ) -> list[Delivery]:
+        """Return deliveries of a project, the newest first, below `before`."""
+
+    def backlog(self) -> Backlog:
+        """Return how much waits, of all projects."""
+
+    def leases(self) -> list[Lease]:
+        """Return who does which job, by the names of the jobs."""
+
 
 class Writer(Reader, Protocol):
     """One database transaction that may write.
@@ -211,7 +265,7 @@ class Writer(Reader, Protocol):
         """
 
     def append(self, project: str, book: Book) -> None:
-        """Write what the book gathered: entries, states, refusals, repeats."""
+        """Write what the book gathered: entries, states, refusals, repeats, events."""
 
     def add_price_version(self, project: str, version: PriceVersion) -> None:
         """Write a new price version."""
@@ -241,6 +295,39 @@ class Writer(Reader, Protocol):
 
     def set_registry_version(self, version: int) -> None:
         """Have the registry go on from this version, as a copy does that brought it."""
+
+    def add_events(self, events: Sequence[Waiting]) -> None:
+        """Write events; of one that is there, only whether its deliveries were made."""
+
+    def spread(self, keys: Collection[EventKey], deliveries: Sequence[Delivery]) -> None:
+        """Write the deliveries of these events, where they are not there; each is made once."""
+
+    def put_deliveries(self, deliveries: Sequence[Delivery]) -> None:
+        """Write deliveries in place of what was known of them."""
+
+    def claim(self, deliveries: Sequence[Delivery], until: int) -> list[Delivery]:
+        """Take deliveries to work on until then; return those that nobody took meanwhile."""
+
+    def record(self, deliveries: Sequence[Delivery]) -> int:
+        """Write what came of deliveries that one holds; return of how many that was so still."""
+
+    def requeue(self, project: str, at: int, endpoint: str | None = None) -> int:
+        """Have all that is dead tried again, of one endpoint or of all; return how many."""
+
+    def requeue_one(self, project: str, at: int, key: DeliveryKey) -> int:
+        """Have one delivery tried again, whatever came of it; return whether it is there."""
+
+    def prune_events(self, before: int, limit: int = 1_000) -> int:
+        """Delete the oldest events written before that time; return how many, at most `limit`.
+
+        What is pending stays. The deliveries go with their events, dead ones too.
+        """
+
+    def take_lease(self, name: str, holder: str, at: int, ends_at: int) -> bool:
+        """Take a job until then, or prolong it; False where somebody else does it."""
+
+    def end_lease(self, name: str, holder: str, at: int, ends_at: int, told: str) -> None:
+        """Say what came of a job, and until when it is kept; nothing where it was lost."""
 
 
 class Store(Protocol):

@@ -26,11 +26,21 @@ from tillroll.ledger.pricing import PriceBook
 from tillroll.ledger.types import Account, Entry, Refusal
 from tillroll.ledger.units import SCALE_DEFAULT, SCALE_MAX
 from tillroll.stores.base import SEQ_MAX, Key, Remembrance, Repeats, Stored, Story
+from tillroll.stores.outbox import (
+    Backlog,
+    Delivery,
+    DeliveryKey,
+    EventKey,
+    Lease,
+    State,
+    Waiting,
+    topics_in,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-    from tillroll.ledger.book import Book
+    from tillroll.ledger.book import Book, Event
     from tillroll.ledger.pricing import PriceVersion
 
 
@@ -57,6 +67,9 @@ class MemoryStore:
         self.gone: str | None = None
         self.registry: dict[tuple[str, str], str] = {}
         self.registry_version = 0
+        self.outbox: dict[EventKey, Waiting] = {}
+        self.deliveries: dict[DeliveryKey, Delivery] = {}
+        self.leases: dict[str, Lease] = {}
 
     @contextmanager
     def write(self) -> Iterator[MemoryWriter]:
@@ -259,6 +272,77 @@ class MemoryReader:
         """Return one document."""
         return self._registry.get((kind, name))
 
+    # ------------------------------------------------------------ the outbox
+
+    def topics(self, project: str) -> frozenset[str]:
+        """Return the types of events that some endpoint of the project wants."""
+        return topics_in(self, project)
+
+    def unspread(self, limit: int = 1_000) -> list[Event]:
+        """Return events that no delivery was made of yet, the oldest first."""
+        rows = [row.event for row in self._store.outbox.values() if not row.spread]
+        return sorted(rows, key=lambda event: event.at)[:limit]
+
+    def event_at(self, key: EventKey) -> Event | None:
+        """Return one event."""
+        row = self._store.outbox.get(key)
+        return None if row is None else row.event
+
+    def events(self, after: EventKey | None = None, limit: int = 1_000) -> list[Waiting]:
+        """Return what is in the outbox in order."""
+        keys = sorted(key for key in self._store.outbox if after is None or key > after)
+        return [self._store.outbox[key] for key in keys[:limit]]
+
+    def deliveries(self, after: DeliveryKey | None = None, limit: int = 1_000) -> list[Delivery]:
+        """Return deliveries in order."""
+        keys = sorted(key for key in self._store.deliveries if after is None or key > after)
+        return [self._store.deliveries[key] for key in keys[:limit]]
+
+    def due_deliveries(
+        self, at: int, limit: int = 1_000, skip: Collection[str] = ()
+    ) -> list[Delivery]:
+        """Return deliveries that are to be tried by that time."""
+        due = [row for row in self._pending() if row.next_at <= at and row.endpoint not in skip]
+        return sorted(due, key=lambda row: row.next_at)[:limit]
+
+    def _pending(self) -> list[Delivery]:
+        return [row for row in self._store.deliveries.values() if row.state == "pending"]
+
+    def delivery_page(
+        self,
+        project: str,
+        *,
+        endpoint: str | None = None,
+        state: State | None = None,
+        event: EventKey | None = None,
+        before: tuple[int, bytes, int, int, str] | None = None,
+        limit: int = 100,
+    ) -> list[Delivery]:
+        """Return deliveries of a project, the newest first."""
+        rows = [
+            row
+            for row in self._store.deliveries.values()
+            if row.project == project
+            and endpoint in (None, row.endpoint)
+            and state in (None, row.state)
+            and event in (None, row.key[:3])
+            and (before is None or row.place < before)
+        ]
+        return sorted(rows, key=lambda row: row.place, reverse=True)[:limit]
+
+    def backlog(self) -> Backlog:
+        """Return how much waits."""
+        new = [row.event.at for row in self._store.outbox.values() if not row.spread]
+        pending = self._pending()
+        began = new + [row.created_at for row in pending]
+        dead = sum(row.state == "dead" for row in self._store.deliveries.values())
+        next_at = min((row.next_at for row in pending), default=None)
+        return Backlog(len(began), dead, min(began, default=None), next_at)
+
+    def leases(self) -> list[Lease]:
+        """Return who does which job."""
+        return [self._store.leases[name] for name in sorted(self._store.leases)]
+
 
 class MemoryWriter(MemoryReader):
     """What may be written: gathered as acts, done when the database transaction ends well."""
@@ -306,6 +390,9 @@ class MemoryWriter(MemoryReader):
         for owner, request_id, at in book.replayed:
             times, last_at = store.repeats.get((owner, request_id), (0, 0))
             store.repeats[owner, request_id] = (times + 1, max(last_at, at))
+        for event in book.events:
+            waiting = Waiting(event, spread=False)
+            store.outbox[waiting.key] = waiting
 
     def add_price_version(self, project: str, version: PriceVersion) -> None:
         """Write a new price version."""
@@ -338,6 +425,91 @@ class MemoryWriter(MemoryReader):
             self.acts.append(
                 partial(self._store.repeats.__setitem__, (owner, name), (times, last_at))
             )
+
+    def add_events(self, events: Sequence[Waiting]) -> None:
+        """Write events."""
+        self.acts.append(lambda: self._store.outbox.update({row.key: row for row in events}))
+
+    def spread(self, keys: Collection[EventKey], deliveries: Sequence[Delivery]) -> None:
+        """Write the deliveries of these events, where they are not there."""
+
+        def act() -> None:
+            for delivery in deliveries:
+                self._store.deliveries.setdefault(delivery.key, delivery)
+            for key in keys:
+                self._store.outbox[key] = self._store.outbox[key]._replace(spread=True)
+
+        self.acts.append(act)
+
+    def put_deliveries(self, deliveries: Sequence[Delivery]) -> None:
+        """Write deliveries in place of what was known of them."""
+        self.acts.append(
+            lambda: self._store.deliveries.update({row.key: row for row in deliveries})
+        )
+
+    def claim(self, deliveries: Sequence[Delivery], until: int) -> list[Delivery]:
+        """Take deliveries to work on until then; return those that nobody took meanwhile."""
+        known = self._store.deliveries
+        alike = [
+            known[row.key]._replace(lease=row.lease + 1, next_at=until)
+            for row in deliveries
+            if row.key in known
+            and known[row.key].lease == row.lease
+            and known[row.key].state == "pending"
+        ]
+        self.put_deliveries(alike)
+        return alike
+
+    def record(self, deliveries: Sequence[Delivery]) -> int:
+        """Write what came of deliveries that one holds."""
+        known = self._store.deliveries
+        held = [r for r in deliveries if r.key in known and known[r.key].lease == r.lease]
+        self.put_deliveries(held)
+        return len(held)
+
+    def requeue(self, project: str, at: int, endpoint: str | None = None) -> int:
+        """Have all that is dead tried again."""
+        rows = self.delivery_page(project, endpoint=endpoint, state="dead", limit=SEQ_MAX)
+        return self._requeue(rows, at)
+
+    def requeue_one(self, project: str, at: int, key: DeliveryKey) -> int:
+        """Have one delivery tried again."""
+        row = self._store.deliveries.get(key)
+        return self._requeue([row] if row is not None and row.project == project else [], at)
+
+    def _requeue(self, rows: Sequence[Delivery], at: int) -> int:
+        self.put_deliveries(
+            [r._replace(state="pending", attempts=0, next_at=at, lease=r.lease + 1) for r in rows]
+        )
+        return len(rows)
+
+    def prune_events(self, before: int, limit: int = 1_000) -> int:
+        """Delete the oldest events written before that time."""
+        store = self._store
+        pending = {row.key[:3] for row in self._pending()}
+        rows = [row for row in store.outbox.values() if row.spread and row.event.at < before]
+        old = sorted((row.event.at, row.key) for row in rows if row.key not in pending)[:limit]
+        gone = {key for _, key in old}
+        told = [key for key in store.deliveries if key[:3] in gone]
+        self.acts.extend(partial(store.deliveries.pop, key) for key in told)
+        self.acts.extend(partial(store.outbox.pop, key) for key in gone)
+        return len(old)
+
+    def take_lease(self, name: str, holder: str, at: int, ends_at: int) -> bool:
+        """Take a job until then, or prolong it."""
+        known = self._store.leases.get(name)
+        if known is not None and known.holder != holder and known.ends_at > at:
+            return False
+        lease = Lease(name, holder, ends_at, at, "" if known is None else known.told)
+        self.acts.append(lambda: self._store.leases.__setitem__(name, lease))
+        return True
+
+    def end_lease(self, name: str, holder: str, at: int, ends_at: int, told: str) -> None:
+        """Say what came of a job, and until when it is kept."""
+        known = self._store.leases.get(name)
+        if known is not None and known.holder == holder:
+            lease = Lease(name, holder, ends_at, at, told)
+            self.acts.append(lambda: self._store.leases.__setitem__(name, lease))
 
     def set_moved(self, to: str | None) -> None:
         """Mark the ledger as gone to another place, or as here again."""

@@ -253,6 +253,7 @@ class PostgresStore:
         self._writer: Connection | None = None
         self._states: dict[bytes, Remembered] = {}
         self._prices: dict[str, tuple[int, PriceBook]] = {}
+        self._topics: dict[str, tuple[int, frozenset[str]]] = {}
         self._warned: list[str] = []
         self._pace = _Pace()
         self._secured = False  # whether row-level security counts for our role
@@ -390,7 +391,8 @@ class PostgresStore:
         session = _Pipelined(connection, begin)
         # An appender makes an account's row last; the policies want to see it first.
         way = "locks" if self._secured and self._pace.way == "append" else self._pace.way
-        writer = PostgresWriter(session, self._states, self._prices, way, spread=self.spread)
+        known = self._states, self._prices, way
+        writer = PostgresWriter(session, *known, spread=self.spread, topics=self._topics)
         writer.copies = not self._secured
         try:
             try:
@@ -458,6 +460,7 @@ class PostgresStore:
         for owner in writer.loaded:
             self._states.pop(owner, None)
         self._prices.clear()
+        self._topics.clear()
         try:
             connection.execute("ROLLBACK")
         except psycopg.Error:
@@ -472,6 +475,7 @@ class PostgresStore:
     def _forget(self) -> None:
         self._states.clear()
         self._prices.clear()
+        self._topics.clear()
 
     @contextmanager
     def read(self) -> Iterator[PostgresReader]:

@@ -31,11 +31,12 @@ from tillroll.ledger.fold import apply
 from tillroll.ledger.pricing import PriceBook, decode_version, encode_version
 from tillroll.ledger.types import NEVER, Account, Entry, Refusal
 from tillroll.stores.base import SEQ_MAX, Key, Remembrance, Repeats, Retry, Stored, Story, least
+from tillroll.stores.outbox import Dialect, OutboxReader, OutboxWriter, statements, topics_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-    from tillroll.ledger.book import Book, Sealed
+    from tillroll.ledger.book import Book, Event, Sealed
     from tillroll.ledger.pricing import PriceVersion
 
 Statement = tuple[str, "Sequence[object]"]
@@ -151,7 +152,9 @@ ORDER BY e.account_id, e.seq
 """
 _PRICES_KNOWN = "SELECT count(*) FROM tillroll_price_versions WHERE project = %s"
 _MOVED_TO = "SELECT value FROM tillroll_meta WHERE name = 'moved_to'"
-PLACE = "SELECT name, value FROM tillroll_meta WHERE name IN ('moved_to', 'writing')"
+PLACE = """
+SELECT name, value FROM tillroll_meta WHERE name IN ('moved_to', 'writing', 'registry_version')
+"""
 # Written with each change of those two: an old snapshot that locks this row is told by an error.
 TOUCHED = "WHERE name = 'scale'"
 _TOUCH: Statement = (f"UPDATE tillroll_meta SET value = value {TOUCHED}", ())  # noqa: S608
@@ -275,6 +278,18 @@ ON CONFLICT (request_id, account_id) DO UPDATE SET
     last_at = greatest(tillroll_replays.last_at, excluded.last_at)
 """,
 )
+_ADD_EVENTS = PerRow(
+    many="""
+INSERT INTO tillroll_outbox (account_id, seq, n, project, topic, payload, created_at)
+SELECT * FROM unnest(
+    %s::uuid[], %s::bigint[], %s::integer[], %s::text[], %s::text[], %s::text[], %s::bigint[]
+)
+""",
+    one="""
+INSERT INTO tillroll_outbox (account_id, seq, n, project, topic, payload, created_at)
+VALUES (%s::uuid, %s, %s, %s, %s, %s, %s)
+""",
+)
 _DROP_REFUSALS = """
 WITH old AS (
     SELECT request_id, account_id FROM tillroll_refusals
@@ -365,10 +380,12 @@ class Remembered(Struct, gc=False):
     trail: int = TRAIL_MIN
 
 
-class PostgresReader:
+class PostgresReader(OutboxReader):
     """What may be read within one database transaction."""
 
     states_trail = True
+    _sql = statements(Dialect(mark="%s", key="%s::uuid", owner="uuid_send(account_id)"))
+    _mark = "%s"
 
     def __init__(self, session: Session) -> None:
         """Read through this session."""
@@ -506,12 +523,22 @@ class PostgresReader:
         rows = self.ask(_DOCUMENT, kind, name)
         return rows[0][0] if rows else None
 
+    def topics(self, project: str) -> frozenset[str]:
+        """Return the types of events that some endpoint of the project wants."""
+        return topics_in(self, project)
+
+    def _run(self, *statements: Statement) -> list[Rows]:
+        return self._session.run(*statements) if statements else []
+
+    def _key(self, owner: bytes) -> str:
+        return owner.hex()
+
 
 class Doubt(Retry):
     """What was decided on a remembered state has to be decided again under the locks."""
 
 
-class PostgresWriter(PostgresReader):
+class PostgresWriter(PostgresReader, OutboxWriter):
     """What may be done within one database transaction that writes.
 
     There are two ways to write (decisions/0011), and which is allowed is written in the database.
@@ -536,15 +563,19 @@ class PostgresWriter(PostgresReader):
         way: Way = "locks",
         *,
         spread: bool = False,
+        topics: dict[str, tuple[int, frozenset[str]]] | None = None,
     ) -> None:
         """Write through this session, with what this process remembers of accounts and prices.
 
         What is remembered is changed on the way: after a rollback it has to be forgotten. `spread`
-        says that the accounts are on several servers.
+        says that the accounts are on several servers. `topics` is what is listened to, with the
+        version of the registry that it was read at.
         """
         super().__init__(session)
         self._way = way
         self._spread = spread
+        self._topics = {} if topics is None else topics
+        self._registry: int | None = None  # its version, where it was looked up
         self.loaded: set[bytes] = set()
         self.appends: bool | None = None
         self._states = states
@@ -595,6 +626,7 @@ class PostgresWriter(PostgresReader):
         self._versions[project] = rows["prices"][0][0]
         place: dict[str, str] = dict(rows["place"])
         self._moved = place.get("moved_to")
+        self._registry = int(place.get("registry_version", 0))
         self.appends = place.get("writing") == "append"
         if self._way == "append" and not self.appends:
             raise Doubt("appending was ended")
@@ -615,6 +647,16 @@ class PostgresWriter(PostgresReader):
         if remembered is None or remembered[0] != number:
             remembered = self._prices[project] = (number, super().prices(project))
         return remembered[1]
+
+    def topics(self, project: str) -> frozenset[str]:
+        """Return what is listened to, remembered while nobody has put a document."""
+        version = self._registry
+        if version is None:
+            version = self._registry = self.registry_version()
+        known = self._topics.get(project)
+        if known is None or known[0] != version:
+            known = self._topics[project] = (version, super().topics(project))
+        return known[1]
 
     @property
     def part(self) -> int:
@@ -675,6 +717,7 @@ class PostgresWriter(PostgresReader):
             last = {(name, owner.hex()): at for owner, name, at in book.replayed}
             repeats = [(*key, count, last[key]) for key, count in sorted(times.items())]
             self.last += self._each(_COUNT_REPLAYS, repeats)
+        self.last += self._each(_ADD_EVENTS, sorted(_event_row(event) for event in book.events))
 
     def _append_entries(self, entries: Sequence[Sealed]) -> None:
         if len(entries) < self._session.copy_min:
@@ -772,6 +815,7 @@ class PostgresWriter(PostgresReader):
             put = (_REMOVE_DOCUMENT, (kind, name))
         self._session.run(*([] if self._counted else [_COUNT_REGISTRY]), put)
         self._counted = True
+        self._registry = None
 
     def set_registry_version(self, version: int) -> None:
         """Have the registry go on from this version."""
@@ -919,6 +963,11 @@ def _entry_row(sealed: Sealed) -> list[object]:
         sealed.hash,
         sealed.metadata,
     ]
+
+
+def _event_row(event: Event) -> tuple[str, int, int, str, str, str, int]:
+    told = event.project, event.topic, event.payload, event.at
+    return event.account_id.hex(), event.seq, event.n, *told
 
 
 def _entry_columns(sealed: Sequence[Sealed]) -> list[object]:

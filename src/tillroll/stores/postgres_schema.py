@@ -41,6 +41,9 @@ RIGHTS = {
     "tillroll_price_versions": "SELECT, INSERT",
     "tillroll_meta": "SELECT, INSERT, UPDATE",
     "tillroll_registry": "SELECT, INSERT, UPDATE, DELETE",
+    "tillroll_outbox": "SELECT, INSERT, UPDATE, DELETE",
+    "tillroll_deliveries": "SELECT, INSERT, UPDATE, DELETE",
+    "tillroll_leases": "SELECT, INSERT, UPDATE",
     "tillroll_migrations": "SELECT",
     "tillroll_postings": "SELECT",
 }
@@ -50,13 +53,15 @@ POLICY = "tillroll_project"
 _MINE = "project = (SELECT current_setting('tillroll.project', true))"
 # Accounts are seen through their own policy here.
 _MY_ACCOUNT = "EXISTS (SELECT 1 FROM tillroll_accounts AS a WHERE a.account_id = {}.account_id)"
-# The registry has none: what a server keeps there is about all projects.
+# The registry and the leases have none: what a server keeps there is about all projects.
 POLICIES = {
     "tillroll_accounts": _MINE,
     "tillroll_entries": _MY_ACCOUNT.format("tillroll_entries"),
     "tillroll_refusals": _MINE,
     "tillroll_replays": _MY_ACCOUNT.format("tillroll_replays"),
     "tillroll_price_versions": _MINE,
+    "tillroll_outbox": _MINE,
+    "tillroll_deliveries": _MINE,
 }
 INVOKER_VERSION_MIN = 150_000  # where a view can look at tables with the rights of who asks
 _SCHEMA = """

@@ -63,6 +63,14 @@ from tillroll.stores.base import (
     migrations,
     pending,
 )
+from tillroll.stores.outbox import (
+    Dialect,
+    OutboxReader,
+    OutboxWriter,
+    Waiting,
+    statements,
+    topics_in,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -70,6 +78,7 @@ if TYPE_CHECKING:
 
     from tillroll.ledger.book import Book, Sealed
     from tillroll.stores.base import Library
+    from tillroll.stores.outbox import Rows, Statement
     from tillroll.stores.sqlite_library import LibraryConnection
 
     Connection = apsw.Connection | LibraryConnection
@@ -308,6 +317,7 @@ class SqliteStore:
         self._states: dict[bytes, Account] = {}
         self._prices: dict[str, PriceBook] = {}
         self._places: dict[Literal["moved_to"], str | None] = {}
+        self._topics: dict[str, frozenset[str]] = {}
         self._data_version = -1
         self._writer: Connection | None = None
         self._checkpoint_pages = CHECKPOINT_PAGES
@@ -433,7 +443,8 @@ class SqliteStore:
                 if version != self._data_version or len(self._states) > CACHED_ACCOUNTS_MAX:
                     self._forget()
                     self._data_version = version
-                return SqliteWriter(connection, self._states, self._prices, self._places)
+                known = self._states, self._prices, self._places, self._topics
+                return SqliteWriter(connection, *known)
             except BaseException:
                 self._give_up(connection)
                 raise
@@ -480,6 +491,7 @@ class SqliteStore:
         self._states.clear()
         self._prices.clear()
         self._places.clear()
+        self._topics.clear()
         self._data_version = -1
 
     @contextmanager
@@ -642,10 +654,12 @@ class _Writing:
         self._store.end(self._connection, error)
 
 
-class SqliteReader:
+class SqliteReader(OutboxReader):
     """What may be read within one database transaction."""
 
     states_trail = False
+    _sql = statements(Dialect(mark="?", key="?", owner="account_id"))
+    _mark = "?"
 
     def __init__(self, connection: Connection) -> None:
         """Read through this connection."""
@@ -814,8 +828,18 @@ class SqliteReader:
         found: str | None = self.connection.execute(_DOCUMENT, (kind, name)).get
         return found
 
+    def topics(self, project: str) -> frozenset[str]:
+        """Return the types of events that some endpoint of the project wants."""
+        return topics_in(self, project)
 
-class SqliteWriter(SqliteReader):
+    def _run(self, *statements: Statement) -> list[Rows]:
+        return [self.connection.execute(*statement).fetchall() for statement in statements]
+
+    def _key(self, owner: bytes) -> bytes:
+        return owner
+
+
+class SqliteWriter(SqliteReader, OutboxWriter):
     """What may be done within one database transaction that writes."""
 
     part = 0
@@ -826,8 +850,9 @@ class SqliteWriter(SqliteReader):
         states: dict[bytes, Account],
         prices: dict[str, PriceBook],
         places: dict[Literal["moved_to"], str | None],
+        topics: dict[str, frozenset[str]],
     ) -> None:
-        """Write through this connection, with what is remembered of accounts, prices and moves.
+        """Write through this connection, with what is remembered of accounts, prices and so on.
 
         What is remembered is changed on the way: after a rollback it has to be forgotten.
         """
@@ -835,6 +860,7 @@ class SqliteWriter(SqliteReader):
         self._states = states
         self._prices = prices
         self._places = places
+        self._topics = topics
         self._due: dict[bytes, int] = {}  # next_due_at as the rows have it
         self._counted = False  # whether this transaction's documents count in the version
 
@@ -855,6 +881,13 @@ class SqliteWriter(SqliteReader):
         if book is None:
             book = known[project] = super().prices(project)
         return book
+
+    def topics(self, project: str) -> frozenset[str]:
+        """Return what is listened to, remembered while nobody has put a document."""
+        known = self._topics.get(project)
+        if known is None:
+            known = self._topics[project] = super().topics(project)
+        return known
 
     def moved_to(self) -> str | None:
         """Return where this ledger went, remembered while nobody else has written."""
@@ -886,6 +919,8 @@ class SqliteWriter(SqliteReader):
             self._write(_SET_REFUSALS, list(last.values()))
         if book.replayed:
             self._write(_COUNT_REPLAYS, [(name, owner, 1, at) for owner, name, at in book.replayed])
+        if book.events:
+            self.add_events([Waiting(event, spread=False) for event in book.events])
 
     def _write_accounts(self, project: str, book: Book) -> None:
         owners = dict.fromkeys([sealed.account_id for sealed in book.appended])
@@ -954,6 +989,7 @@ class SqliteWriter(SqliteReader):
 
     def put_document(self, kind: str, name: str, document: str | None) -> None:
         """Insert or replace a document; None removes it."""
+        self._topics.clear()
         if not self._counted:
             self.set_registry_version(self.registry_version() + 1)
         if document is None:
@@ -965,6 +1001,7 @@ class SqliteWriter(SqliteReader):
         """Have the registry go on from this version; nobody else writes to the file meanwhile."""
         self.connection.execute(_SET_REGISTRY_VERSION, (str(version),))
         self._counted = True
+        self._topics.clear()
 
     def prune_refusals(self, before: int, limit: int = 1_000) -> int:
         """Delete the oldest refusals recorded before that time."""

@@ -93,7 +93,7 @@ class JoinedSqlite(JoinedStore):
             try:
                 connection.execute(_LOCK)
                 self._check_ledger(connection)
-                yield SqliteWriter(connection, {}, {}, {})
+                yield SqliteWriter(connection, {}, {}, {}, {})
                 connection.execute("RELEASE tillroll")
             except GeneratorExit:
                 raise  # the garbage collector, at any later time: there may be another transaction

@@ -613,6 +613,17 @@ class Auditor:
         wallet = str(series.terms["wallet"])
         return account.write("recurring", at, wallet, request_id=args["request_id"])
 
+    def _set_alert(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        wallet = args.get("wallet", "credits")
+        account.warnings.pop(args["name"], None)
+        if args["on"] == "expiring":
+            account.warnings[args["name"]] = (wallet, args["threshold"])
+        return account.write("alert", at, wallet, request_id=args["request_id"])
+
+    def _remove_alert(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        account.warnings.pop(args["name"], None)
+        return account.write("alert", at, "credits", request_id=args["request_id"])
+
     def _configure(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
         account.zone = args.get("time_zone") or account.zone
         if args.get("late_settlement") is not None:

@@ -64,6 +64,7 @@ class Lot:
     applies_to: tuple[str, ...] = ()
     begun: bool = True
     voided: Written | None = None
+    told: datetime = EPOCH
 
     def over(self, at: datetime) -> bool:
         """Return whether its last moment has passed."""
@@ -141,6 +142,7 @@ class Account:
     settles: dict[str, str] = field(default_factory=dict)
     caps: dict[str, Cap] = field(default_factory=dict)
     series: dict[str, Series] = field(default_factory=dict)
+    warnings: dict[str, tuple[str, int]] = field(default_factory=dict)
     limits: dict[str, Fraction] = field(default_factory=dict)
     status: str = "open"
     zone: str = "UTC"
@@ -336,12 +338,14 @@ class Account:
             if due is None or due[0] > at:
                 return
             when, sort, name = due
-            (self._end_hold, self._renew, self._expire, self._begin)[sort](name, when, at)
+            acts = (self._end_hold, self._renew, self._expire, self._begin, self._warn)
+            acts[sort](name, when, at)
 
     def _due(self) -> list[tuple[datetime, int, str]]:
         """Return what the clock will bring: when, of what sort, and its name.
 
-        At one instant holds end, then grants renew, then grants expire, then grants begin.
+        At one instant holds end, then grants renew, then grants expire, then grants begin, and
+        last their owners are warned that they expire soon.
         """
         due = [
             (hold.deadline, 0, hold.id)
@@ -357,6 +361,10 @@ class Account:
                 due.append((lot.effective_at, 3, lot.id))
             elif lot.expires_at is not None and self.left(lot.id, lot.wallet):
                 due.append((lot.expires_at, 2, lot.id))
+                for wallet, days in self.warnings.values():
+                    when = lot.expires_at - timedelta(days=days)
+                    if wallet == lot.wallet and when > max(lot.told, lot.effective_at):
+                        due.append((when, 4, lot.id))
         return due
 
     def _end_hold(self, name: str, when: datetime, at: datetime) -> None:
@@ -412,6 +420,13 @@ class Account:
         units = self.left(name, lot.wallet)
         moves = [Move(lot.wallet, name, "available", "expired", units)]
         self.write("grant_expired", at, lot.wallet, units, moves, ref=name, effective_at=when)
+
+    def _warn(self, name: str, when: datetime, at: datetime) -> None:
+        lot = self.lots[name]
+        lot.told = when
+        units = self.left(name, lot.wallet)
+        facts = {"effective_at": when, "deadline": lot.expires_at}
+        self.write("grant_expiring", at, lot.wallet, units, ref=name, **facts)
 
     def _begin(self, name: str, when: datetime, at: datetime) -> None:
         lot = self.lots[name]

@@ -364,6 +364,9 @@ class Simulation:
             ("adjust", {"units": rng.choice([-3, 7]), "reason": "simulated"}),
             ("set_budget", {"name": "b", "cap": rng.randint(5, 90), "period": "day"}),
             ("set_budget", {"name": "c", "cap": 30, "match": {"member": "*"}}),
+            ("set_alert", {"name": "a", "on": "expiring", "threshold": rng.randint(1, 3)}),
+            ("set_alert", {"name": "b", "on": "balance", "threshold": rng.randint(1, 30)}),
+            ("remove_alert", {"name": "a"}),
         ]
         verb, args = rng.choice(choices)
         return Call(verb, account, _given(args, request_id))

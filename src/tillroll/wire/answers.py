@@ -148,6 +148,7 @@ class Account(Struct):
     as_of: Instant
     wallets: list[Balance]
     recurring: list[dict[str, Any]]
+    alerts: list[dict[str, Any]]
 
 
 class Accounts(Struct):

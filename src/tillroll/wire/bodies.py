@@ -13,7 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from tillroll.ledger.commands import Above, ExpiredPolicy
 from tillroll.ledger.errors import InvalidInput
-from tillroll.ledger.types import Category, Every, Period
+from tillroll.ledger.types import AlertOn, Category, Every, Period
 from tillroll.ledger.verbs import BULK_MAX, ID_MAX, PRIORITY_MAX, REASON_MAX, TAGS_MAX
 
 B = TypeVar("B", bound=Struct)
@@ -163,6 +163,15 @@ class Budget(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
     period: Period | UnsetType = UNSET
     window: Span | UnsetType | None = UNSET
     match: Labels | UnsetType = UNSET
+    wallet: str | UnsetType = UNSET
+
+
+class Alert(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """When to tell that the account comes near an end."""
+
+    on: AlertOn
+    threshold: Units | UnsetType | None = UNSET
+    budget: Id | UnsetType | None = UNSET
     wallet: str | UnsetType = UNSET
 
 

@@ -11,6 +11,7 @@ SELECT create_reference_table('tillroll_migrations');
 SELECT create_reference_table('tillroll_meta');
 SELECT create_reference_table('tillroll_price_versions');
 SELECT create_reference_table('tillroll_registry');
+SELECT create_reference_table('tillroll_leases');
 SELECT create_distributed_table('tillroll_accounts', 'account_id');
 SELECT create_distributed_table(
     'tillroll_entries', 'account_id', colocate_with => 'tillroll_accounts'
@@ -20,6 +21,12 @@ SELECT create_distributed_table(
 );
 SELECT create_distributed_table(
     'tillroll_replays', 'account_id', colocate_with => 'tillroll_accounts'
+);
+SELECT create_distributed_table(
+    'tillroll_outbox', 'account_id', colocate_with => 'tillroll_accounts'
+);
+SELECT create_distributed_table(
+    'tillroll_deliveries', 'account_id', colocate_with => 'tillroll_accounts'
 );
 
 INSERT INTO tillroll_meta VALUES ('spread', 'citus'), ('writing', 'append')
