@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec.structs import replace
@@ -26,7 +27,6 @@ from tillroll.ledger.webhooks import (
     Place,
     Secret,
     check_filters,
-    check_url,
     places,
     show_secret,
 )
@@ -42,6 +42,7 @@ OVERLAP_MAX = 30 * DAY
 SECRETS_MAX = 5  # good at a time: each is one more signature in a header
 DESCRIPTION_MAX = 255
 PAGE_MAX = 1_000
+URL_MAX = 2_000
 
 
 def new_id() -> str:
@@ -203,6 +204,31 @@ def send_again(
     if not found:
         raise NotFound(f"{event_id} has no delivery to {endpoint_id} here")
     return found
+
+
+def check_url(url: str, *, private: bool) -> str:
+    """Return where an endpoint is, if it may be there.
+
+    Args:
+        url: What was given.
+        private: Whether plain HTTP is allowed, too.
+
+    Raises:
+        InvalidInput: It may not.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as problem:
+        raise InvalidInput(f"url is none: {problem}") from None
+    schemes = ("https", "http") if private else ("https",)
+    if parts.scheme not in schemes or not parts.hostname:
+        raise InvalidInput(f"url must begin with {' or '.join(f'{s}://' for s in schemes)}")
+    if parts.username is not None or parts.password is not None or parts.fragment:
+        raise InvalidInput("url must have neither a user nor a fragment")
+    if not (url.isascii() and url.isprintable()) or " " in url or len(url) > URL_MAX or port == 0:
+        raise InvalidInput(f"url must be at most {URL_MAX} printable ASCII characters")
+    return url
 
 
 def _put(tx: Writer, endpoint: Endpoint) -> None:

@@ -75,6 +75,7 @@ class Service:
         public: Mapping[str, Callable[[], Awaitable[Answer]]] | None = None,
         topup_url: str | None = None,
         per_key_max: int = PER_KEY_MAX,
+        webhooks_private: bool = False,
         done: Done = tell_nobody,
     ) -> None:
         """Serve this engine's ledgers.
@@ -85,6 +86,7 @@ class Service:
             topup_url: Where an account's owner buys units; `{project}`, `{mode}` and `{account}`
                 are filled in.
             per_key_max: How many calls of one key may be under way.
+            webhooks_private: Take endpoints of plain HTTP, too.
             done: Told of every call that was answered.
         """
         self.engine = engine
@@ -96,6 +98,7 @@ class Service:
         self._under_way: dict[str, int] = {}
         self._per_key_max = per_key_max
         self._topup_url = topup_url
+        self._webhooks_private = webhooks_private
         self._done = done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -206,7 +209,9 @@ class Service:
         if tenant is None:
             if len(self._tenants) >= TENANTS_MAX:
                 self._tenants.clear()  # they hold nothing that is not made again
-            tenant = self._tenants[name] = Tenant(self.engine, name)
+            private = self._webhooks_private
+            tenant = Tenant(self.engine, name, webhooks_private=private)
+            self._tenants[name] = tenant
         return tenant
 
     # ------------------------------------------------------------ what is answered instead

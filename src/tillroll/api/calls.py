@@ -96,11 +96,12 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 class Tenant:
     """The ledger of one project and mode, and the engine that carries its verbs."""
 
-    __slots__ = ("engine", "ledger", "name", "reads", "verbs")
+    __slots__ = ("engine", "ledger", "name", "reads", "verbs", "webhooks_private")
 
-    def __init__(self, engine: Engine, name: str) -> None:
-        """Serve the ledger of this name."""
+    def __init__(self, engine: Engine, name: str, *, webhooks_private: bool = False) -> None:
+        """Serve the ledger of this name; its webhooks may go to private addresses, if so."""
         self.engine = engine
+        self.webhooks_private = webhooks_private
         self.name = name
         self.ledger = AsyncLedger(engine, name)
         self.reads = Ledger(engine, name)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from tillroll.api import administration as keys
-from tillroll.api import licenzy, reads, stream, writes
+from tillroll.api import licenzy, reads, stream, webhooks, writes
 from tillroll.api.calls import BODY_MAX, KIB, Route
 from tillroll.ledger.verbs import Verbs
 from tillroll.wire import answers as a
@@ -30,6 +30,7 @@ BUDGET = ACCOUNT + "/budgets/{name}"
 ALERT = ACCOUNT + "/alerts/{name}"
 RECURRING = ACCOUNT + "/recurring/{name}"
 KEY = "/v1/keys/{key_id}"
+ENDPOINT = "/v1/webhooks/{endpoint_id}"
 
 # Where the name of the handler is not the name of the operation.
 _NAMES = {"/v1/explain/{request_id}": "find_explanation", HOLD: "get_hold"}
@@ -72,7 +73,7 @@ _WRITES: tuple[tuple[str, str, str, type[msgspec.Struct], str, tuple[str, ...], 
 
 def routes() -> list[Route]:
     """Return every route behind a key."""
-    return [*_writes(), *_reads(), *_administration(), *_licenzy()]
+    return [*_writes(), *_reads(), *_administration(), *_webhooks(), *_licenzy()]
 
 
 def _writes() -> Iterator[Route]:
@@ -199,6 +200,36 @@ def _administration() -> Iterator[Route]:
             keyed=keyed,
             whole_project=not path.startswith(ACCOUNT),
             body_max=PRICES_BODY_MAX if path == "/v1/prices" else BODY_MAX,
+        )
+
+
+def _webhooks() -> Iterator[Route]:
+    w = webhooks
+    for method, path, handler, shape, answer in (
+        ("GET", "/v1/webhooks", w.list_endpoints, None, a.Endpoints),
+        ("POST", "/v1/webhooks", w.make_endpoint, b.NewEndpoint, a.Endpoint),
+        ("GET", ENDPOINT, w.get_endpoint, None, a.Endpoint),
+        ("PATCH", ENDPOINT, w.change_endpoint, b.ChangedEndpoint, a.Endpoint),
+        ("DELETE", ENDPOINT, w.remove_endpoint, None, a.Endpoint),
+        ("POST", ENDPOINT + "/rotate", w.rotate_endpoint, b.Rotate, a.Endpoint),
+        ("GET", "/v1/deliveries", w.list_deliveries, None, a.Deliveries),
+        ("POST", "/v1/deliveries/send-again", w.send_again, b.SendAgain, a.Queued),
+        ("GET", "/v1/events/{event_id}", w.get_event, None, a.ToldEvent),
+    ):
+        listing = handler is w.list_deliveries
+        yield Route(
+            method=method,
+            path=path,
+            handler=handler,
+            answer=answer,
+            name=handler.__name__,
+            summary=_first(handler),
+            group="Webhooks",
+            body=shape,
+            query=w.DeliveriesQuery if listing else reads.Query if shape is None else None,
+            scopes=frozenset({"admin"}),
+            keyed=handler is w.make_endpoint,
+            whole_project=True,
         )
 
 

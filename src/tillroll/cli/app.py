@@ -30,7 +30,9 @@ app.command(bench_app)
 keys_app = App(name="keys", help="API keys of the service: create, list, revoke.")
 projects_app = App(name="projects", help="Projects of the service: create, list.")
 config_app = App(name="config", help="Settings of the service.")
-for group in (keys_app, projects_app, config_app):
+webhooks_app = App(name="webhooks", help="Webhook endpoints and what became of events.")
+jobs_app = App(name="jobs", help="What is done beside the calls: status, run.")
+for group in (keys_app, projects_app, config_app, webhooks_app, jobs_app):
     app.command(group)
 
 RequestId = Annotated[
@@ -1011,6 +1013,154 @@ def prices_schema(*, common: Common | None = None) -> None:
     """Print the JSON Schema of the price file, for editors; it is JSON either way."""
     del common
     print_json(catalog.schema())
+
+
+# ---------------------------------------------------------------- webhooks and jobs
+
+Events = Annotated[
+    list[str] | None,
+    Parameter(name="--event", negative=(), help="Type, or beginning as in 'grant.*'; repeatable."),
+]
+Private = Annotated[
+    bool,
+    Parameter(
+        negative=(),
+        env_var=["TILLROLL_WEBHOOKS_PRIVATE"],
+        help="Private addresses and plain HTTP, too.",
+    ),
+]
+SendFormat = Literal["tillroll", "licenzy"]
+
+
+@webhooks_app.command(name="create")
+def webhooks_create(
+    url: str,
+    /,
+    *,
+    event: Events = None,
+    format: SendFormat = "tillroll",  # noqa: A002 - the option's name
+    description: str | None = None,
+    private: Private = False,
+    common: Common | None = None,
+) -> int:
+    """Make a webhook endpoint; its secret is shown once."""
+    from tillroll.cli import webhooks  # noqa: PLC0415 - only when asked for
+
+    common = common or Common()
+    return webhooks.create(common, url, event, format, description, private=private)
+
+
+@webhooks_app.command(name="list")
+def webhooks_list(*, common: Common | None = None) -> int:
+    """List the webhook endpoints of the project."""
+    from tillroll.cli import webhooks  # noqa: PLC0415 - only when asked for
+
+    return webhooks.list_endpoints(common or Common())
+
+
+@webhooks_app.command(name="change")
+def webhooks_change(
+    endpoint_id: str,
+    /,
+    *,
+    url: str | None = None,
+    event: Events = None,
+    enabled: Annotated[
+        bool | None, Parameter(negative="--disabled", help="Send to it, or not.")
+    ] = None,
+    private: Private = False,
+    common: Common | None = None,
+) -> int:
+    """Change a webhook endpoint; enabling it forgets its failures."""
+    from tillroll.cli import webhooks  # noqa: PLC0415 - only when asked for
+
+    disabled = None if enabled is None else not enabled
+    given = {"url": url, "events": event, "disabled": disabled}
+    wanted = {name: value for name, value in given.items() if value is not None}
+    return webhooks.change(common or Common(), endpoint_id, private=private, wanted=wanted)
+
+
+@webhooks_app.command(name="rotate")
+def webhooks_rotate(
+    endpoint_id: str,
+    /,
+    *,
+    overlap: Annotated[str, Parameter(help="How long the old secret is good.")] = "24h",
+    common: Common | None = None,
+) -> int:
+    """Give a webhook endpoint a new secret, shown once."""
+    from tillroll.cli import webhooks  # noqa: PLC0415 - only when asked for
+
+    return webhooks.rotate(common or Common(), endpoint_id, overlap)
+
+
+@webhooks_app.command(name="remove")
+def webhooks_remove(endpoint_id: str, /, *, common: Common | None = None) -> int:
+    """Remove a webhook endpoint; what it did not get by now is given up."""
+    from tillroll.cli import webhooks  # noqa: PLC0415 - only when asked for
+
+    return webhooks.remove(common or Common(), endpoint_id)
+
+
+@webhooks_app.command(name="deliveries")
+def webhooks_deliveries(
+    *,
+    endpoint: str | None = None,
+    state: Literal["pending", "delivered", "dead"] | None = None,
+    event: Annotated[str | None, Parameter(help="The id of one event.")] = None,
+    after: Annotated[str | None, Parameter(help="Where the page before ended.")] = None,
+    limit: int = 100,
+    common: Common | None = None,
+) -> int:
+    """Show what became of events at endpoints, the newest first."""
+    from tillroll.cli import webhooks  # noqa: PLC0415 - only when asked for
+
+    return webhooks.deliveries(
+        common or Common(), endpoint=endpoint, state=state, event=event, after=after, limit=limit
+    )
+
+
+@webhooks_app.command(name="send-again")
+def webhooks_send_again(
+    *,
+    endpoint: Annotated[str | None, Parameter(help="To this endpoint only.")] = None,
+    event: Annotated[str | None, Parameter(help="One event, to that endpoint.")] = None,
+    common: Common | None = None,
+) -> int:
+    """Send again what was given up; with --event and --endpoint, one, whatever came of it."""
+    from tillroll.cli import webhooks  # noqa: PLC0415 - only when asked for
+
+    return webhooks.send_again(common or Common(), endpoint, event)
+
+
+@webhooks_app.command(name="types")
+def webhooks_types(*, common: Common | None = None) -> int:
+    """List the types of events; with --json, the JSON Schema of each."""
+    from tillroll.cli import webhooks  # noqa: PLC0415 - only when asked for
+
+    return webhooks.types(common or Common())
+
+
+@jobs_app.command(name="status")
+def jobs_status(*, common: Common | None = None) -> int:
+    """Show who does which job, when that was last, and what waits to be sent."""
+    from tillroll.cli import webhooks  # noqa: PLC0415 - only when asked for
+
+    return webhooks.status(common or Common())
+
+
+@jobs_app.command(name="run")
+def jobs_run(
+    *,
+    once: Annotated[bool, Parameter(negative=(), help="Until there is no more to do.")] = False,
+    private: Private = False,
+    event_days: Annotated[float, Parameter(help="How long events are kept.")] = 30.0,
+    common: Common | None = None,
+) -> int:
+    """Do the jobs that `serve` does beside the calls; any number of processes may."""
+    from tillroll.cli import webhooks  # noqa: PLC0415 - only when asked for
+
+    return webhooks.run(common or Common(), once=once, private=private, event_days=event_days)
 
 
 @app.command

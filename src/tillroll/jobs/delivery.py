@@ -151,7 +151,7 @@ class Deliverer:
     def _choose(self, due: Sequence[Delivery], room: int) -> list[Delivery]:
         """Return what to take, no more of one endpoint than may be under way to it."""
         counts = Counter(self._under_way)
-        chosen = []
+        chosen: list[Delivery] = []
         for delivery in due:
             if len(chosen) < room and counts[delivery.endpoint] < PER_ENDPOINT_MAX:
                 counts[delivery.endpoint] += 1
@@ -302,9 +302,7 @@ def _put_health(tx: Writer, place: Place, health: Health, at: int) -> None:
     """Write down how an endpoint does; where it was disabled, that is an event as well."""
     endpoint = place.endpoint
     blank = health == Health()
-    tx.put_document(
-        HEALTH, endpoint.id, None if blank else msgspec.json.encode(health).decode()
-    )
+    tx.put_document(HEALTH, endpoint.id, None if blank else msgspec.json.encode(health).decode())
     if health.disabled_at is None:
         return
     # Told under the project's own name, whose place is the version of the registry: it grew just

@@ -6,88 +6,63 @@ processes may do it at once, each under the account's lock.
 
 from __future__ import annotations
 
-import asyncio
-import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from tillroll.embedded import Ledger
 from tillroll.ledger.commands import account_id
-from tillroll.ledger.errors import TillrollError
-from tillroll.ledger.types import NEVER
+from tillroll.ledger.types import DAY, NEVER, SECOND
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tillroll.engine import Engine
 
 LOOKED_AT_MAX = 1_000  # accounts of a project, those first that something falls due on first
+BOOKED_MAX = 1_000  # accounts of a project in one round
+PRUNED_MAX = 1_000  # events in one transaction
 
 
-class Looked(NamedTuple):
-    """What a round of upkeep found.
+def book(engine: Engine) -> dict[str, Any]:
+    """Book what fell due in every project, and measure what is there.
 
-    Attributes:
-        booked: How many accounts something was booked on.
-        in_doubt: How many holds nobody knows the outcome of, on the accounts looked at.
-        oldest_due_seconds: For how long the account that waits longest has been due.
+    Returns:
+        `booked`: on how many accounts something was; `in_doubt`: how many holds nobody knows the
+        outcome of, on the accounts looked at; `oldest_due_seconds`: for how long the account that
+        waits longest has been due; `outbox_lag_seconds`, `outbox_waiting` and `outbox_dead`: how
+        long the oldest event has waited, how many wait, how many deliveries were given up.
     """
-
-    booked: int
-    in_doubt: int
-    oldest_due_seconds: float
-
-
-class Upkeep:
-    """Books what fell due, round after round, and says when it last did.
-
-    Attributes:
-        beat_at: When the last round ended well, by `time.monotonic`; None before the first.
-        failed: How many rounds failed since one went well.
-    """
-
-    def __init__(
-        self, engine: Engine, seconds: float, tell: Callable[[Looked | TillrollError], None]
-    ) -> None:
-        """Keep up this engine's ledgers, a round every so many seconds."""
-        self._engine = engine
-        self._seconds = seconds
-        self._tell = tell
-        self.beat_at: float | None = None
-        self.failed = 0
-
-    def is_alive(self) -> bool:
-        """Return whether rounds are being done; the first may still be under way."""
-        if self.beat_at is None:
-            return self.failed == 0
-        return time.monotonic() - self.beat_at < 3 * self._seconds + 10
-
-    async def run(self) -> None:
-        """Do rounds until cancelled; one that fails is told and tried again."""
-        while True:
-            try:
-                looked = await asyncio.to_thread(self.round)
-            except TillrollError as problem:
-                self.failed += 1
-                self._tell(problem)
-            else:
-                self.beat_at, self.failed = time.monotonic(), 0
-                self._tell(looked)
-            await asyncio.sleep(self._seconds)
-
-    def round(self) -> Looked:
-        """Book what fell due in every project, and measure what is there."""
-        store = self._engine.store
+    store = engine.store
+    with store.read() as reader:
+        projects = reader.projects()
+        backlog = reader.backlog()
+    booked = in_doubt = most = 0
+    oldest = 0.0
+    for project in projects:
+        at = engine.clock()
         with store.read() as reader:
-            projects = reader.projects()
-        booked = in_doubt = 0
-        oldest = 0.0
-        for project in projects:
-            at = self._engine.clock()
-            with store.read() as reader:
-                names = reader.due(project, NEVER - 1, LOOKED_AT_MAX)
-                accounts = reader.accounts([(account_id(project, name), name) for name in names])
-            for account in accounts.values():
-                oldest = max(oldest, (at - account.next_due_at) / 1e6)
-                in_doubt += sum(hold.in_doubt for hold in account.holds.values())
-            booked += Ledger(self._engine, project).book_due()
-        return Looked(booked, in_doubt, oldest)
+            names = reader.due(project, NEVER - 1, LOOKED_AT_MAX)
+            accounts = reader.accounts([(account_id(project, name), name) for name in names])
+        for account in accounts.values():
+            oldest = max(oldest, (at - account.next_due_at) / SECOND)
+            in_doubt += sum(hold.in_doubt for hold in account.holds.values())
+        done = Ledger(engine, project).book_due(BOOKED_MAX)
+        booked, most = booked + done, max(most, done)
+    at = engine.clock()
+    since = at if backlog.oldest_at is None else backlog.oldest_at
+    return {
+        "booked": booked,
+        "in_doubt": in_doubt,
+        "oldest_due_seconds": max(oldest, 0.0),
+        "outbox_lag_seconds": max((at - since) / SECOND, 0.0),
+        "outbox_waiting": backlog.waiting,
+        "outbox_dead": backlog.dead,
+        "more": most == BOOKED_MAX,
+    }
+
+
+def prune(engine: Engine, days: float) -> dict[str, Any]:
+    """Delete events that are older than so many days and not waiting; return how many."""
+    before = engine.clock() - int(days * DAY)
+    gone = engine.perform(lambda tx: tx.prune_events(before, PRUNED_MAX))
+    return {"pruned": gone, "more": gone == PRUNED_MAX}
+
+
+__all__ = ["book", "prune"]

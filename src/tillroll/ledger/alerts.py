@@ -125,7 +125,9 @@ def _days_left(account: Account, wallet: Wallet, terms: AlertTerms, at: int) -> 
 
 def count(account: Account, entry: Entry) -> None:
     """Count what an entry used, for the alerts that project; days that are past are dropped."""
-    used = sum((p.target == "used") * p.units - (p.source == "used") * p.units for p in entry.postings)
+    used = sum(
+        (p.target == "used") * p.units - (p.source == "used") * p.units for p in entry.postings
+    )
     if not used:
         return
     today = entry.at // DAY

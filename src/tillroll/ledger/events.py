@@ -17,6 +17,7 @@ from tillroll.ledger.book import Event, Rules
 from tillroll.ledger.calendar import show_instant
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.fold import apply
+from tillroll.ledger.types import DAY
 from tillroll.ledger.units import show_units
 
 if TYPE_CHECKING:
@@ -223,9 +224,7 @@ def _hold(entry: Entry, _: Account, scale: int) -> HoldData:
 
 
 def _refund(entry: Entry, _: Account, scale: int) -> RefundData:
-    return RefundData(
-        charge=entry.ref or "", operation=entry.operation, **_moved(entry, scale)
-    )
+    return RefundData(charge=entry.ref or "", operation=entry.operation, **_moved(entry, scale))
 
 
 def _adjustment(entry: Entry, _: Account, scale: int) -> Moved:
@@ -285,7 +284,7 @@ def apply_told(watch: Rules, owner: bytes, account: Account, entry: Entry) -> li
         told.append((kind.topic, kind.fill(entry, account, watch.scale)))
     if measured:
         after = alerts.levels(account, watch.alerts, entry)
-        told += [_crossing(account, *one, watch.scale) for one in alerts.crossed(before, after)]
+        told += [_crossing(account, one, watch.scale) for one in alerts.crossed(before, after)]
     if entry.kind == "grant_expiring":
         told.append(("alert.expiring", _expiring(account, entry, watch)))
     told = [one for one in told if one[0] in watch.topics]
@@ -353,8 +352,9 @@ def place_of(event_id: str) -> tuple[bytes, int, int]:
 
 
 def _crossing(
-    account: Account, level: alerts.Level, beyond: bool, scale: int  # noqa: FBT001 - told by name
+    account: Account, one: tuple[alerts.Level, bool], scale: int
 ) -> tuple[str, AlertData]:
+    level, beyond = one
     terms = level.terms
     in_units = terms.on in ("balance", "depleted")
 
@@ -377,7 +377,7 @@ def _crossing(
 def _expiring(account: Account, entry: Entry, watch: Rules) -> AlertData:
     grant = account.grants[entry.ref or ""]
     assert grant.terms.expires_at is not None
-    days = (grant.terms.expires_at - entry.effective_at) // alerts.DAY
+    days = (grant.terms.expires_at - entry.effective_at) // DAY
     named = [alert.terms for alert in account.alerts.values()]
     terms = [t for t in (*named, *watch.alerts) if t.on == "expiring" and t.threshold == days]
     return AlertData(
@@ -385,7 +385,7 @@ def _expiring(account: Account, entry: Entry, watch: Rules) -> AlertData:
         on="expiring",
         wallet=entry.wallet,
         threshold=str(days),
-        value=str(max(grant.terms.expires_at - entry.at, 0) // alerts.DAY),
+        value=str(max(grant.terms.expires_at - entry.at, 0) // DAY),
         available=show_units(entry.available, watch.scale),
         grant_id=grant.terms.id,
         expires_at=show_instant(grant.terms.expires_at),

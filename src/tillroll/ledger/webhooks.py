@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hmac
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct, field
@@ -28,7 +27,6 @@ SECRET = "whsec_"  # noqa: S105 - what every secret begins with
 SECRET_BYTES = 32  # 24 to 64 by the specification
 ENDPOINTS_MAX = 50  # of one project and mode
 FILTERS_MAX = 100
-URL_MAX = 2_000
 
 # The first attempt is made at once; after each that failed, the next waits for so long. Ten in
 # all, over three days and a bit (https://www.standardwebhooks.com, "retries").
@@ -145,31 +143,6 @@ def check_filters(patterns: Iterable[str]) -> tuple[str, ...]:
         if not any(_covers(pattern, topic) for topic in TOPICS):
             raise InvalidInput(f"there is no type of events {pattern!r:.50}")
     return found
-
-
-def check_url(url: str, *, private: bool) -> str:
-    """Return where an endpoint is, if it may be there.
-
-    Args:
-        url: What was given.
-        private: Whether plain HTTP is allowed, too.
-
-    Raises:
-        InvalidInput: It may not.
-    """
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as problem:
-        raise InvalidInput(f"url is none: {problem}") from None
-    schemes = ("https", "http") if private else ("https",)
-    if parts.scheme not in schemes or not parts.hostname:
-        raise InvalidInput(f"url must begin with {' or '.join(f'{s}://' for s in schemes)}")
-    if parts.username is not None or parts.password is not None or parts.fragment:
-        raise InvalidInput("url must have neither a user nor a fragment")
-    if not (url.isascii() and url.isprintable()) or " " in url or len(url) > URL_MAX or port == 0:
-        raise InvalidInput(f"url must be at most {URL_MAX} printable ASCII characters")
-    return url
 
 
 # ---------------------------------------------------------------- signing

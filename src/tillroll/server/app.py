@@ -14,10 +14,10 @@ import msgspec
 import structlog
 
 import tillroll
+from tillroll import jobs
 from tillroll.api.app import Service
 from tillroll.api.calls import Answer
 from tillroll.embedded import open_engine
-from tillroll.jobs import Upkeep
 from tillroll.ledger.errors import NotFound, TillrollError
 from tillroll.server import logs, metrics, traces
 from tillroll.server.settings import Settings
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tillroll.api.agents import Agents
     from tillroll.api.calls import Call
     from tillroll.engine import Batch, Engine
-    from tillroll.jobs import Looked
+    from tillroll.jobs import Turn
 
 GIVEN = "TILLROLL_SETTINGS"  # where the parent leaves the settings for its workers
 MCP_PATH = "/mcp"
@@ -61,7 +61,7 @@ class Application:
         self._service: Service | None = None
         self._agents: Agents | None = None
         self._stack = contextlib.AsyncExitStack()
-        self._upkeep: Upkeep | None = None
+        self._worker: jobs.Worker | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def __call__(
@@ -98,7 +98,7 @@ class Application:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def start(self) -> None:
-        """Open the engine and begin upkeep.
+        """Open the engine and begin the jobs.
 
         Raises:
             StoreUnavailable, SchemaMismatch: The store cannot be used.
@@ -116,11 +116,21 @@ class Application:
             public={"/livez": self._livez, "/readyz": self._readyz, "/metrics": self._page},
             topup_url=settings.topup_url,
             per_key_max=settings.per_key_max,
+            webhooks_private=settings.webhooks_private,
             done=self._called,
         )
         engine.observe = self._observe
-        self._upkeep = Upkeep(engine, settings.upkeep_seconds, self._looked)
-        self._task = asyncio.create_task(self._upkeep.run())
+        self._worker = jobs.Worker(
+            engine,
+            jobs.standard(
+                engine,
+                upkeep_seconds=settings.upkeep_seconds,
+                event_days=settings.event_days,
+                private=settings.webhooks_private,
+            ),
+            tell=self._turned,
+        )
+        self._task = asyncio.create_task(self._worker.run())
         self._agents = _agents(service) if settings.mcp else None
         if self._agents is not None:
             await self._stack.enter_async_context(self._agents.run())
@@ -131,15 +141,17 @@ class Application:
         log.info("serving", store=engine.store.url, version=tillroll.__version__, pid=os.getpid())
 
     async def stop(self) -> None:
-        """End upkeep, answer what waits, close the store."""
+        """End the jobs, answer what waits, close the store."""
         assert self._engine is not None
+        assert self._worker is not None
         assert self._task is not None
         assert self._service is not None
         self._service.stop()
         await self._stack.aclose()
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        self._worker.stop()
+        await self._task
+        with contextlib.suppress(TillrollError):  # others find the leases over a little later
+            await asyncio.to_thread(self._worker.close)
         await asyncio.to_thread(self._engine.close)
         if self._traces is not None:
             await asyncio.to_thread(self._traces.close)
@@ -158,7 +170,7 @@ class Application:
     async def _checks(self) -> dict[str, str]:
         """Return what is ready, and what is the matter with the rest."""
         assert self._engine is not None
-        assert self._upkeep is not None
+        assert self._worker is not None
         try:
             async with asyncio.timeout(READY_SECONDS):
                 moved = await asyncio.to_thread(_look, self._engine)
@@ -171,7 +183,7 @@ class Application:
             "database": database,
             "schema": "ok" if database == "ok" else "unknown",  # opening refuses any other
             "writing": writing,
-            "upkeep": "ok" if self._upkeep.is_alive() else "has not done a round for too long",
+            "upkeep": "ok" if self._worker.is_alive() else "has not done a round for too long",
         }
 
     async def _page(self) -> Answer:
@@ -189,10 +201,14 @@ class Application:
             self._traces.batch(batch)
         self._service.notice(batch)
 
-    def _looked(self, found: Looked | TillrollError) -> None:
-        self._metrics.looked(found)
-        if isinstance(found, TillrollError):
-            log.warning("upkeep failed", code=found.code, problem=str(found))
+    def _turned(self, turn: Turn) -> None:
+        self._metrics.turned(turn)
+        problem = turn.problem
+        if isinstance(problem, TillrollError):
+            name = f"{turn.job} failed"  # "upkeep failed" is what the runbook looks for
+            log.warning(name, code=problem.code, problem=str(problem))
+        elif problem is not None:
+            log.error("job failed", job=turn.job, exc_info=problem)
 
     def _called(
         self, call: Call | None, status: int, seconds: float, problem: Exception | None

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client import multiprocess as several
 
+from tillroll.jobs import DELIVERY, PRUNING, UPKEEP
 from tillroll.ledger.errors import TillrollError
 from tillroll.ledger.types import Refusal
 from tillroll.wire import problems
 
 if TYPE_CHECKING:
     from tillroll.engine import Batch
-    from tillroll.jobs import Looked
+    from tillroll.jobs import Turn
 
 MEDIA_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the library's own name for it
@@ -89,6 +90,28 @@ class Metrics:
         self._upkeep_failed = Counter(
             "tillroll_upkeep_failures", "Rounds of upkeep that failed.", registry=registry
         )
+        self._outbox_waiting, self._outbox_dead = (
+            Gauge(name, meaning, registry=registry, multiprocess_mode="livemax")
+            for name, meaning in (
+                ("tillroll_outbox_waiting", "Events and deliveries that wait."),
+                ("tillroll_outbox_dead", "Deliveries that were given up."),
+            )
+        )
+        self._sent = Counter(
+            "tillroll_webhooks_sent", "Attempts to deliver a webhook.", registry=registry
+        )
+        self._failed = Counter(
+            "tillroll_job_failures", "Turns of a job that failed.", ["job"], registry=registry
+        )
+        self._ended = Gauge(
+            "tillroll_job_ended_timestamp_seconds",
+            "When a turn of a job last ended well.",
+            ["job"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        for job in (UPKEEP, DELIVERY, PRUNING):
+            self._failed.labels(job)
         self._booked = Counter(
             "tillroll_due_accounts_booked", "Accounts that upkeep booked.", registry=registry
         )
@@ -117,15 +140,27 @@ class Metrics:
         for name, count in counts.items():
             self._answers.labels(name).inc(count)
 
-    def looked(self, found: Looked | TillrollError) -> None:
-        """Take note of a round of upkeep."""
-        if isinstance(found, TillrollError):
+    def turned(self, turn: Turn) -> None:
+        """Take note of a turn of a job; what another process measures is not measured here."""
+        if turn.problem is not None:
+            self._failed.labels(turn.job).inc()
+        elif turn.ours:
+            self._ended.labels(turn.job).set(time.time())
+        told = turn.told or {}
+        self._sent.inc(told.get("sent", 0))
+        if turn.job != UPKEEP:
+            return
+        if turn.problem is not None:
             self._upkeep_failed.inc()
             return
-        self._in_doubt.set(found.in_doubt)
-        self._oldest_due.set(max(found.oldest_due_seconds, 0))
-        self._booked.inc(found.booked)
-        self._upkept_at.set(time.time())
+        self._in_doubt.set(told.get("in_doubt", 0))
+        self._oldest_due.set(told.get("oldest_due_seconds", 0))
+        self._outbox_lag.set(told.get("outbox_lag_seconds", 0))
+        self._outbox_waiting.set(told.get("outbox_waiting", 0))
+        self._outbox_dead.set(told.get("outbox_dead", 0))
+        self._booked.inc(told.get("booked", 0))
+        if turn.ours:
+            self._upkept_at.set(time.time())
 
     def page(self) -> bytes:
         """Return the figures as Prometheus reads them, of all workers where there are several."""

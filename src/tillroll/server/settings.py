@@ -46,6 +46,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         request_seconds: How long a request may take to arrive, head and body.
         shutdown_seconds: How long a stop waits for calls under way.
         upkeep_seconds: How often what fell due is booked and measured.
+        event_days: How long events are kept that do not wait any more, with their deliveries.
+        webhooks_private: Whether webhooks may go to private addresses and over plain HTTP, for
+            receivers in one's own network.
         metrics: Whether anybody who reaches the address may read /metrics.
         mcp: Whether agents may read at /mcp, where the extra [mcp] is installed.
         log_level: What is logged at least.
@@ -67,6 +70,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     request_seconds: Annotated[float, Meta(gt=0)] = 30.0
     shutdown_seconds: Annotated[int, Meta(ge=0)] = 30
     upkeep_seconds: Annotated[float, Meta(gt=0)] = 15.0
+    event_days: Annotated[float, Meta(gt=0)] = 30.0
+    webhooks_private: bool = False
     metrics: bool = True
     mcp: bool = True
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -134,6 +134,7 @@ class MemoryReader:
         self._store = store
         self._registry = store.registry
         self._registry_version = store.registry_version
+        self._deliveries = store.deliveries
 
     def accounts(self, wanted: Iterable[tuple[bytes, str]]) -> dict[bytes, Account]:
         """Return each account, decoded anew; an empty one where it is new."""
@@ -295,8 +296,8 @@ class MemoryReader:
 
     def deliveries(self, after: DeliveryKey | None = None, limit: int = 1_000) -> list[Delivery]:
         """Return deliveries in order."""
-        keys = sorted(key for key in self._store.deliveries if after is None or key > after)
-        return [self._store.deliveries[key] for key in keys[:limit]]
+        keys = sorted(key for key in self._deliveries if after is None or key > after)
+        return [self._deliveries[key] for key in keys[:limit]]
 
     def due_deliveries(
         self, at: int, limit: int = 1_000, skip: Collection[str] = ()
@@ -306,7 +307,7 @@ class MemoryReader:
         return sorted(due, key=lambda row: row.next_at)[:limit]
 
     def _pending(self) -> list[Delivery]:
-        return [row for row in self._store.deliveries.values() if row.state == "pending"]
+        return [row for row in self._deliveries.values() if row.state == "pending"]
 
     def delivery_page(
         self,
@@ -321,7 +322,7 @@ class MemoryReader:
         """Return deliveries of a project, the newest first."""
         rows = [
             row
-            for row in self._store.deliveries.values()
+            for row in self._deliveries.values()
             if row.project == project
             and endpoint in (None, row.endpoint)
             and state in (None, row.state)
@@ -335,7 +336,7 @@ class MemoryReader:
         new = [row.event.at for row in self._store.outbox.values() if not row.spread]
         pending = self._pending()
         began = new + [row.created_at for row in pending]
-        dead = sum(row.state == "dead" for row in self._store.deliveries.values())
+        dead = sum(row.state == "dead" for row in self._deliveries.values())
         next_at = min((row.next_at for row in pending), default=None)
         return Backlog(len(began), dead, min(began, default=None), next_at)
 
@@ -432,10 +433,9 @@ class MemoryWriter(MemoryReader):
 
     def spread(self, keys: Collection[EventKey], deliveries: Sequence[Delivery]) -> None:
         """Write the deliveries of these events, where they are not there."""
+        self.put_deliveries([row for row in deliveries if row.key not in self._deliveries])
 
         def act() -> None:
-            for delivery in deliveries:
-                self._store.deliveries.setdefault(delivery.key, delivery)
             for key in keys:
                 self._store.outbox[key] = self._store.outbox[key]._replace(spread=True)
 
@@ -443,13 +443,18 @@ class MemoryWriter(MemoryReader):
 
     def put_deliveries(self, deliveries: Sequence[Delivery]) -> None:
         """Write deliveries in place of what was known of them."""
-        self.acts.append(
-            lambda: self._store.deliveries.update({row.key: row for row in deliveries})
-        )
+        self._own_deliveries().update({row.key: row for row in deliveries})
+
+    def _own_deliveries(self) -> dict[DeliveryKey, Delivery]:
+        """Return the deliveries as this transaction has them, which are kept when it ends well."""
+        if self._deliveries is self._store.deliveries:
+            self._deliveries = dict(self._deliveries)
+            self.acts.append(lambda: setattr(self._store, "deliveries", self._deliveries))
+        return self._deliveries
 
     def claim(self, deliveries: Sequence[Delivery], until: int) -> list[Delivery]:
         """Take deliveries to work on until then; return those that nobody took meanwhile."""
-        known = self._store.deliveries
+        known = self._deliveries
         alike = [
             known[row.key]._replace(lease=row.lease + 1, next_at=until)
             for row in deliveries
@@ -462,7 +467,7 @@ class MemoryWriter(MemoryReader):
 
     def record(self, deliveries: Sequence[Delivery]) -> int:
         """Write what came of deliveries that one holds."""
-        known = self._store.deliveries
+        known = self._deliveries
         held = [r for r in deliveries if r.key in known and known[r.key].lease == r.lease]
         self.put_deliveries(held)
         return len(held)
@@ -474,7 +479,7 @@ class MemoryWriter(MemoryReader):
 
     def requeue_one(self, project: str, at: int, key: DeliveryKey) -> int:
         """Have one delivery tried again."""
-        row = self._store.deliveries.get(key)
+        row = self._deliveries.get(key)
         return self._requeue([row] if row is not None and row.project == project else [], at)
 
     def _requeue(self, rows: Sequence[Delivery], at: int) -> int:
@@ -490,8 +495,8 @@ class MemoryWriter(MemoryReader):
         rows = [row for row in store.outbox.values() if row.spread and row.event.at < before]
         old = sorted((row.event.at, row.key) for row in rows if row.key not in pending)[:limit]
         gone = {key for _, key in old}
-        told = [key for key in store.deliveries if key[:3] in gone]
-        self.acts.extend(partial(store.deliveries.pop, key) for key in told)
+        for key in [key for key in self._deliveries if key[:3] in gone]:
+            del self._own_deliveries()[key]
         self.acts.extend(partial(store.outbox.pop, key) for key in gone)
         return len(old)
 

@@ -9,7 +9,7 @@ be worked on (`SKIP LOCKED` is not to be had on a cluster): whoever takes a deli
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from tillroll.ledger.book import Event
 from tillroll.ledger.webhooks import ENDPOINT, HEALTH, places, topics_of
@@ -17,7 +17,6 @@ from tillroll.ledger.webhooks import ENDPOINT, HEALTH, places, topics_of
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from tillroll.stores.base import Reader
 
 State = Literal["pending", "delivered", "dead"]
 STATES: tuple[State, ...] = ("pending", "delivered", "dead")
@@ -108,37 +107,36 @@ class Dialect(NamedTuple):
     owner: str
 
 
+_PLACE = ("account_id", "seq", "n", "endpoint")
 _EVENT = "seq, n, project, topic, payload, created_at"
-_DELIVERY = (
-    "seq, n, endpoint, project, topic, state, attempts, next_at, created_at, lease, log"
-)
+_DELIVERY = "seq, n, endpoint, project, topic, state, attempts, next_at, created_at, lease, log"
 _ONE = "account_id = {key} AND seq = {mark} AND n = {mark}"
-# One purpose each; {mark}, {key} and {owner} are the dialect's.
+# One purpose each; {mark}, {key} and {owner} are the dialect's, the rest stands above.
 _SQL = {
-    "add_event": f"INSERT INTO tillroll_outbox (account_id, {_EVENT}, spread) VALUES "
+    "add_event": "INSERT INTO tillroll_outbox (account_id, {event}, spread) VALUES "
     "({key}, {mark}, {mark}, {mark}, {mark}, {mark}, {mark}, {mark}) "
     "ON CONFLICT (account_id, seq, n) DO UPDATE SET spread = excluded.spread",
-    "unspread": f"SELECT {{owner}}, {_EVENT} FROM tillroll_outbox WHERE spread = 0 "
+    "unspread": "SELECT {owner}, {event} FROM tillroll_outbox WHERE spread = 0 "
     "ORDER BY created_at LIMIT {mark}",
-    "event": f"SELECT {{owner}}, {_EVENT} FROM tillroll_outbox WHERE {_ONE}",
-    "events": f"SELECT {{owner}}, {_EVENT}, spread FROM tillroll_outbox "
+    "event": "SELECT {owner}, {event} FROM tillroll_outbox WHERE {one}",
+    "events": "SELECT {owner}, {event}, spread FROM tillroll_outbox "
     "WHERE (account_id, seq, n) > ({key}, {mark}, {mark}) "
     "ORDER BY account_id, seq, n LIMIT {mark}",
-    "mark_spread": f"UPDATE tillroll_outbox SET spread = 1 WHERE {_ONE}",
-    "add_delivery": f"INSERT INTO tillroll_deliveries (account_id, {_DELIVERY}) VALUES "
+    "mark_spread": "UPDATE tillroll_outbox SET spread = 1 WHERE {one}",
+    "add_delivery": "INSERT INTO tillroll_deliveries (account_id, {delivery}) VALUES "
     "({key}, {mark}, {mark}, {mark}, {mark}, {mark}, {mark}, {mark}, {mark}, {mark}, {mark}, "
     "{mark}) ON CONFLICT (account_id, seq, n, endpoint) ",
-    "deliveries": f"SELECT {{owner}}, {_DELIVERY} FROM tillroll_deliveries "
+    "deliveries": "SELECT {owner}, {delivery} FROM tillroll_deliveries "
     "WHERE (account_id, seq, n, endpoint) > ({key}, {mark}, {mark}, {mark}) "
     "ORDER BY account_id, seq, n, endpoint LIMIT {mark}",
-    "due": f"SELECT {{owner}}, {_DELIVERY} FROM tillroll_deliveries "
+    "due": "SELECT {owner}, {delivery} FROM tillroll_deliveries "
     "WHERE state = 'pending' AND next_at <= {mark} ",
     "claim": "UPDATE tillroll_deliveries SET lease = lease + 1, next_at = {mark} "
-    f"WHERE {_ONE} AND endpoint = {{mark}} AND lease = {{mark}} AND state = 'pending' "
-    f"RETURNING {{owner}}, {_DELIVERY}",
+    "WHERE {one} AND endpoint = {mark} AND lease = {mark} AND state = 'pending' "
+    "RETURNING {owner}, {delivery}",
     "record": "UPDATE tillroll_deliveries SET state = {mark}, attempts = {mark}, next_at = {mark}, "
-    f"log = {{mark}} WHERE {_ONE} AND endpoint = {{mark}} AND lease = {{mark}} RETURNING seq",
-    "page": f"SELECT {{owner}}, {_DELIVERY} FROM tillroll_deliveries WHERE project = {{mark}} ",
+    "log = {mark} WHERE {one} AND endpoint = {mark} AND lease = {mark} RETURNING seq",
+    "page": "SELECT {owner}, {delivery} FROM tillroll_deliveries WHERE project = {mark} ",
     "requeue": "UPDATE tillroll_deliveries SET state = 'pending', attempts = 0, next_at = {mark}, "
     "lease = lease + 1 WHERE project = {mark} AND ",
     "new": "SELECT count(*), min(created_at) FROM tillroll_outbox WHERE spread = 0",
@@ -149,8 +147,8 @@ _SQL = {
     "created_at < {mark} AND NOT EXISTS (SELECT 1 FROM tillroll_deliveries AS d "
     "WHERE d.account_id = o.account_id AND d.seq = o.seq AND d.n = o.n AND d.state = 'pending') "
     "ORDER BY created_at LIMIT {mark}",
-    "drop_deliveries": f"DELETE FROM tillroll_deliveries WHERE {_ONE}",
-    "drop_event": f"DELETE FROM tillroll_outbox WHERE {_ONE}",
+    "drop_deliveries": "DELETE FROM tillroll_deliveries WHERE {one}",
+    "drop_event": "DELETE FROM tillroll_outbox WHERE {one}",
     "leases": "SELECT name, holder, ends_at, beat_at, told FROM tillroll_leases ORDER BY name",
     "take_lease": "INSERT INTO tillroll_leases (name, holder, ends_at, beat_at, told) "
     "VALUES ({mark}, {mark}, {mark}, {mark}, '') ON CONFLICT (name) DO UPDATE SET "
@@ -164,8 +162,9 @@ _SQL = {
 
 def statements(dialect: Dialect) -> dict[str, str]:
     """Return all statements in a dialect, and how it writes the key of an account."""
-    found = {name: text.format(**dialect._asdict()) for name, text in _SQL.items()}
-    return {**found, "key": dialect.key}
+    parts = dialect._asdict() | {"event": _EVENT, "delivery": _DELIVERY}
+    parts["one"] = _ONE.format(**parts)
+    return {name: text.format(**parts) for name, text in (*_SQL.items(), ("key", "{key}"))}
 
 
 class OutboxReader:
@@ -245,7 +244,8 @@ class OutboxReader:
                 f"({mark}, {key}, {mark}, {mark}, {mark}) "
             )
             given += [before[0], *self._place(before[1:])]
-        sql += f"ORDER BY created_at DESC, account_id DESC, seq DESC, n DESC, endpoint DESC LIMIT {mark}"
+        order = ", ".join(f"{c} DESC" for c in ("created_at", *_PLACE))
+        sql += f"ORDER BY {order} LIMIT {mark}"
         return [Delivery(*row) for row in self._run((sql, (*given, limit)))[0]]
 
     def backlog(self) -> Backlog:
@@ -339,7 +339,14 @@ class OutboxWriter(OutboxReader):
         self._ask_one("end_lease", ends_at, at, told, name, holder)
 
 
-def topics_in(reader: Reader, project: str) -> frozenset[str]:
+class Registry(Protocol):
+    """Where documents are read."""
+
+    def documents(self, kind: str) -> dict[str, str]:
+        """Return the documents of a kind by their names."""
+
+
+def topics_in(reader: Registry, project: str) -> frozenset[str]:
     """Return the types of events that some endpoint of a project wants."""
     documents = reader.documents(ENDPOINT)
     return topics_of(places(documents, reader.documents(HEALTH)), project) if documents else _NONE

@@ -425,8 +425,8 @@ class Account:
         lot = self.lots[name]
         lot.told = when
         units = self.left(name, lot.wallet)
-        facts = {"effective_at": when, "deadline": lot.expires_at}
-        self.write("grant_expiring", at, lot.wallet, units, ref=name, **facts)
+        written = self.write("grant_expiring", at, lot.wallet, units, ref=name, effective_at=when)
+        written.deadline = lot.expires_at
 
     def _begin(self, name: str, when: datetime, at: datetime) -> None:
         lot = self.lots[name]

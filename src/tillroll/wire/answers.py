@@ -296,6 +296,72 @@ class Keys(Struct):
     keys: list[Key]
 
 
+class Endpoint(Struct):
+    """A webhook endpoint as it may be shown; `secret` only in the answer that made it."""
+
+    id: str
+    url: str
+    events: list[str]
+    format: Literal["tillroll", "licenzy"]
+    description: str | None
+    disabled: bool
+    disabled_at: Instant | None
+    disabled_reason: str | None
+    failing_since: Instant | None
+    secrets: int
+    created_at: Instant
+    secret: str | None = None
+
+
+class Endpoints(Struct):
+    """The webhook endpoints of a project and mode."""
+
+    endpoints: list[Endpoint]
+
+
+class Attempt(Struct):
+    """One attempt to deliver: the status and the beginning of the answer, or what went wrong."""
+
+    at: Instant
+    status: int | None
+    response: str
+    error: str | None
+    milliseconds: int
+
+
+class Delivery(Struct):
+    """What became of one event at one endpoint; `log` has the last attempts."""
+
+    event: str
+    type: str
+    endpoint: str
+    state: Literal["pending", "delivered", "dead"]
+    attempts: int
+    next_at: Instant | None
+    created_at: Instant
+    log: list[Attempt]
+
+
+class Deliveries(Struct):
+    """Deliveries, the newest first; `next` is where to go on, or null."""
+
+    deliveries: list[Delivery]
+    next: str | None
+
+
+class ToldEvent(Struct):
+    """An event as it is sent, and what became of it."""
+
+    event: dict[str, Any]
+    deliveries: list[Delivery]
+
+
+class Queued(Struct):
+    """How many deliveries are tried again."""
+
+    queued: int
+
+
 class Whoami(Struct):
     """Whose key this is, what it may do, and with what it speaks."""
 

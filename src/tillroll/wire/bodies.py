@@ -15,6 +15,7 @@ from tillroll.ledger.commands import Above, ExpiredPolicy
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.types import AlertOn, Category, Every, Period
 from tillroll.ledger.verbs import BULK_MAX, ID_MAX, PRIORITY_MAX, REASON_MAX, TAGS_MAX
+from tillroll.ledger.webhooks import FILTERS_MAX, Format
 
 B = TypeVar("B", bound=Struct)
 
@@ -44,6 +45,15 @@ Expiry = Annotated[
 Anchor = Annotated[
     str,
     Meta(description="A date, or a local date and time without a zone.", examples=["2026-01-31"]),
+]
+Filters = Annotated[
+    list[str],
+    Meta(
+        description="Types of events, or their beginnings.",
+        examples=[["grant.*", "usage.consumed"]],
+        min_length=1,
+        max_length=FILTERS_MAX,
+    ),
 ]
 Reason = Annotated[str, Meta(min_length=1, max_length=REASON_MAX, description="Why.")]
 Priority = Annotated[int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX, description="Lower burns first")]
@@ -244,6 +254,32 @@ class Rotate(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
     """How long the old key still works beside the new one."""
 
     overlap: Span | UnsetType = UNSET
+
+
+class NewEndpoint(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """Where events are sent, which, and in whose words."""
+
+    url: str
+    events: Filters | UnsetType = UNSET
+    format: Format | UnsetType = UNSET
+    description: str | UnsetType | None = UNSET
+
+
+class ChangedEndpoint(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """What of an endpoint is to be otherwise."""
+
+    url: str | UnsetType = UNSET
+    events: Filters | UnsetType = UNSET
+    format: Format | UnsetType = UNSET
+    description: str | UnsetType | None = UNSET
+    disabled: bool | UnsetType = UNSET
+
+
+class SendAgain(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """What is to be sent again: all that is dead, of an endpoint, or one event to an endpoint."""
+
+    endpoint: Id | UnsetType = UNSET
+    event: Id | UnsetType = UNSET
 
 
 class LicenzyConsume(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
