@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from tillroll.ledger.types import Account
     from tillroll.stores.base import Key, Reader, Remembrance, Repeats, Store, Writer
+    from tillroll.stores.outbox import Delivery, DeliveryKey, EventKey, Waiting
 
 Registry = dict[str, dict[str, str]]  # by kind, then by name
 
@@ -56,6 +57,7 @@ class Copied(Struct, frozen=True):
     repeats: int
     price_versions: int
     documents: int
+    events: int
     copied: int
     kept: bool
 
@@ -199,6 +201,7 @@ def _copy_all(source: Store, target: Store, tell: Callable[[str, int], None]) ->
                 tell("entries", copied)
         _copy_refusals(reader, target, tell)
         _copy_repeats(reader, target, tell)
+        _copy_outbox(reader, target, tell)
     return copied
 
 
@@ -334,6 +337,29 @@ def _copy_repeats(reader: Reader, target: Store, tell: Callable[[str, int], None
         tell("repeats", done)
 
 
+def _copy_outbox(reader: Reader, target: Store, tell: Callable[[str, int], None]) -> None:
+    """Copy the events and what became of them; what is sent meanwhile may be sent twice."""
+    event: EventKey | None = None
+    done = 0
+    while events := reader.events(event):
+        persist(target, partial(_add_events, events=events))
+        event = events[-1].key
+        done += len(events)
+        tell("events", done)
+    delivery: DeliveryKey | None = None
+    while deliveries := reader.deliveries(delivery):
+        persist(target, partial(_put_deliveries, deliveries=deliveries))
+        delivery = deliveries[-1].key
+
+
+def _add_events(tx: Writer, *, events: Sequence[Waiting]) -> None:
+    tx.add_events(events)
+
+
+def _put_deliveries(tx: Writer, *, deliveries: Sequence[Delivery]) -> None:
+    tx.put_deliveries(deliveries)
+
+
 def _compare(
     source: Store, target: Store, copied: int, *, keep: bool, tell: Callable[[str, int], None]
 ) -> Copied:
@@ -355,6 +381,7 @@ def _compare(
                 tell("compared accounts", accounts)
         refusals = _compare_rows(left, right, "refusals", keep=keep)
         repeats = _compare_rows(left, right, "repeats", keep=keep)
+        events = _compare_outbox(left, right, keep=keep)
         documents = _compare_registry(left, right, keep=keep)
     return Copied(
         source=source.url,
@@ -366,6 +393,7 @@ def _compare(
         repeats=repeats,
         price_versions=versions,
         documents=documents,
+        events=events,
         copied=copied,
         kept=keep,
     )
@@ -400,6 +428,32 @@ def _compare_rows(left: Reader, right: Reader, what: str, *, keep: bool) -> int:
             return total
         last = page[-1].key
         total += len(page)
+
+
+def _compare_outbox(left: Reader, right: Reader, *, keep: bool) -> int:
+    """Return how many events the target has, after a look whether it has all that wait."""
+    total = 0
+    last: EventKey | None = None
+    while page := left.events(last):
+        if not keep and not _has_all(right, page, last):
+            raise CopyMismatch(f"the events after {last} differ")
+        last = page[-1].key
+        total += len(page)
+    if not keep and left.backlog() != right.backlog():
+        raise CopyMismatch("the deliveries that wait differ")
+    return total
+
+
+def _has_all(right: Reader, page: Sequence[Waiting], last: EventKey | None) -> bool:
+    """Return whether the target has these events; it may have more, which were deleted since."""
+    found: list[Waiting] = []
+    while rows := right.events(last):
+        found += rows
+        last = rows[-1].key
+        if last >= page[-1].key:
+            break
+    known = {row.key: row for row in found}
+    return all(known.get(row.key) == row for row in page)
 
 
 def _compare_registry(left: Reader, right: Reader, *, keep: bool) -> int:

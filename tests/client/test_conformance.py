@@ -15,6 +15,15 @@ BELOW_THE_VERBS = {
     "the_registry_counts_transactions",
     "a_document_rolled_back_leaves_no_trace",
     "two_writers_give_no_number_twice",
+    "a_delivery_is_taken_by_one",
+    "of_many_that_take_one_gets_it",
+    "the_dead_can_be_sent_again",
+    "deliveries_are_paged_newest_first",
+    "old_events_are_pruned_but_not_what_waits",
+    "a_job_is_one_holders_until_its_lease_ends",
+    "events_are_written_with_their_entries",
+    "an_alert_is_told_once_a_crossing",
+    "a_grant_that_expires_soon_is_told_by_the_clock",
 }
 # A service says who acts as "the key/on whose behalf"; the checks want the second alone.
 BY_A_KEY = {"every_charge_is_explained", "every_refusal_is_explained"}

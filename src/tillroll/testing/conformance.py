@@ -13,21 +13,30 @@ every driver alike. Plain functions with asserts: no test framework is needed.
 from __future__ import annotations
 
 import inspect
+import json
 import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+import msgspec
+
 from tillroll.embedded import Ledger
 from tillroll.ledger import errors
+from tillroll.ledger.book import Event
+from tillroll.ledger.commands import account_id
+from tillroll.ledger.events import id_of
 from tillroll.ledger.pricing import Price, Rate
+from tillroll.ledger.webhooks import ENDPOINT, Endpoint
 from tillroll.queries import Balance
 from tillroll.stores.base import Writer
+from tillroll.stores.outbox import Delivery, State, Waiting
 
 T = TypeVar("T")
 Clock = Callable[[], datetime]
@@ -44,6 +53,7 @@ class Bench:
         self.factory = factory
         self.ledger = factory(lambda: self.now)
         self.account = f"check-{uuid.uuid4().hex}"
+        self.deliveries: set[Delivery] = set()  # made by the check; nobody is to send them
 
     def reopen(self) -> None:
         """Close the ledger and open it again."""
@@ -189,6 +199,7 @@ def _run(item: Check, factory: Factory) -> Result:
         try:
             item(bench)
         finally:
+            _forget_deliveries(bench)
             bench.ledger.close()
     except Exception as problem:  # noqa: BLE001 - whatever went wrong belongs in the report
         message = "".join(traceback.format_exception_only(problem)).strip()
@@ -1328,6 +1339,239 @@ def two_writers_give_no_number_twice(b: Bench) -> None:
     with b.ledger.store.read() as reader:
         assert len(reader.documents(b.account)) == len(versions)
         assert reader.registry_version() >= max(versions)
+
+
+# ---------------------------------------------------------------- events, deliveries, jobs
+
+_OLD = 1_000_000  # a second after the beginning of 1970: what these checks write is older
+
+
+@check
+def events_are_written_with_their_entries(b: Bench) -> None:
+    """An entry that somebody wants to hear of is told once; refusals and repeats are not."""
+    with _listening(b, "grant.*", "usage.consumed", "hold.expired"):
+        b.grant(10, "g", expires_in="1d")
+        b.ledger.consume(b.account, units=3, request_id="c")
+        b.ledger.consume(b.account, units=3, request_id="c")
+        b.refused("insufficient_units", "consume", b.account, units=100)
+        b.ledger.hold(b.account, units=2, request_id="h")
+        b.wait(days=2)
+        while b.ledger.book_due():
+            pass
+        found = _told(b)
+    topics = [event.topic for event in found]
+    assert topics == ["grant.created", "usage.consumed", "hold.expired", "grant.expired"], topics
+    assert [event.seq for event in found] == [1, 2, 4, 5]
+    payload = json.loads(found[1].payload)
+    assert payload["id"] == id_of(found[1].account_id, 2, 0)
+    assert (payload["account"], payload["seq"]) == (b.account, 2)
+    assert (payload["data"]["units"], payload["data"]["available"]) == ("3", "7")
+    b.grant(1)
+    assert len(_told(b)) == len(found), "nobody listens any more"
+
+
+@check
+def an_alert_is_told_once_a_crossing(b: Bench) -> None:
+    """A threshold is told when it is crossed, not while it stays so, and again after recovery."""
+    with _listening(b, "alert.*"):
+        b.grant(10)
+        b.ledger.set_alert(b.account, "low", "balance", 5)
+        for units in (4, 2, 1):  # 6, 4, 3
+            b.ledger.consume(b.account, units=units)
+        b.grant(10)  # 13
+        b.ledger.consume(b.account, units=9)  # 4
+        b.ledger.remove_alert(b.account, "low")
+        b.ledger.consume(b.account, units=1)
+        found = [(event.topic, json.loads(event.payload)["data"]["value"]) for event in _told(b)]
+    assert found == [("alert.balance", "4"), ("alert.recovered", "13"), ("alert.balance", "4")]
+
+
+@check
+def a_grant_that_expires_soon_is_told_by_the_clock(b: Bench) -> None:
+    """A warning falls due by itself, once, and is in the history."""
+    with _listening(b, "alert.expiring"):
+        b.ledger.set_alert(b.account, "soon", "expiring", 3)
+        b.grant(10, "g", expires_in="10d")
+        b.grant(10, "short", expires_in="2d")
+        b.wait(days=8)
+        while b.ledger.book_due():
+            pass
+        b.ledger.consume(b.account, units=1)
+        found = _told(b)
+    kinds = [receipt.kind for receipt in b.ledger.history(b.account)]
+    assert kinds.count("grant_expiring") == 1
+    data = json.loads(found[0].payload)["data"]
+    assert len(found) == 1
+    assert (data["grant_id"], data["threshold"], data["units"]) == ("g", "3", "10")
+
+
+@check
+def a_delivery_is_taken_by_one(b: Bench) -> None:
+    """Of two that take a delivery one gets it, and only he may say what came of it."""
+    delivery = _delivery(b, 1)
+    b.perform(lambda tx: tx.spread([], [delivery, delivery]))
+    taken = b.perform(lambda tx: tx.claim([delivery], 2_000))
+    assert [(one.key, one.next_at) for one in taken] == [(delivery.key, 2_000)]
+    assert b.perform(lambda tx: tx.claim([delivery], 2_000)) == []
+    late = delivery._replace(state="dead")
+    assert b.perform(lambda tx: tx.record([late])) == 0
+    done = taken[0]._replace(state="delivered", attempts=1, log='[{"status":200}]')
+    assert b.perform(lambda tx: tx.record([done])) == 1
+    with b.ledger.store.read() as reader:
+        assert reader.delivery_page(b.account) == [done]
+        assert done not in reader.due_deliveries(10**15)
+    assert b.perform(lambda tx: tx.claim([done], 3_000)) == [], "it is not pending any more"
+
+
+@check
+def of_many_that_take_one_gets_it(b: Bench) -> None:
+    """Each of many deliveries is taken once, whoever else takes at the same time."""
+    several = [_delivery(b, n) for n in range(1, 21)]
+    b.perform(lambda tx: tx.spread([], several))
+    answers: Any = b.at_once(8, lambda _: b.perform(lambda tx: tx.claim(several, 2_000)))
+    assert all(isinstance(answer, list) for answer in answers), answers
+    keys = [one.key for answer in answers for one in answer]
+    assert sorted(keys) == sorted(one.key for one in several)
+
+
+@check
+def the_dead_can_be_sent_again(b: Bench) -> None:
+    """What is dead is pending again when asked for: all, of one endpoint, or a single one."""
+    several = [_delivery(b, n, state="dead", endpoint=f"we_{n % 2}") for n in range(1, 5)]
+    several.append(_delivery(b, 5, state="delivered"))
+    b.perform(lambda tx: tx.put_deliveries(several))
+    assert b.perform(lambda tx: tx.requeue("nobody's", 7)) == 0
+    assert b.perform(lambda tx: tx.requeue(b.account, 7, "we_1")) == 2  # noqa: PLR2004
+    assert b.perform(lambda tx: tx.requeue_one(b.account, 8, several[4].key)) == 1
+    assert b.perform(lambda tx: tx.requeue_one("nobody's", 8, several[4].key)) == 0
+    assert b.perform(lambda tx: tx.requeue(b.account, 9)) == 2  # noqa: PLR2004
+    with b.ledger.store.read() as reader:
+        found = reader.delivery_page(b.account)
+        states = {(one.state, one.attempts, one.lease) for one in found}
+        assert states == {("pending", 0, 1)}, found
+        assert sorted(one.next_at for one in found) == [7, 7, 8, 9, 9]
+        ours = [one for one in reader.due_deliveries(8, 1_000, ["we_0"]) if one in found]
+        assert {one.seq for one in ours} == {1, 3, 5}
+
+
+@check
+def deliveries_are_paged_newest_first(b: Bench) -> None:
+    """Pages of deliveries have each once, in order, and can be narrowed down."""
+    several = [_delivery(b, n, endpoint=f"we_{n % 2}", created_at=n // 3) for n in range(1, 12)]
+    b.perform(lambda tx: tx.put_deliveries(several))
+    wanted = sorted(several, key=lambda one: one.place, reverse=True)
+    with b.ledger.store.read() as reader:
+        found: list[Delivery] = []
+        while page := reader.delivery_page(
+            b.account, before=found[-1].place if found else None, limit=4
+        ):
+            found += page
+        assert found == wanted
+        odd = reader.delivery_page(b.account, endpoint="we_1", state="pending")
+        assert odd == [one for one in wanted if one.endpoint == "we_1"]
+        assert reader.delivery_page(b.account, state="dead") == []
+        assert reader.delivery_page(b.account, event=several[0].key[:3]) == several[:1]
+        everything: list[Delivery] = []
+        while more := reader.deliveries(everything[-1].key if everything else None, 3):
+            everything += more
+        assert [one for one in everything if one in several] == sorted(
+            several, key=lambda one: one.key
+        )
+
+
+@check
+def old_events_are_pruned_but_not_what_waits(b: Bench) -> None:
+    """Events that do not wait go when they are old, with their deliveries."""
+    several = [_event(b, n) for n in range(1, 5)]
+    b.perform(lambda tx: tx.add_events([Waiting(one, spread=False) for one in several]))
+    deliveries = [
+        _delivery(b, 1, state="delivered"),
+        _delivery(b, 2, state="dead"),
+        _delivery(b, 3),
+    ]
+    keys = [one.key[:3] for one in deliveries]
+    b.perform(lambda tx: tx.spread(keys, deliveries))
+    with b.ledger.store.read() as reader:
+        assert [one for one in reader.unspread() if one in several] == several[3:]
+    assert b.perform(lambda tx: tx.prune_events(several[1].at)) == 1
+    assert b.perform(lambda tx: tx.prune_events(_OLD)) == 1
+    with b.ledger.store.read() as reader:
+        left = [row for row in reader.events() if row.event in several]
+        assert left == [Waiting(several[2], spread=True), Waiting(several[3], spread=False)]
+        assert reader.delivery_page(b.account) == deliveries[2:]
+        assert reader.event_at(keys[0]) is None
+        backlog = reader.backlog()
+        assert backlog.waiting >= 2  # noqa: PLR2004 - the two that wait
+        assert backlog.oldest_at is not None
+        assert backlog.next_at is not None
+
+
+@check
+def a_job_is_one_holders_until_its_lease_ends(b: Bench) -> None:
+    """Whoever holds a lease prolongs it; others get it when it is over, and not before."""
+    take = partial(_take_lease, b, name=b.account)
+    assert take(holder="ann", at=100, ends_at=200)
+    assert not take(holder="bob", at=150, ends_at=250)
+    assert take(holder="ann", at=150, ends_at=250)
+    b.perform(lambda tx: tx.end_lease(b.account, "bob", 160, 160, "no"))
+    b.perform(lambda tx: tx.end_lease(b.account, "ann", 160, 260, '{"done":1}'))
+    assert not take(holder="bob", at=259, ends_at=300)
+    with b.ledger.store.read() as reader:
+        [lease] = [one for one in reader.leases() if one.name == b.account]
+    assert lease == (b.account, "ann", 260, 160, '{"done":1}')
+    assert take(holder="bob", at=260, ends_at=300)
+    assert not take(holder="ann", at=261, ends_at=300)
+
+
+@contextmanager
+def _listening(b: Bench, *topics: str) -> Iterator[None]:
+    """Have an endpoint of the ledger's project want these types of events."""
+    name = f"we_{b.account}"
+    project = b.ledger.project
+    endpoint = Endpoint(id=name, project=project, url="https://x.test/", events=topics)
+    text = msgspec.json.encode(endpoint).decode()
+    b.perform(partial(_put, kind=ENDPOINT, name=name, document=text))
+    try:
+        yield
+    finally:
+        b.perform(partial(_put, kind=ENDPOINT, name=name, document=None))
+
+
+def _told(b: Bench) -> list[Event]:
+    """Return the events of the bench's account, in order."""
+    owner = account_id(b.ledger.project, b.account)
+    with b.ledger.store.read() as reader:
+        rows = reader.events((owner, 0, 0))
+    return [row.event for row in rows if row.event.account_id == owner]
+
+
+def _event(b: Bench, n: int) -> Event:
+    owner = account_id("events", b.account)
+    return Event(owner, n, 0, b.account, "grant.created", "{}", n)
+
+
+def _forget_deliveries(b: Bench) -> None:
+    """Delete the deliveries that a check made, which nobody is to send."""
+    if b.deliveries:
+        done = [one._replace(state="delivered") for one in b.deliveries]
+        events = {one.seq: Waiting(_event(b, one.seq), spread=True) for one in done}
+        b.perform(lambda tx: tx.add_events(list(events.values())))
+        b.perform(lambda tx: tx.put_deliveries(done))
+        b.perform(lambda tx: tx.prune_events(_OLD))
+
+
+def _delivery(
+    b: Bench, n: int, *, state: State = "pending", endpoint: str = "we_1", created_at: int = 0
+) -> Delivery:
+    """Return a delivery of an event of the bench's own project."""
+    place = (account_id("events", b.account), n, 0, endpoint)
+    made = Delivery(*place, b.account, "grant.created", state, 0, 5, created_at, 0, "[]")
+    b.deliveries.add(made)
+    return made
+
+
+def _take_lease(b: Bench, *, name: str, holder: str, at: int, ends_at: int) -> bool:
+    return b.perform(lambda tx: tx.take_lease(name, holder, at, ends_at))
 
 
 def _put(tx: Writer, *, kind: str, name: str, document: str | None) -> int:
