@@ -51,17 +51,24 @@ class Said(NamedTuple):
 class Sender:
     """Posts bodies; holds no state but its settings, so any number of threads may use one."""
 
-    def __init__(self, *, private: bool = False, seconds: float = SECONDS) -> None:
+    def __init__(
+        self,
+        *,
+        private: bool = False,
+        seconds: float = SECONDS,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         """Send only where anybody could.
 
         Args:
             private: Send to private addresses and over plain HTTP, too; for tests and for
                 receivers within one's own network.
             seconds: How long one attempt may take.
+            tls: Whose certificates are taken; the system's authorities where nothing is said.
         """
         self._private = private
         self._seconds = seconds
-        self._tls = ssl.create_default_context()
+        self._tls = tls or ssl.create_default_context()
 
     def post(self, url: str, headers: dict[str, str], body: bytes) -> Said:
         """Post a body once, and return what came of it; never raises for the other side's sake."""

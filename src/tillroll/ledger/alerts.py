@@ -7,18 +7,19 @@ That grants expire soon is brought by the clock (`due`), since no request need e
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
 from tillroll.ledger import budgets
 from tillroll.ledger.budgets import Spend
-from tillroll.ledger.types import DAY
+from tillroll.ledger.types import DAY, AlertTerms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
+    from decimal import Decimal
 
-    from tillroll.ledger.types import Account, Alert, AlertTerms, Entry, Grant, Wallet
+    from tillroll.ledger.types import Account, Alert, Entry, Grant, Wallet
 
 PERCENT_MAX = 100
 DAYS_MAX = 365
@@ -165,5 +166,49 @@ def days_of(defaults: Iterable[AlertTerms], wallet: str) -> tuple[int, ...]:
     return tuple(sorted({terms.threshold for terms in defaults if _warns(terms, wallet)}))
 
 
+# ---------------------------------------------------------------- of a whole project
+
+
+class Default(Protocol):
+    """An alert as the catalog has it: one of these is set."""
+
+    @property
+    def wallet(self) -> str:
+        """The kind of credits."""
+
+    @property
+    def below(self) -> Decimal | None:
+        """Units."""
+
+    @property
+    def percent(self) -> int | None:
+        """Percent of what is granted and live."""
+
+    @property
+    def budget(self) -> tuple[int, ...]:
+        """Percents of every budget."""
+
+    @property
+    def expiring(self) -> tuple[int, ...]:
+        """Days before a grant ends."""
+
+
+def of_catalog(defaults: Mapping[str, Default], scale: int) -> tuple[AlertTerms, ...]:
+    """Return a catalog's alerts; one that has several thresholds is several, with them in the name.
+
+    The days that are left are projected for accounts that ask for it only: counting begins there.
+    """
+    found: list[AlertTerms] = []
+    for name, one in defaults.items():
+        if one.below is not None:
+            units = int(one.below.scaleb(scale))
+            found.append(AlertTerms(name, "balance", units, one.wallet))
+        if one.percent is not None:
+            found.append(AlertTerms(name, "percent", one.percent, one.wallet))
+        found += [AlertTerms(f"{name}/{n}", "budget", n, one.wallet) for n in one.budget]
+        found += [AlertTerms(f"{name}/{n}", "expiring", n, one.wallet) for n in one.expiring]
+    return tuple(found)
+
+
 __all__ = ["ALERTS_MAX", "DAYS_MAX", "PERCENT_MAX", "Level", "Levels", "count", "crossed"]
-__all__ += ["days_of", "levels", "warning"]
+__all__ += ["days_of", "levels", "of_catalog", "warning"]

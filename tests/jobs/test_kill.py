@@ -1,0 +1,149 @@
+"""Webhooks through a receiver that fails 30 % of the time, while the sender is killed -9 twice.
+
+Sender and receiver are processes of their own; the sender's clock runs ahead to the next retry, so
+the days of the schedule pass in seconds. The receiver verifies each signature with the library of
+the specification and notes each delivery before it answers.
+"""
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import tillroll
+from tillroll import webhooks
+from tillroll.engine import now
+from tillroll.ledger.events import id_of
+
+HERE = Path(__file__).parent
+FAILING = 30  # percent of the attempts
+STUBBORN = 50  # one event in so many fails until the dead are asked for
+BATCH = 500
+
+
+@contextmanager
+def process(name: str, *args: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a program beside this one; it is ended, however this ends."""
+    command = [sys.executable, "-m", f"tests.jobs.{name}", *args]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=HERE.parents[1], stdin=pipe, stdout=pipe, text=True
+    ) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def line_of(running: subprocess.Popen[str]) -> str:
+    assert running.stdout is not None
+    return running.stdout.readline().strip()
+
+
+def tell(running: subprocess.Popen[str]) -> None:
+    assert running.stdin is not None
+    running.stdin.write("\n")
+    running.stdin.flush()
+
+
+def received(notes: Path) -> Counter[str]:
+    """Return how often each id was taken."""
+    lines = notes.read_text().splitlines() if notes.exists() else []
+    return Counter(line.split()[0] for line in lines if line.endswith(" 200"))
+
+
+def deliver(url: str, count: int, notes: Path) -> None:
+    """Have so many events delivered; raise where one is lost, or comes under another id."""
+    secret_of_receiver = "whsec_" + "A" * 43 + "="
+    with (
+        process("receiver", secret_of_receiver, str(notes), str(FAILING), str(STUBBORN)) as taking,
+        tillroll.open(url) as ledger,
+    ):
+        where = line_of(taking)
+        ledger._engine.perform(
+            lambda tx: webhooks.make(
+                tx, "default", where, at=now(), events=["usage.consumed"], private=True
+            )
+        )
+        _give_secret(ledger, secret_of_receiver)
+        wanted = spend(ledger, count)
+        for share in (0.25, 0.6):  # killed when so much of it was sent
+            with process("worker", url) as sending:
+                assert line_of(sending) == "running"
+                while len(received(notes)) < share * count:
+                    assert sending.poll() is None
+        with process("worker", url) as sending:
+            assert line_of(sending) == "running"
+            said = line_of(sending)
+        with ledger.store.read() as reader:
+            dead = reader.delivery_page("default", state="dead", limit=count)
+            backlog = reader.backlog()
+        taken = received(notes)
+        given_up = {id_of(*one[:3]) for one in dead}
+        assert said == f"idle {len(dead)}"
+        assert dead, "some events fail at every attempt"
+        assert set(taken) | given_up == wanted
+        assert not set(taken) & given_up
+        assert (backlog.waiting, backlog.dead) == (0, len(dead))
+
+        tell(taking)
+        assert line_of(taking) == "changed"
+        again = ledger._engine.perform(lambda tx: webhooks.send_again(tx, "default", now()))
+        assert again == len(dead)
+        with process("worker", url) as sending:
+            assert line_of(sending) == "running"
+            assert line_of(sending) == "idle 0"
+        assert set(received(notes)) == wanted, "nothing lost, nothing that was never told"
+        assert ledger.verify().ok
+
+
+def _give_secret(ledger: tillroll.Ledger, secret: str) -> None:
+    """Have the endpoint sign with a secret that the receiver was started with."""
+    import msgspec  # noqa: PLC0415 - here only
+    from msgspec.structs import replace  # noqa: PLC0415
+
+    from tillroll.ledger.webhooks import ENDPOINT, Secret  # noqa: PLC0415
+
+    with ledger.store.read() as reader:
+        [place] = webhooks.all_places(reader)
+    changed = replace(place.endpoint, secrets=(Secret(secret),))
+    text = msgspec.json.encode(changed).decode()
+    ledger._engine.perform(lambda tx: tx.put_document(ENDPOINT, changed.id, text))
+
+
+def spend(ledger: tillroll.Ledger, count: int) -> set[str]:
+    """Consume so often, on several accounts; return the ids of the events that must arrive."""
+    accounts = [f"acme-{n}" for n in range(20)]
+    for name in accounts:
+        ledger.grant(name, count)
+    for first in range(0, count, BATCH):
+        items = [
+            {"account": accounts[n % len(accounts)], "units": 1, "request_id": f"c{n}"}
+            for n in range(first, min(first + BATCH, count))
+        ]
+        assert all(outcome.ok for outcome in ledger.consume_many(items))
+    with ledger.store.read() as reader:
+        ids = {id_of(event.account_id, event.seq, event.n) for event in reader.unspread(count + 1)}
+    assert len(ids) == count
+    return ids
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_webhooks_arrive_whoever_is_killed(kind: str, request: pytest.FixtureRequest, tmp_path):
+    url = f"sqlite:///{tmp_path}/a.db"
+    if kind == "postgresql":
+        url = request.getfixturevalue("postgres_url")
+    deliver(url, 300, tmp_path / "notes")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_ten_thousand_webhooks_arrive(kind: str, request: pytest.FixtureRequest, tmp_path):
+    url = f"sqlite:///{tmp_path}/a.db"
+    if kind == "postgresql":
+        url = request.getfixturevalue("postgres_url")
+    deliver(url, 10_000, tmp_path / "notes")

@@ -1,0 +1,308 @@
+"""Alerts: what crosses tells once, what comes back recovers, and each kind measures its own."""
+
+import json
+from datetime import timedelta
+
+import pytest
+
+from tests.unit.test_events import World
+from tillroll.ledger import alerts
+from tillroll.ledger.commands import account_id
+from tillroll.ledger.errors import InvalidInput
+from tillroll.ledger.types import AlertTerms
+
+
+def told(world: World):
+    return [
+        (one["type"], one["data"]["alert"], one["data"]["value"])
+        for one in world.told()
+        if one["type"].startswith("alert.")
+    ]
+
+
+def test_a_balance_is_told_when_it_falls_below():
+    world = World("alert.*")
+    ledger = world.ledger
+    ledger.grant("acme", 10)
+    ledger.set_alert("acme", "low", "balance", "2.5")
+    for units in ("7.5", "0.5", "1"):  # 2.5 is not below 2.5
+        ledger.consume("acme", units=units)
+    assert told(world) == [("alert.balance", "low", "2")]
+    ledger.grant("acme", 1)  # 2 are free: still below
+    assert len(told(world)) == 1
+    ledger.grant("acme", 1)
+    assert told(world)[1:] == [("alert.recovered", "low", "3")]
+
+
+def test_held_units_are_not_free():
+    world = World("alert.*")
+    ledger = world.ledger
+    ledger.grant("acme", 10)
+    ledger.set_alert("acme", "low", "balance", 5)
+    ledger.hold("acme", units=6, request_id="h")
+    ledger.release("acme", "h")
+    assert told(world) == [("alert.balance", "low", "4"), ("alert.recovered", "low", "10")]
+
+
+def test_a_share_of_what_is_granted_and_live():
+    world = World("alert.*")
+    ledger = world.ledger
+    ledger.grant("acme", 200)
+    ledger.set_alert("acme", "fifth", "percent", 20)
+    ledger.consume("acme", units=160)  # 40 of 200: 20 percent, not below
+    ledger.consume("acme", units=1)
+    ledger.consume("acme", units=39)  # nothing is live any more
+    ledger.grant("acme", 10)
+    assert told(world) == [("alert.percent", "fifth", "19"), ("alert.recovered", "fifth", "100")]
+
+
+def test_one_step_from_all_to_nothing_crosses_everything():
+    world = World("alert.*")
+    ledger = world.ledger
+    ledger.grant("acme", 10)
+    ledger.set_alert("acme", "a", "percent", 50)
+    ledger.set_alert("acme", "b", "balance", 5)
+    ledger.set_alert("acme", "c", "depleted")
+    ledger.consume("acme", units=10)
+    assert told(world) == [
+        ("alert.percent", "a", "0"),
+        ("alert.balance", "b", "0"),
+        ("alert.depleted", "c", "0"),
+    ]
+
+
+def test_an_overdraft_does_not_hide_that_nothing_is_left():
+    world = World("alert.*")
+    ledger = world.ledger
+    ledger.grant("acme", 10)
+    ledger.set_overdraft("acme", 5)
+    ledger.set_alert("acme", "none", "depleted")
+    ledger.consume("acme", units=12)
+    ledger.consume("acme", units=1)
+    ledger.grant("acme", 20)
+    assert told(world) == [("alert.depleted", "none", "-2"), ("alert.recovered", "none", "17")]
+
+
+def test_days_left_at_the_pace_of_the_last_week():
+    world = World("alert.*")
+    ledger = world.ledger
+    ledger.grant("acme", 100)
+    ledger.set_alert("acme", "week", "days_left", 7)
+    for _ in range(3):  # 10 a day: 90, 80, 70 left
+        ledger.consume("acme", units=10)
+        world.now += timedelta(days=1)
+    assert told(world) == []
+    ledger.consume("acme", units=10, request_id="c")  # 60 left at 10 a day: 6 days
+    assert told(world) == [("alert.days_left", "week", "6")]
+    ledger.refund("acme", "c")  # 70 left, 30 in 4 days: 9 days
+    assert told(world)[1:] == [("alert.recovered", "week", "9")]
+
+
+def test_days_left_forgets_what_is_long_past():
+    world = World("alert.*")
+    ledger = world.ledger
+    ledger.grant("acme", 1_000)
+    ledger.set_alert("acme", "week", "days_left", 7)
+    ledger.consume("acme", units=100)
+    world.now += timedelta(days=30)
+    ledger.consume("acme", units=1)
+    assert told(world) == []
+    with ledger.store.read() as reader:
+        owner = account_id("default", "acme")
+        alert = reader.accounts([(owner, "acme")])[owner].alerts["week"]
+    assert list(alert.used.values()) == [1_000_000]
+
+
+def test_budgets_at_80_90_and_100_percent():
+    world = World("alert.*")
+    ledger = world.ledger
+    ledger.grant("acme", 1_000)
+    ledger.set_budget("acme", "daily", 10, period="day", match={"member": "*"})
+    for percent in (80, 90, 100):
+        ledger.set_alert("acme", f"at {percent}", "budget", percent, budget="daily")
+    for member, units in (("ann", 7), ("bob", 8), ("ann", 1), ("ann", 2), ("bob", 1)):
+        ledger.consume("acme", units=units, tags={"member": member})
+    assert told(world) == [
+        ("alert.budget", "at 80", "80"),  # bob
+        ("alert.budget", "at 80", "80"),  # ann
+        ("alert.budget", "at 90", "100"),
+        ("alert.budget", "at 100", "100"),
+        ("alert.budget", "at 90", "90"),  # bob
+    ]
+    nodes = [one["data"]["node"] for one in world.told()]
+    assert nodes[0] == "member=3:bob"
+    world.now += timedelta(days=1)
+    ledger.consume("acme", units=8, tags={"member": "ann"})
+    assert told(world)[5:] == [("alert.budget", "at 80", "80")], "a new window, a new crossing"
+
+
+def test_an_alert_on_another_budget_says_nothing():
+    world = World("alert.*")
+    ledger = world.ledger
+    ledger.grant("acme", 100)
+    ledger.set_budget("acme", "a", 10)
+    ledger.set_alert("acme", "b only", "budget", 50, budget="b")
+    ledger.consume("acme", units=9)
+    assert told(world) == []
+
+
+def test_grants_that_expire_in_30_7_and_1_days():
+    world = World("alert.*", "grant.expired")
+    ledger = world.ledger
+    for days in (30, 7, 1):
+        ledger.set_alert("acme", f"in {days}", "expiring", days)
+    ledger.grant("acme", 10, request_id="g", expires_in="60d")
+    ledger.grant("acme", 10, request_id="short", expires_in="5d")
+    for _ in range(61):
+        world.now += timedelta(days=1)
+        while ledger.book_due():
+            pass
+    found = [(one["type"], one["data"]["grant_id"]) for one in world.told()]
+    assert found == [
+        *(("alert.expiring", "short"), ("grant.expired", "short")),
+        *(("alert.expiring", "g"), ("alert.expiring", "g"), ("alert.expiring", "g")),
+        ("grant.expired", "g"),
+    ]
+    assert [name for _, name, _ in told(world)] == ["in 1", "in 30", "in 7", "in 1"]
+
+
+def test_what_is_used_up_does_not_expire():
+    world = World("alert.*")
+    ledger = world.ledger
+    ledger.set_alert("acme", "soon", "expiring", 7)
+    ledger.grant("acme", 10, expires_in="10d")
+    ledger.consume("acme", units=10)
+    world.now += timedelta(days=20)
+    ledger.grant("acme", 1)
+    assert told(world) == []
+
+
+def test_who_asks_late_is_told_at_once():
+    world = World("alert.*")
+    ledger = world.ledger
+    ledger.grant("acme", 10, expires_in="10d")
+    world.now += timedelta(days=9)
+    ledger.set_alert("acme", "soon", "expiring", 7)
+    assert told(world) == [("alert.expiring", "soon", "1")]
+    ledger.set_alert("acme", "low", "balance", 50)
+    assert told(world)[1:] == [("alert.balance", "low", "10")]
+
+
+def test_setting_an_alert_again_changes_it_and_removing_ends_it():
+    world = World("alert.*")
+    ledger = world.ledger
+    ledger.grant("acme", 10)
+    ledger.set_alert("acme", "low", "balance", 5)
+    ledger.set_alert("acme", "low", "balance", 3)
+    ledger.consume("acme", units=6)
+    assert told(world) == []
+    ledger.remove_alert("acme", "low")
+    ledger.consume("acme", units=3)
+    ledger.remove_alert("acme", "nobody's")
+    assert told(world) == []
+    assert ledger.overview("acme")["alerts"] == []
+
+
+def test_wallets_are_apart():
+    world = World("alert.*")
+    ledger = world.ledger
+    ledger.grant("acme", 10)
+    ledger.grant("acme", 10, wallet="gpu")
+    ledger.set_alert("acme", "low", "balance", 5, wallet="gpu")
+    ledger.consume("acme", units=9)
+    assert told(world) == []
+    ledger.consume("acme", units=9, wallet="gpu")
+    assert told(world) == [("alert.balance", "low", "1")]
+
+
+def test_the_state_is_the_fold_of_the_entries():
+    world = World("alert.*")
+    ledger = world.ledger
+    ledger.set_alert("acme", "soon", "expiring", 7)
+    ledger.set_alert("acme", "pace", "days_left", 7)
+    ledger.grant("acme", 10, expires_in="10d")
+    world.now += timedelta(days=4)
+    ledger.consume("acme", units=4)
+    assert ledger.verify().ok
+
+
+@pytest.mark.parametrize(
+    ("on", "threshold", "more"),
+    [
+        *(("balance", None, {}), ("balance", -1, {}), ("balance", 1.5, {}), ("depleted", 1, {})),
+        *(("percent", 0, {}), ("percent", 101, {}), ("percent", "12.5", {}), ("budget", 101, {})),
+        *(("days_left", 0, {}), ("days_left", 366, {}), ("expiring", 366, {}), ("hope", 1, {})),
+        *(("balance", 1, {"budget": "b"}), ("balance", 1, {"wallet": "NO"})),
+    ],
+)
+def test_what_is_no_alert(on, threshold, more):
+    world = World()
+    with pytest.raises(InvalidInput):
+        world.ledger.set_alert("acme", "a", on, threshold, **more)
+
+
+def test_there_are_only_so_many_alerts():
+    world = World()
+    for n in range(alerts.ALERTS_MAX):
+        world.ledger.set_alert("acme", f"a{n}", "depleted")
+    with pytest.raises(InvalidInput, match="at the most"):
+        world.ledger.set_alert("acme", "more", "depleted")
+    world.ledger.remove_alert("acme", "a0")
+    world.ledger.set_alert("acme", "more", "depleted")
+
+
+class Written:
+    """Alerts as a catalog has them."""
+
+    def __init__(self, **given):
+        self.wallet = given.get("wallet", "credits")
+        self.below = given.get("below")
+        self.percent = given.get("percent")
+        self.days_left = given.get("days_left")
+        self.budget = given.get("budget", ())
+        self.expiring = given.get("expiring", ())
+
+
+def test_the_catalogs_alerts_are_every_accounts():
+    from decimal import Decimal  # noqa: PLC0415 - here only
+
+    found = alerts.of_catalog(
+        {
+            "low": Written(below=Decimal("2.5"), wallet="gpu"),
+            "share": Written(percent=10),
+            "caps": Written(budget=(80, 100)),
+            "soon": Written(expiring=(7,)),
+        },
+        6,
+    )
+    assert found == (
+        AlertTerms("low", "balance", 2_500_000, "gpu"),
+        AlertTerms("share", "percent", 10),
+        AlertTerms("caps/80", "budget", 80),
+        AlertTerms("caps/100", "budget", 100),
+        AlertTerms("soon/7", "expiring", 7),
+    )
+
+
+def test_an_accounts_own_alert_stands_before_the_projects(monkeypatch):
+    from tillroll import engine  # noqa: PLC0415 - whose rules are given here
+    from tillroll.ledger.book import Rules  # noqa: PLC0415
+
+    defaults = (AlertTerms("low", "balance", 5_000_000), AlertTerms("soon", "expiring", 3))
+
+    def rules_of(tx, project, scale):
+        return Rules(tx.prices(project), scale, tx.topics(project), defaults, project)
+
+    monkeypatch.setattr(engine, "rules_of", rules_of)
+    world = World("alert.*")
+    ledger = world.ledger
+    ledger.grant("acme", 10, expires_in="10d", request_id="g")
+    ledger.grant("zoe", 10)
+    ledger.set_alert("zoe", "low", "balance", 1)
+    ledger.consume("acme", units=6)
+    ledger.consume("zoe", units=6)
+    assert told(world) == [("alert.balance", "low", "4")]
+    world.now += timedelta(days=8)
+    ledger.consume("acme", units=1)
+    assert told(world)[1:] == [("alert.expiring", "soon", "2")]
+    assert json.loads(json.dumps(ledger.overview("acme")["alerts"])) == []
