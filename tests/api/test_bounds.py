@@ -36,6 +36,8 @@ BODIES = {
     "adjust": {"units": 1, "reason": "r"},
     "set_overdraft": {"limit": 1},
     "set_budget": {"cap": 1},
+    "set_alert": {"on": "depleted"},
+    "make_endpoint": {"url": "https://hooks.example/"},
     "set_recurring": {"units": 1, "anchor": "2026-01-01"},
     "make_key": {"name": "k", "scopes": ["read"]},
 }

@@ -17,6 +17,8 @@ BODIES = {
     "refund": {"charge": "their-charge"},
     "set_overdraft": {"limit": 5},
     "set_budget": {"cap": 5},
+    "set_alert": {"on": "depleted"},
+    "make_endpoint": {"url": "https://hooks.example/"},
     "set_recurring": {"units": 5, "anchor": "2026-01-01"},
     "quote": {"operation": "x"},
 }
@@ -27,6 +29,8 @@ THEIRS = {
     "grant_id": "their-grant",
     "request_id": "their-charge",
     "name": "their-budget",
+    "endpoint_id": "their-endpoint",
+    "event_id": "evt_" + "0" * 32 + "_1_0",
 }
 
 
@@ -94,7 +98,15 @@ def test_nobody_else_reaches_it(strangers, route):
 # and erasing metadata or a charge's id finds nothing there.
 MADE_ANEW = {
     *("grant", "consume", "adjust", "hold", "freeze", "unfreeze", "close_account", "configure"),
-    *("set_overdraft", "set_budget", "remove_budget", "set_recurring", "stop_recurring"),
+    *(
+        "set_overdraft",
+        "set_budget",
+        "remove_budget",
+        "set_alert",
+        "remove_alert",
+        "set_recurring",
+        "stop_recurring",
+    ),
     *("preview_grant", "preview_adjust", "licenzy_access", "licenzy_entitlements"),
 }
 

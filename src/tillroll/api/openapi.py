@@ -20,6 +20,8 @@ PARAMETERS = {
     "request_id": "Your id of an event: a charge, a hold, a grant, a refused request.",
     "name": "What it is called.",
     "key_id": "The id of an API key, not the key itself.",
+    "endpoint_id": "The id of a webhook endpoint.",
+    "event_id": "The id of an event: the header webhook-id.",
     "ref": "Your own id of the subject: an account.",
     "code": "A stable code, as in `code` of a problem.",
 }
@@ -45,6 +47,10 @@ _LINKS: dict[str, dict[str, dict[str, str]]] = {
         "balance": {"account": "$request.path.account"},
         "statement": {"account": "$request.path.account"},
         "account": {"account": "$request.path.account"},
+    },
+    "make_endpoint": {
+        name: {"endpoint_id": "$response.body#/id"}
+        for name in ("get_endpoint", "change_endpoint", "rotate_endpoint", "remove_endpoint")
     },
     "make_key": {
         "get_key": {"key_id": "$response.body#/id"},
