@@ -27,7 +27,7 @@ import tillroll
 from tillroll import catalog, embedded
 from tillroll.api import calls, routes
 from tillroll.client.journal import Pending
-from tillroll.ledger import errors, pricing, verbs
+from tillroll.ledger import errors, events, pricing, verbs
 from tillroll.server import settings
 from tillroll.stores import base
 from tillroll.wire import problems
@@ -173,6 +173,8 @@ HOLDS = ("hold", "settle", "release", "extend", "mark_in_doubt", "resolve")
 GOVERN = (
     "set_budget",
     "remove_budget",
+    "set_alert",
+    "remove_alert",
     "set_overdraft",
     "configure",
     "freeze",
@@ -761,8 +763,8 @@ def _route(route: calls.Route) -> str:
         where = "Body" if route.body is not None else "Query"
         lines.append(wrapped(f"{where}: {taken}", "- ", "  "))
     if route.refusals:
-        noes = ", ".join(f"`{code}`" for code in route.refusals)
-        lines.append(wrapped(f"May be refused: {noes}", "- ", "  "))
+        said = ", ".join(f"`{code}`" for code in route.refusals)
+        lines.append(wrapped(f"May be refused: {said}", "- ", "  "))
     return "\n".join(lines) + "\n"
 
 
@@ -771,6 +773,56 @@ def _fields(shape: type[msgspec.Struct]) -> str:
     fields = msgspec.structs.fields(shape)
     needed = [f"**`{one.name}`**" for one in fields if one.required]
     return ", ".join([*needed, *(f"`{one.name}`" for one in fields if not one.required)])
+
+
+# ---------------------------------------------------------------- events.md
+
+EVENTS_TOP = f"""# Events
+
+{MADE}
+
+What webhooks tell; [the guide](../guides/webhooks.md) shows them at work. An event is made in the
+transaction that writes the entry it tells of, and only where an endpoint wants its type.
+
+Every event has the same frame, and `data` of the shape that its type names. Amounts are decimal
+strings, times ISO 8601. New fields may come; those that are here stay.
+"""
+
+
+def events_page() -> str:
+    """Return the page of events: the frame, each type, each shape with its JSON Schema."""
+    parts = [EVENTS_TOP, "| field | is |\n|---|---|"]
+    parts += [_event_row(name, text) for name, text in _attributes(events.Payload)]
+    parts.append(
+        "\n## Types\n\n| type | when | made by entries of the kind | data |\n|---|---|---|---|"
+    )
+    for kind in events.TYPES:
+        made_by = ", ".join(f"`{name}`" for name in kind.kinds)
+        shape = kind.shape.__name__
+        parts.append(
+            f"| `{kind.topic}` | {kind.summary} | {made_by} | [{shape}](#{shape.lower()}) |"
+        )
+    for shape in dict.fromkeys(kind.shape for kind in events.TYPES):
+        parts.append(f"\n## {shape.__name__}\n\n{wrapped(_first_line(shape))}\n")
+        rows = [_event_row(name, text) for name, text in _attributes(shape)]
+        parts += ["| field | is |\n|---|---|", *rows, ""] if rows else []
+        schema = msgspec.json.format(msgspec.json.encode(msgspec.json.schema(shape)), indent=2)
+        parts.append(f"```json\n{schema.decode()}\n```")
+    return "\n".join(parts) + "\n"
+
+
+def _attributes(shape: type) -> Iterator[tuple[str, str]]:
+    """Yield what the docstrings say of a shape's fields, those it shares with others first."""
+    for part in reversed(shape.__mro__):
+        yield from items(sections(part.__doc__ or "").get("Attributes", []))
+
+
+def _event_row(name: str, text: str) -> str:
+    return f"| {_codes(name)} | {' '.join(text.split())} |"
+
+
+def _first_line(shape: type) -> str:
+    return " ".join(sections(shape.__doc__ or "")[""]).strip()
 
 
 # ---------------------------------------------------------------- write or check
@@ -782,6 +834,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "schema.md": schema_page,
     "cli.md": cli_page,
     "settings.md": settings_page,
+    "events.md": events_page,
 }
 
 
