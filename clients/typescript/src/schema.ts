@@ -488,6 +488,30 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/accounts/{account}/alerts/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Have it told, once a crossing, when the account comes near an end
+         * @description Needs a key with the scope admin.
+         */
+        put: operations["set_alert"];
+        post?: never;
+        /**
+         * Remove an alert of the account; removing one that is not there changes nothing
+         * @description Needs a key with the scope admin.
+         */
+        delete: operations["remove_alert"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/accounts/{account}/recurring/{name}": {
         parameters: {
             query?: never;
@@ -981,6 +1005,138 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/webhooks": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return the webhook endpoints of this project and mode
+         * @description Needs a key with the scope admin.
+         */
+        get: operations["list_endpoints"];
+        put?: never;
+        /**
+         * Make a webhook endpoint; its secret is in this answer only
+         * @description Needs a key with the scope admin.
+         */
+        post: operations["make_endpoint"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/webhooks/{endpoint_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return one webhook endpoint
+         * @description Needs a key with the scope admin.
+         */
+        get: operations["get_endpoint"];
+        put?: never;
+        post?: never;
+        /**
+         * Remove a webhook endpoint; what it did not get by now is given up
+         * @description Needs a key with the scope admin.
+         */
+        delete: operations["remove_endpoint"];
+        options?: never;
+        head?: never;
+        /**
+         * Change a webhook endpoint; what is left out stays, and enabling it forgets its failures
+         * @description Needs a key with the scope admin.
+         */
+        patch: operations["change_endpoint"];
+        trace?: never;
+    };
+    "/v1/webhooks/{endpoint_id}/rotate": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Give a webhook endpoint a new secret; the one before is signed with too, for a while
+         * @description Needs a key with the scope admin.
+         */
+        post: operations["rotate_endpoint"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/deliveries": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return what became of events at endpoints, the newest first, each with its attempts
+         * @description Needs a key with the scope admin.
+         */
+        get: operations["list_deliveries"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/deliveries/send-again": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Have events sent again: one to one endpoint, or all that was given up
+         * @description Needs a key with the scope admin.
+         */
+        post: operations["send_again"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/events/{event_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return an event as it is sent, and what became of it at each endpoint
+         * @description Needs a key with the scope admin.
+         */
+        get: operations["get_event"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/usage/consume": {
         parameters: {
             query?: never;
@@ -1274,7 +1430,7 @@ export interface components {
             account: string;
             seq: number;
             /** @enum {unknown} */
-            kind: "adjust" | "budget" | "close" | "consume" | "extend" | "freeze" | "grant" | "grant_activated" | "grant_expired" | "grant_renewed" | "hold" | "hold_expired" | "in_doubt" | "overdraft" | "recurring" | "refund" | "release" | "settings" | "settle" | "unfreeze" | "void";
+            kind: "adjust" | "alert" | "budget" | "close" | "consume" | "extend" | "freeze" | "grant" | "grant_activated" | "grant_expired" | "grant_expiring" | "grant_renewed" | "hold" | "hold_expired" | "in_doubt" | "overdraft" | "recurring" | "refund" | "release" | "settings" | "settle" | "unfreeze" | "void";
             request_id: string | null;
             ref: string | null;
             wallet: string;
@@ -1580,6 +1736,21 @@ export interface components {
             wallet?: string;
         };
         /**
+         * Alert
+         * @description When to tell that the account comes near an end.
+         */
+        Alert: {
+            actor?: string | null;
+            metadata?: Record<string, unknown> | null;
+            retry_refused?: boolean;
+            reason?: string | null;
+            /** @enum {unknown} */
+            on: "balance" | "budget" | "days_left" | "depleted" | "expiring" | "percent";
+            threshold?: (number | string) | null;
+            budget?: string | null;
+            wallet?: string;
+        };
+        /**
          * Recurring
          * @description A grant that comes back, counted from its anchor.
          */
@@ -1690,6 +1861,7 @@ export interface components {
             as_of: string;
             wallets: components["schemas"]["Balance"][];
             recurring: Record<string, unknown>[];
+            alerts: Record<string, unknown>[];
         };
         /**
          * Balance
@@ -1865,7 +2037,7 @@ export interface components {
         Step: {
             seq: number;
             /** @enum {unknown} */
-            kind: "adjust" | "budget" | "close" | "consume" | "extend" | "freeze" | "grant" | "grant_activated" | "grant_expired" | "grant_renewed" | "hold" | "hold_expired" | "in_doubt" | "overdraft" | "recurring" | "refund" | "release" | "settings" | "settle" | "unfreeze" | "void";
+            kind: "adjust" | "alert" | "budget" | "close" | "consume" | "extend" | "freeze" | "grant" | "grant_activated" | "grant_expired" | "grant_expiring" | "grant_renewed" | "hold" | "hold_expired" | "in_doubt" | "overdraft" | "recurring" | "refund" | "release" | "settings" | "settle" | "unfreeze" | "void";
             /**
              * @description An exact decimal.
              * @example 980
@@ -2116,6 +2288,157 @@ export interface components {
              * @example 90d
              */
             overlap?: string;
+        };
+        /**
+         * Endpoints
+         * @description The webhook endpoints of a project and mode.
+         */
+        Endpoints: {
+            endpoints: components["schemas"]["Endpoint"][];
+        };
+        /**
+         * Endpoint
+         * @description A webhook endpoint as it may be shown; `secret` only in the answer that made it.
+         */
+        Endpoint: {
+            id: string;
+            url: string;
+            events: string[];
+            /** @enum {unknown} */
+            format: "licenzy" | "tillroll";
+            description: string | null;
+            disabled: boolean;
+            disabled_at: string | null;
+            disabled_reason: string | null;
+            failing_since: string | null;
+            secrets: number;
+            /**
+             * @description ISO 8601 in UTC.
+             * @example 2026-07-31T12:00:00Z
+             */
+            created_at: string;
+            /** @default null */
+            secret: string | null;
+        };
+        /**
+         * NewEndpoint
+         * @description Where events are sent, which, and in whose words.
+         */
+        NewEndpoint: {
+            url: string;
+            /**
+             * @description Types of events, or their beginnings.
+             * @example [
+             *       "grant.*",
+             *       "usage.consumed"
+             *     ]
+             */
+            events?: string[];
+            /** @enum {unknown} */
+            format?: "licenzy" | "tillroll";
+            description?: string | null;
+        };
+        /**
+         * ChangedEndpoint
+         * @description What of an endpoint is to be otherwise.
+         */
+        ChangedEndpoint: {
+            url?: string;
+            /**
+             * @description Types of events, or their beginnings.
+             * @example [
+             *       "grant.*",
+             *       "usage.consumed"
+             *     ]
+             */
+            events?: string[];
+            /** @enum {unknown} */
+            format?: "licenzy" | "tillroll";
+            description?: string | null;
+            disabled?: boolean;
+        };
+        /**
+         * DeliveriesQuery
+         * @description Which deliveries, and where to go on.
+         */
+        DeliveriesQuery: {
+            /** @default null */
+            endpoint: string | null;
+            /** @default null */
+            event: string | null;
+            /** @default null */
+            state: ("dead" | "delivered" | "pending") | null;
+            /** @default null */
+            after: string | null;
+            /** @default 100 */
+            limit: number;
+        };
+        /**
+         * Deliveries
+         * @description Deliveries, the newest first; `next` is where to go on, or null.
+         */
+        Deliveries: {
+            deliveries: components["schemas"]["Delivery"][];
+            next: string | null;
+        };
+        /**
+         * Delivery
+         * @description What became of one event at one endpoint; `log` has the last attempts.
+         */
+        Delivery: {
+            event: string;
+            type: string;
+            endpoint: string;
+            /** @enum {unknown} */
+            state: "dead" | "delivered" | "pending";
+            attempts: number;
+            next_at: string | null;
+            /**
+             * @description ISO 8601 in UTC.
+             * @example 2026-07-31T12:00:00Z
+             */
+            created_at: string;
+            log: components["schemas"]["Attempt"][];
+        };
+        /**
+         * Attempt
+         * @description One attempt to deliver: the status and the beginning of the answer, or what went wrong.
+         */
+        Attempt: {
+            /**
+             * @description ISO 8601 in UTC.
+             * @example 2026-07-31T12:00:00Z
+             */
+            at: string;
+            status: number | null;
+            response: string;
+            error: string | null;
+            milliseconds: number;
+        };
+        /**
+         * SendAgain
+         * @description What is to be sent again: all that is dead, of an endpoint, or one event to an endpoint.
+         */
+        SendAgain: {
+            /** @description 1 to 255 characters. */
+            endpoint?: string;
+            /** @description 1 to 255 characters. */
+            event?: string;
+        };
+        /**
+         * Queued
+         * @description How many deliveries are tried again.
+         */
+        Queued: {
+            queued: number;
+        };
+        /**
+         * ToldEvent
+         * @description An event as it is sent, and what became of it.
+         */
+        ToldEvent: {
+            event: Record<string, unknown>;
+            deliveries: components["schemas"]["Delivery"][];
         };
         /**
          * LicenzyConsume
@@ -3674,6 +3997,98 @@ export interface operations {
             503: components["responses"]["No503-1"];
         };
     };
+    set_alert: {
+        parameters: {
+            query?: never;
+            header: {
+                /** @description Your id of this one event, the same at every retry. */
+                "Idempotency-Key": string;
+            };
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+                /** @description What it is called. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Alert"];
+            };
+        };
+        responses: {
+            /** @description One entry of an account's history, with the balances of its wallet afterwards. */
+            200: {
+                headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Receipt"];
+                };
+            };
+            400: components["responses"]["No400-1"];
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-3"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-3"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    remove_alert: {
+        parameters: {
+            query?: never;
+            header: {
+                /** @description Your id of this one event, the same at every retry. */
+                "Idempotency-Key": string;
+            };
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+                /** @description What it is called. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["Write"];
+            };
+        };
+        responses: {
+            /** @description One entry of an account's history, with the balances of its wallet afterwards. */
+            200: {
+                headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Receipt"];
+                };
+            };
+            400: components["responses"]["No400-1"];
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-3"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-3"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
     set_recurring: {
         parameters: {
             query?: never;
@@ -4633,6 +5048,313 @@ export interface operations {
             413: components["responses"]["No413-1"];
             415: components["responses"]["No415-1"];
             422: components["responses"]["No422-3"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    list_endpoints: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The webhook endpoints of a project and mode. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Endpoints"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    make_endpoint: {
+        parameters: {
+            query?: never;
+            header: {
+                /** @description Your id of this one event, the same at every retry. */
+                "Idempotency-Key": string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewEndpoint"];
+            };
+        };
+        responses: {
+            /** @description A webhook endpoint as it may be shown; `secret` only in the answer that made it. */
+            200: {
+                headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Endpoint"];
+                };
+            };
+            400: components["responses"]["No400-1"];
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-3"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    get_endpoint: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a webhook endpoint. */
+                endpoint_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description A webhook endpoint as it may be shown; `secret` only in the answer that made it. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Endpoint"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    remove_endpoint: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a webhook endpoint. */
+                endpoint_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description A webhook endpoint as it may be shown; `secret` only in the answer that made it. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Endpoint"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    change_endpoint: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a webhook endpoint. */
+                endpoint_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["ChangedEndpoint"];
+            };
+        };
+        responses: {
+            /** @description A webhook endpoint as it may be shown; `secret` only in the answer that made it. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Endpoint"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    rotate_endpoint: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of a webhook endpoint. */
+                endpoint_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["Rotate"];
+            };
+        };
+        responses: {
+            /** @description A webhook endpoint as it may be shown; `secret` only in the answer that made it. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Endpoint"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    list_deliveries: {
+        parameters: {
+            query?: {
+                endpoint?: string;
+                event?: string;
+                state?: "dead" | "delivered" | "pending";
+                after?: string;
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Deliveries, the newest first; `next` is where to go on, or null. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Deliveries"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    send_again: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["SendAgain"];
+            };
+        };
+        responses: {
+            /** @description How many deliveries are tried again. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Queued"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    get_event: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The id of an event: the header webhook-id. */
+                event_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description An event as it is sent, and what became of it. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ToldEvent"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            422: components["responses"]["No422-6"];
             429: components["responses"]["No429-1"];
             431: components["responses"]["No431-1"];
             500: components["responses"]["No500-1"];
