@@ -806,9 +806,15 @@ def events_page() -> str:
         parts.append(f"\n## {shape.__name__}\n\n{wrapped(_first_line(shape))}\n")
         rows = [_event_row(name, text) for name, text in _attributes(shape)]
         parts += ["| field | is |\n|---|---|", *rows, ""] if rows else []
-        schema = msgspec.json.format(msgspec.json.encode(msgspec.json.schema(shape)), indent=2)
-        parts.append(f"```json\n{schema.decode()}\n```")
+        schema = _undescribed(msgspec.json.schema(shape)["$defs"][shape.__name__])
+        text = msgspec.json.format(msgspec.json.encode(schema), indent=2).decode()
+        parts.append(f"```json\n{text}\n```")
     return "\n".join(parts) + "\n"
+
+
+def _undescribed(schema: dict[str, object]) -> dict[str, object]:
+    """Return a schema without what stands above it already."""
+    return {name: value for name, value in schema.items() if name != "description"}
 
 
 def _attributes(shape: type) -> Iterator[tuple[str, str]]:

@@ -172,5 +172,6 @@ def test_what_a_joined_host_rolls_back_is_not_told(tmp_path):
 
 
 def test_a_type_that_is_not_in_the_catalog_cannot_be_told():
-    with pytest.raises(AssertionError):
-        events.event("p", bytes(16), 1, 0, "no.such", events.AlertData, None, 0)  # type: ignore[arg-type]
+    data = events.EndpointData(endpoint="we_1", url="https://x.test", reason="")
+    with pytest.raises(AssertionError, match="catalog"):
+        events.event("p", bytes(16), 1, 0, "no.such", data, None, 0)

@@ -78,24 +78,20 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         ).set(waiting_max)
-        self._in_doubt, self._oldest_due, self._outbox_lag, self._upkept_at = (
+        self._in_doubt, self._oldest_due, self._upkept_at, *outbox = (
             Gauge(name, meaning, registry=registry, multiprocess_mode="livemax")
             for name, meaning in (
                 ("tillroll_holds_in_doubt", "Holds whose outcome nobody knows."),
                 ("tillroll_oldest_due_seconds", "How long the account due first has waited."),
-                ("tillroll_outbox_lag_seconds", "Age of the oldest message not delivered."),
                 ("tillroll_upkeep_ended_timestamp_seconds", "When a round last ended well."),
-            )
-        )
-        self._upkeep_failed = Counter(
-            "tillroll_upkeep_failures", "Rounds of upkeep that failed.", registry=registry
-        )
-        self._outbox_waiting, self._outbox_dead = (
-            Gauge(name, meaning, registry=registry, multiprocess_mode="livemax")
-            for name, meaning in (
+                ("tillroll_outbox_lag_seconds", "Age of the oldest event not delivered."),
                 ("tillroll_outbox_waiting", "Events and deliveries that wait."),
                 ("tillroll_outbox_dead", "Deliveries that were given up."),
             )
+        )
+        self._outbox_lag, self._outbox_waiting, self._outbox_dead = outbox
+        self._upkeep_failed = Counter(
+            "tillroll_upkeep_failures", "Rounds of upkeep that failed.", registry=registry
         )
         self._sent = Counter(
             "tillroll_webhooks_sent", "Attempts to deliver a webhook.", registry=registry

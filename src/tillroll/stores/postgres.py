@@ -256,8 +256,7 @@ class PostgresStore:
         self._topics: dict[str, tuple[int, frozenset[str]]] = {}
         self._warned: list[str] = []
         self._pace = _Pace()
-        self._secured = False  # whether row-level security counts for our role
-        self._closed = False
+        self._secured = self._closed = False  # secured: row-level security counts for our role
         try:
             self._writer = self._connect_writer()
             self._look_at_server(self._writer)
