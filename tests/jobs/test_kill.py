@@ -141,6 +141,40 @@ def test_webhooks_arrive_whoever_is_killed(kind: str, request: pytest.FixtureReq
     assert set(received(tmp_path / "notes")) == wanted, "nothing lost, nothing never told"
 
 
+SPENDING = """
+import sys, tillroll
+with tillroll.open(sys.argv[1]) as ledger:
+    for n in range(1_000_000):
+        ledger.consume("acme", units=1)
+        print(n, flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_an_entry_and_its_event_are_written_together_or_not_at_all(
+    kind: str, request: pytest.FixtureRequest, tmp_path
+):
+    url = f"sqlite:///{tmp_path}/a.db"
+    if kind == "postgresql":
+        url = request.getfixturevalue("postgres_url")
+    with tillroll.open(url) as ledger:
+        ledger._engine.perform(lambda tx: webhooks.make(tx, "default", "https://x.test/", at=now()))
+        ledger.grant("acme", 10**9)
+    for turn in range(5):
+        command = [sys.executable, "-c", SPENDING, url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as spending:
+            while int(line_of(spending)) < 7 * turn:
+                continue
+            spending.kill()  # wherever it is in the next one
+    with tillroll.open(url) as ledger:
+        entries = {receipt.seq for receipt in ledger.entries("acme")}
+        with ledger.store.read() as reader:
+            told = [event.seq for event in reader.unspread(100_000)]
+        assert ledger.verify().ok
+    assert sorted(told) == sorted(entries)
+    assert len(entries) > sum(7 * turn for turn in range(5))
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_ten_thousand_webhooks_arrive(kind: str, request: pytest.FixtureRequest, tmp_path):

@@ -9,7 +9,9 @@ import pytest
 import tillroll
 from tests.servers.cluster import Cluster
 from tests.servers.pgbouncer import PgBouncer, program
+from tillroll import webhooks
 from tillroll.embedded.opening import open_store
+from tillroll.jobs import Deliverer, Sender
 from tillroll.ledger.commands import account_id
 from tillroll.stores.postgres import PostgresStore
 from tillroll.stores.postgres_schema import POLICIES
@@ -33,6 +35,8 @@ def url(postgres_url: str, postgres_role: str) -> str:
 def use(ledger: tillroll.Ledger) -> None:
     """Put a row into every table."""
     ledger.apply_prices([], author="ann", reason=f"of {ledger.project}")
+    perform = ledger._engine.perform
+    perform(lambda tx: webhooks.make(tx, ledger.project, "https://x.test/", at=0))
     ledger.grant("acme", 100, request_id="g", metadata={"of": ledger.project})
     for _ in range(2):
         ledger.consume("acme", units=5, request_id="c")
@@ -42,6 +46,8 @@ def use(ledger: tillroll.Ledger) -> None:
     for item in batch:
         ledger.grant(item["account"], 1, request_id="g")
     assert all(outcome.ok for outcome in ledger.consume_many(batch))  # too many for single rows
+    deliverer = Deliverer(ledger._engine, Sender())
+    assert deliverer._spread() > 80  # the events of all that have become deliveries
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ def for_threads(ledger: tillroll.Ledger) -> None:
     assert_type(ledger.refund("acme", "r1", expired="goodwill"), tillroll.Receipt)
     assert_type(ledger.freeze("acme"), tillroll.Receipt)
     assert_type(ledger.set_budget("acme", "daily", 5, period="day"), tillroll.Receipt)
+    assert_type(ledger.set_alert("acme", "low", "balance", 5), tillroll.Receipt)
     assert_type(ledger.balance("acme"), tillroll.Balance)
     assert_type(ledger.statement("acme").receipts, tuple[tillroll.Receipt, ...])
     assert_type(ledger.explain("r1"), dict[str, object])

@@ -284,14 +284,14 @@ ON CONFLICT (request_id, account_id) DO UPDATE SET
 )
 _ADD_EVENTS = PerRow(
     many="""
-INSERT INTO tillroll_outbox (account_id, seq, n, project, topic, payload, created_at)
-SELECT * FROM unnest(
+INSERT INTO tillroll_outbox (account_id, seq, n, project, topic, payload, created_at, spread)
+SELECT *, 0 FROM unnest(
     %s::uuid[], %s::bigint[], %s::integer[], %s::text[], %s::text[], %s::text[], %s::bigint[]
 )
 """,
     one="""
-INSERT INTO tillroll_outbox (account_id, seq, n, project, topic, payload, created_at)
-VALUES (%s::uuid, %s, %s, %s, %s, %s, %s)
+INSERT INTO tillroll_outbox (account_id, seq, n, project, topic, payload, created_at, spread)
+VALUES (%s::uuid, %s, %s, %s, %s, %s, %s, 0)
 """,
 )
 _DROP_REFUSALS = """
@@ -641,6 +641,8 @@ class PostgresWriter(PostgresReader, OutboxWriter):
         version = self._registry
         if version is None:
             version = self._registry = self.registry_version()
+        if not version:
+            return frozenset()  # no document was ever put
         known = self._topics.get(project)
         if known is None or known[0] != version:
             known = self._topics[project] = (version, super().topics(project))

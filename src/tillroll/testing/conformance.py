@@ -198,8 +198,8 @@ def _run(item: Check, factory: Factory) -> Result:
         bench = Bench(factory)
         try:
             item(bench)
-        finally:
             _forget_deliveries(bench)
+        finally:
             bench.ledger.close()
     except Exception as problem:  # noqa: BLE001 - whatever went wrong belongs in the report
         message = "".join(traceback.format_exception_only(problem)).strip()
@@ -1344,6 +1344,7 @@ def two_writers_give_no_number_twice(b: Bench) -> None:
 # ---------------------------------------------------------------- events, deliveries, jobs
 
 _OLD = 1_000_000  # a second after the beginning of 1970: what these checks write is older
+_LATE = 2**60  # newer than all that is there
 
 
 @check
@@ -1417,8 +1418,8 @@ def a_delivery_is_taken_by_one(b: Bench) -> None:
     assert b.perform(lambda tx: tx.record([late])) == 0
     done = taken[0]._replace(state="delivered", attempts=1, log='[{"status":200}]')
     assert b.perform(lambda tx: tx.record([done])) == 1
+    assert _deliveries(b) == [done]
     with b.ledger.store.read() as reader:
-        assert reader.delivery_page(b.account) == [done]
         assert done not in reader.due_deliveries(10**15)
     assert b.perform(lambda tx: tx.claim([done], 3_000)) == [], "it is not pending any more"
 
@@ -1436,47 +1437,52 @@ def of_many_that_take_one_gets_it(b: Bench) -> None:
 
 @check
 def the_dead_can_be_sent_again(b: Bench) -> None:
-    """What is dead is pending again when asked for: all, of one endpoint, or a single one."""
-    several = [_delivery(b, n, state="dead", endpoint=f"we_{n % 2}") for n in range(1, 5)]
+    """What is dead is pending again when asked for: all of an endpoint, or a single one."""
+    project = b.ledger.project
+    several = [_delivery(b, n, state="dead", which=n % 2) for n in range(1, 5)]
     several.append(_delivery(b, 5, state="delivered"))
+    even, odd = several[1].endpoint, several[0].endpoint
     b.perform(lambda tx: tx.put_deliveries(several))
-    assert b.perform(lambda tx: tx.requeue("nobody's", 7)) == 0
-    assert b.perform(lambda tx: tx.requeue(b.account, 7, "we_1")) == 2  # noqa: PLR2004
-    assert b.perform(lambda tx: tx.requeue_one(b.account, 8, several[4].key)) == 1
+    assert b.perform(lambda tx: tx.requeue("nobody's", 7, odd)) == 0
+    assert b.perform(lambda tx: tx.requeue(project, 7, odd)) == 2  # noqa: PLR2004
+    assert b.perform(lambda tx: tx.requeue_one(project, 8, several[4].key)) == 1
     assert b.perform(lambda tx: tx.requeue_one("nobody's", 8, several[4].key)) == 0
-    assert b.perform(lambda tx: tx.requeue(b.account, 9)) == 2  # noqa: PLR2004
+    assert b.perform(lambda tx: tx.requeue(project, 9, even)) == 2  # noqa: PLR2004
+    found = _deliveries(b)
+    assert {(one.state, one.attempts, one.lease) for one in found} == {("pending", 0, 1)}, found
+    assert sorted(one.next_at for one in found) == [7, 7, 8, 9, 9]
     with b.ledger.store.read() as reader:
-        found = reader.delivery_page(b.account)
-        states = {(one.state, one.attempts, one.lease) for one in found}
-        assert states == {("pending", 0, 1)}, found
-        assert sorted(one.next_at for one in found) == [7, 7, 8, 9, 9]
-        ours = [one for one in reader.due_deliveries(8, 1_000, ["we_0"]) if one in found]
-        assert {one.seq for one in ours} == {1, 3, 5}
+        ours = [one for one in reader.due_deliveries(8, 1_000, [even]) if one in found]
+    assert {one.seq for one in ours} == {1, 3, 5}
 
 
 @check
 def deliveries_are_paged_newest_first(b: Bench) -> None:
     """Pages of deliveries have each once, in order, and can be narrowed down."""
-    several = [_delivery(b, n, endpoint=f"we_{n % 2}", created_at=n // 3) for n in range(1, 12)]
+    project = b.ledger.project
+    several = [_delivery(b, n, which=n % 2, created_at=_LATE + n // 3) for n in range(1, 12)]
     b.perform(lambda tx: tx.put_deliveries(several))
     wanted = sorted(several, key=lambda one: one.place, reverse=True)
     with b.ledger.store.read() as reader:
         found: list[Delivery] = []
-        while page := reader.delivery_page(
-            b.account, before=found[-1].place if found else None, limit=4
-        ):
-            found += page
+        while len(found) < len(wanted):
+            before = found[-1].place if found else None
+            page = reader.delivery_page(project, before=before, limit=4)
+            assert page, found
+            found += [one for one in page if one in several]
         assert found == wanted
-        odd = reader.delivery_page(b.account, endpoint="we_1", state="pending")
-        assert odd == [one for one in wanted if one.endpoint == "we_1"]
-        assert reader.delivery_page(b.account, state="dead") == []
-        assert reader.delivery_page(b.account, event=several[0].key[:3]) == several[:1]
-        everything: list[Delivery] = []
-        while more := reader.deliveries(everything[-1].key if everything else None, 3):
+        name = several[0].endpoint
+        odd = reader.delivery_page(project, endpoint=name, state="pending")
+        assert odd == [one for one in wanted if one.endpoint == name]
+        assert reader.delivery_page(project, endpoint=name, state="dead") == []
+        assert reader.delivery_page(project, event=several[0].key[:3]) == several[:1]
+        last = min(several, key=lambda one: one.key)
+        everything = [last]
+        while len([one for one in everything if one in several]) < len(several):
+            more = reader.deliveries(everything[-1].key, 3)
+            assert more, everything
             everything += more
-        assert [one for one in everything if one in several] == sorted(
-            several, key=lambda one: one.key
-        )
+    assert [one for one in everything if one in several] == sorted(several, key=lambda d: d.key)
 
 
 @check
@@ -1495,15 +1501,16 @@ def old_events_are_pruned_but_not_what_waits(b: Bench) -> None:
         assert [one for one in reader.unspread() if one in several] == several[3:]
     assert b.perform(lambda tx: tx.prune_events(several[1].at)) == 1
     assert b.perform(lambda tx: tx.prune_events(_OLD)) == 1
+    owner = several[0].account_id
     with b.ledger.store.read() as reader:
-        left = [row for row in reader.events() if row.event in several]
+        left = [row for row in reader.events((owner, 0, 0)) if row.event in several]
         assert left == [Waiting(several[2], spread=True), Waiting(several[3], spread=False)]
-        assert reader.delivery_page(b.account) == deliveries[2:]
         assert reader.event_at(keys[0]) is None
         backlog = reader.backlog()
-        assert backlog.waiting >= 2  # noqa: PLR2004 - the two that wait
-        assert backlog.oldest_at is not None
-        assert backlog.next_at is not None
+    assert _deliveries(b) == deliveries[2:]
+    assert backlog.waiting >= len(left)
+    assert backlog.oldest_at is not None
+    assert backlog.next_at is not None
 
 
 @check
@@ -1547,7 +1554,15 @@ def _told(b: Bench) -> list[Event]:
 
 def _event(b: Bench, n: int) -> Event:
     owner = account_id("events", b.account)
-    return Event(owner, n, 0, b.account, "grant.created", "{}", n)
+    return Event(owner, n, 0, b.ledger.project, "grant.created", "{}", n)
+
+
+def _deliveries(b: Bench) -> list[Delivery]:
+    """Return the deliveries that the check made, as they are now, by their places."""
+    names = sorted({one.endpoint for one in b.deliveries})
+    with b.ledger.store.read() as reader:
+        pages = [reader.delivery_page(b.ledger.project, endpoint=name) for name in names]
+    return sorted([one for page in pages for one in page], key=lambda one: one.key)
 
 
 def _forget_deliveries(b: Bench) -> None:
@@ -1561,11 +1576,12 @@ def _forget_deliveries(b: Bench) -> None:
 
 
 def _delivery(
-    b: Bench, n: int, *, state: State = "pending", endpoint: str = "we_1", created_at: int = 0
+    b: Bench, n: int, *, state: State = "pending", which: int = 1, created_at: int = 0
 ) -> Delivery:
-    """Return a delivery of an event of the bench's own project."""
-    place = (account_id("events", b.account), n, 0, endpoint)
-    made = Delivery(*place, b.account, "grant.created", state, 0, 5, created_at, 0, "[]")
+    """Return a delivery of an event of the bench's own to an endpoint that nobody has."""
+    place = (account_id("events", b.account), n, 0, f"{b.account}-{which}")
+    project = b.ledger.project
+    made = Delivery(*place, project, "grant.created", state, 0, 5, created_at, 0, "[]")
     b.deliveries.add(made)
     return made
 

@@ -11,7 +11,7 @@ CREATE TABLE tillroll_outbox (
     topic      text    NOT NULL,
     payload    text    NOT NULL,
     created_at bigint  NOT NULL,
-    spread     integer NOT NULL DEFAULT 0 CHECK (spread IN (0, 1)),
+    spread     integer NOT NULL CHECK (spread IN (0, 1)),
     PRIMARY KEY (account_id, seq, n)
 );
 

@@ -9,7 +9,7 @@ CREATE TABLE tillroll_outbox (
     topic      TEXT    NOT NULL,
     payload    TEXT    NOT NULL,
     created_at INTEGER NOT NULL,
-    spread     INTEGER NOT NULL DEFAULT 0 CHECK (spread IN (0, 1)),
+    spread     INTEGER NOT NULL CHECK (spread IN (0, 1)),
     PRIMARY KEY (account_id, seq, n)
 ) STRICT, WITHOUT ROWID;
 
