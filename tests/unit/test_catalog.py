@@ -468,7 +468,7 @@ class TestProducts:
             ("[pack.x]\nunits = 1\npriority = 5000", "priority must be"),
             ("[pack.x]\nunits = 1\napplies_to = ['']", "applies_to must have 1 to 255"),
             ('[pack.x]\nunits = 1\nstripe_price = "a\\u0007"', "no control characters"),
-            ("[pack.x]\nunits = 1\nprice = { amont = 1 }", "known fields: amount, currency"),
+            ("[pack.x]\nunits = 1\nprice = { amounts = 1 }", "known fields: amount, currency"),
             ("[pack.x]\nunits = 1\nprice = { amount = -1, currency = 'USD' }", "0 or more"),
             ("[pack.x]\nunits = 1\nprice = { amount = 1, currency = 'usd' }", "three letters"),
             ("[pack.X]\nunits = 1", "a name has 1 to 64"),

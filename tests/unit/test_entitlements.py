@@ -83,7 +83,7 @@ def bench() -> Bench:
     return Bench()
 
 
-def invalid(bench: Bench, match: str, verb: str, *args: Any, **kwargs: Any) -> None:
+def check_invalid(bench: Bench, match: str, verb: str, *args: Any, **kwargs: Any) -> None:
     before = len(bench.ledger.history("acme"))
     with pytest.raises(tillroll.InvalidInput, match=match):
         bench.do(verb, *args, **kwargs)
@@ -162,7 +162,7 @@ def test_the_version_can_be_chosen(bench: Bench):
     bench.ledger.apply_prices([], author="ann", reason="nothing", products=products)
     bench.do("subscribe", "pro", version=1)
     assert (bench.only()["version"], bench.available) == (1, 100)
-    invalid(bench, "price version 9 is not known", "subscribe", "pro", version=9)
+    check_invalid(bench, "price version 9 is not known", "subscribe", "pro", version=9)
 
 
 def test_another_cadence_counts_from_when_it_begins(bench: Bench):
@@ -202,7 +202,7 @@ def test_a_late_look_and_an_early_one_book_the_same(bench: Bench):
 
 def test_what_ends_sooner_cannot_move_later(bench: Bench):
     bench.do("subscribe", "pro", trial=False, ends_at=NOON + timedelta(days=9))
-    invalid(bench, "take its end back first", "subscribe", "free", when="period_end")
+    check_invalid(bench, "take its end back first", "subscribe", "free", when="period_end")
     bench.do("subscribe", "free", when="period_end", ends_at="never")
     assert bench.only()["ends_at"] is None
 
@@ -267,7 +267,7 @@ def test_periods_follow_the_accounts_zone(bench: Bench):
 
 def test_a_pass_takes_no_other_entitlements_place(bench: Bench):
     bench.do("subscribe", "pro")
-    invalid(bench, "no time pass", "buy", "subscription")
+    check_invalid(bench, "no time pass", "buy", "subscription")
     bench.do("buy", "day", quantity=3)
     ends = [one["ends_at"] for one in bench.do("entitlements") if one["kind"] == "time_pass"]
     assert ends == ["2026-02-03T12:00:00Z"]
@@ -276,7 +276,7 @@ def test_a_pass_takes_no_other_entitlements_place(bench: Bench):
 def test_a_pass_ends_within_the_calendar(bench: Bench):
     for _ in range(2):
         bench.do("buy", "day", quantity=1_000_000)
-    invalid(bench, "beyond the year 9999", "buy", "day", quantity=1_000_000)
+    check_invalid(bench, "beyond the year 9999", "buy", "day", quantity=1_000_000)
 
 
 def test_an_open_ended_pass_begins_to_end(bench: Bench):
@@ -294,13 +294,13 @@ def test_a_packs_cost_is_worked_out_from_its_price(bench: Bench):
     )
     assert first.expires_at == NOON + timedelta(days=30)
     assert (first.product, first.to_dict()["catalog_version"]) == ("starter", 1)
-    invalid(bench, "2\\^53 of the smallest unit", "buy", "huge", quantity=10)
+    check_invalid(bench, "2\\^53 of the smallest unit", "buy", "huge", quantity=10)
 
 
 def test_what_is_not_sold_cannot_be_had(bench: Bench):
-    invalid(bench, "no pack or pass 'none'; it has starter, huge, day", "buy", "none")
-    invalid(bench, "no plan 'none'; it has free, pro", "subscribe", "none")
-    invalid(bench, "no coupon 'none'", "redeem", "none")
+    check_invalid(bench, "no pack or pass 'none'; it has starter, huge, day", "buy", "none")
+    check_invalid(bench, "no plan 'none'; it has free, pro", "subscribe", "none")
+    check_invalid(bench, "no coupon 'none'", "redeem", "none")
     empty = tillroll.open("memory://")
     with pytest.raises(tillroll.InvalidInput, match="no catalog yet"):
         empty.buy("acme", "starter")
@@ -346,11 +346,11 @@ def test_what_lasts_is_prolonged(bench: Bench):
 
 def test_a_grant_of_ones_own_is_not_taken_over(bench: Bench):
     bench.do("set_recurring", "subscription/credits", 5, anchor="2026-01-01")
-    invalid(bench, "of its own", "subscribe", "pro")
+    check_invalid(bench, "of its own", "subscribe", "pro")
     bench.do("stop_recurring", "subscription/credits")
     bench.do("subscribe", "pro")
-    invalid(bench, "a grant of the entitlement", "stop_recurring", "subscription/credits")
-    invalid(
+    check_invalid(bench, "a grant of the entitlement", "stop_recurring", "subscription/credits")
+    check_invalid(
         bench, "a grant of the entitlement", "set_recurring", "subscription/credits", 5,
         anchor="2026-01-01",
     )  # fmt: skip
@@ -378,7 +378,7 @@ def test_a_grant_of_ones_own_is_not_taken_over(bench: Bench):
 def test_what_makes_no_sense_is_not_written(
     bench: Bench, match: str, verb: str, args: dict[str, Any]
 ):
-    invalid(bench, match, verb, **args)
+    check_invalid(bench, match, verb, **args)
 
 
 def test_an_account_holds_so_many(bench: Bench, monkeypatch: pytest.MonkeyPatch):
@@ -386,7 +386,7 @@ def test_an_account_holds_so_many(bench: Bench, monkeypatch: pytest.MonkeyPatch)
     bench.do("entitle", "one")
     bench.do("entitle", "two")
     bench.do("entitle", "two", features={"x": 1})
-    invalid(bench, "2 entitlements at the most", "entitle", "three")
+    check_invalid(bench, "2 entitlements at the most", "entitle", "three")
 
 
 def test_an_entry_of_another_kind_is_about_none():
