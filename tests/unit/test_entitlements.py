@@ -94,7 +94,8 @@ def check_invalid(bench: Bench, match: str, verb: str, *args: Any, **kwargs: Any
 
 
 def test_a_trial_ends_by_the_clock_and_is_active_then(bench: Bench):
-    bench.do("subscribe", "pro")
+    made = bench.do("subscribe", "pro")
+    assert (made.product, made.entitlement["status"]) == ("pro", "trialing")
     assert bench.only()["status"] == "trialing"
     assert bench.only()["trial_ends_at"] == "2026-02-07T12:00:00Z"
     bench.now += timedelta(days=7)
@@ -137,6 +138,15 @@ def test_a_plan_change_waits_through_a_trial(bench: Bench):
     bench.now += timedelta(days=60)
     assert bench.kinds().count("grant_renewed") == 1
     assert bench.available == 0
+
+
+def test_other_grants_that_come_back_are_left_alone(bench: Bench):
+    bench.do("set_recurring", "bonus", 3, anchor="2026-01-31", every="day", count=9)
+    bench.do("subscribe", "pro")
+    bench.now += timedelta(days=8)
+    assert bench.only()["status"] == "active"
+    bench.now += timedelta(days=30)
+    assert bench.available == 113
 
 
 # ---------------------------------------------------------------- moving
@@ -326,7 +336,9 @@ def test_a_coupon_is_redeemed_as_often_as_it_may_be(bench: Bench):
 
 def test_an_entitlement_of_ones_own(bench: Bench):
     grants = [{"units": "2.5", "every": "week"}, {"units": 1, "name": "gpu", "wallet": "gpu"}]
-    bench.do("entitle", "deal", kind="subscription", features={"seats": 3}, grants=grants)
+    brings = {"seats": 3, "model": "large"}
+    bench.do("entitle", "deal", kind="subscription", features=brings, grants=grants)
+    assert bench.only()["features"] == {"model": "large", "seats": 3}
     assert (bench.available, bench.do("balance", "gpu").available) == (Decimal("2.5"), 1)
     bench.do("entitle", "deal", kind="subscription", grants=grants[:1], features={"seats": 4})
     bench.now += timedelta(days=40)
