@@ -20,6 +20,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
+from tillroll.ledger.alerts import of_catalog
 from tillroll.ledger.book import Answer, Rules
 from tillroll.ledger.core import decide_batch
 from tillroll.ledger.errors import (
@@ -80,9 +81,10 @@ def answer_in(tx: Writer, scale: int, requests: Sequence[Request], at: int) -> l
 def rules_of(tx: Reader, project: str, scale: int) -> Rules:
     """Return what a project's accounts are decided by in this database transaction."""
     prices, topics = tx.prices(project), tx.topics(project)
-    if not topics:
+    alerts = of_catalog(prices.products.alerts, scale)
+    if not (topics or alerts):
         return Rules(prices, scale)
-    return Rules(prices, scale, topics, (), project)
+    return Rules(prices, scale, topics, alerts, project)
 
 
 def _decide_in_parts(

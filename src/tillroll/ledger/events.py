@@ -15,6 +15,7 @@ from msgspec import Struct
 from tillroll.ledger import alerts
 from tillroll.ledger.book import Event, Rules
 from tillroll.ledger.calendar import show_instant
+from tillroll.ledger.entitlements import of_entry, show_end
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.fold import apply
 from tillroll.ledger.types import DAY
@@ -95,6 +96,36 @@ class AccountData(Struct, frozen=True, kw_only=True):
     request_id: str | None
     actor: str | None
     reason: str | None
+
+
+class EntitlementData(Struct, frozen=True, kw_only=True):
+    """An entitlement as it stands from then on, or as it stood when it ended.
+
+    Attributes:
+        request_id, actor, reason: Who changed it, and why; null and a reason where the clock did.
+        name: What it is called within the account.
+        kind: subscription, time_pass or feature.
+        status: trialing, active, past_due or paused.
+        product, version: The product of the catalog, and the version that it was taken from.
+        features: What it brings.
+        starts_at, trial_ends_at, ends_at, paid_until: ISO 8601; null where there is no such time.
+        source: Where it comes from, such as a subscription of a payment provider.
+    """
+
+    request_id: str | None
+    actor: str | None
+    reason: str | None
+    name: str
+    kind: str
+    status: str
+    product: str | None
+    version: int
+    features: dict[str, bool | int | str]
+    starts_at: str
+    trial_ends_at: str | None
+    ends_at: str | None
+    paid_until: str | None
+    source: str | None
 
 
 class AlertData(Struct, frozen=True, kw_only=True):
@@ -235,6 +266,26 @@ def _standing(entry: Entry, _: Account, __: int) -> AccountData:
     return AccountData(request_id=entry.request_id, actor=entry.actor, reason=entry.reason)
 
 
+def _entitlement(entry: Entry, _: Account, __: int) -> EntitlementData:
+    held = of_entry(entry)
+    return EntitlementData(
+        request_id=entry.request_id,
+        actor=entry.actor,
+        reason=entry.reason,
+        name=held.name,
+        kind=held.kind,
+        status=held.status,
+        product=held.product,
+        version=held.version,
+        features=held.features,
+        starts_at=show_instant(held.starts_at),
+        trial_ends_at=show_end(held.trial_ends_at),
+        ends_at=show_end(held.ends_at),
+        paid_until=show_end(held.paid_until),
+        source=held.source,
+    )
+
+
 # The order is that of the documentation. Whoever adds a kind of entry that is told adds it here.
 TYPES: tuple[EventType, ...] = (
     EventType("grant.created", ("grant",), GrantData, "Units were granted.", _grant),
@@ -259,6 +310,14 @@ TYPES: tuple[EventType, ...] = (
     EventType("account.frozen", ("freeze",), AccountData, "Nothing new may be taken.", _standing),
     EventType("account.unfrozen", ("unfreeze",), AccountData, "A freeze ended.", _standing),
     EventType("account.closed", ("close",), AccountData, "The account was closed.", _standing),
+    EventType(
+        *("entitlement.updated", ("entitlement",), EntitlementData),
+        *("An entitlement was given or changed.", _entitlement),
+    ),
+    EventType(
+        *("entitlement.ended", ("entitlement_ended",), EntitlementData),
+        *("An entitlement ended.", _entitlement),
+    ),
     EventType("alert.balance", (), AlertData, "Free units fell below a threshold."),
     EventType("alert.percent", (), AlertData, "Free units fell below a share of the granted."),
     EventType("alert.days_left", (), AlertData, "At this pace, units last for few days."),
