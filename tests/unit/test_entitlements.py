@@ -331,6 +331,36 @@ def test_a_coupon_is_redeemed_as_often_as_it_may_be(bench: Bench):
         bench.do("redeem", "welcome")
 
 
+def test_what_was_bought_is_told_in_its_story(bench: Bench):
+    bench.do("buy", "starter", request_id="b")
+    bench.do("redeem", "welcome", request_id="r")
+    bench.do("entitle", "hd")
+    bench.do("consume", "image", units=3, feature="hd", request_id="c")
+    told = {name: bench.ledger.explain(name) for name in ("b", "r", "c")}
+    assert told["b"]["sentences"] == (
+        ["2026-01-31T12:00:00Z: 500 credits were granted for 'starter' (version 1 of the catalog)."]
+    )
+    assert "5 credits were granted for 'welcome'" in told["r"]["sentences"][0]
+    assert "3 credits were charged for image, which needs 'hd'." in told["c"]["sentences"][0]
+
+
+def test_what_is_held_is_counted_by_product_and_version(bench: Bench):
+    bench.do("buy", "starter")
+    bench.do("buy", "starter")
+    bench.do("redeem", "welcome")
+    bench.do("subscribe", "pro")
+    bench.do("entitle", "own", kind="subscription", product="pro")
+    bench.ledger.buy("zoe", "day")
+    bench.ledger.subscribe("zoe", "pro")
+    held = [(one.section, one.name, one.version, one.accounts) for one in bench.ledger.holdings()]
+    assert held == [
+        ("coupon", "welcome", 1, 1),
+        ("pack", "starter", 1, 1),
+        ("pass", "day", 1, 1),
+        ("plan", "pro", 1, 2),
+    ]
+
+
 # ---------------------------------------------------------------- terms of one's own
 
 
@@ -399,6 +429,7 @@ def test_an_account_holds_so_many(bench: Bench, monkeypatch: pytest.MonkeyPatch)
     bench.do("entitle", "two")
     bench.do("entitle", "two", features={"x": 1})
     check_invalid(bench, "2 entitlements at the most", "entitle", "three")
+    check_invalid(bench, "2 entitlements at the most", "buy", "day")
 
 
 def test_an_entry_of_another_kind_is_about_none():

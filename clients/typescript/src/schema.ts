@@ -2512,7 +2512,7 @@ export interface components {
          */
         Holding: {
             /** @enum {unknown} */
-            section: "pack" | "pass" | "plan";
+            section: "coupon" | "pack" | "pass" | "plan";
             name: string;
             version: number;
             accounts: number;
