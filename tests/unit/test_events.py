@@ -53,6 +53,7 @@ def live(world: World) -> None:
     ledger.mark_in_doubt("acme", "h4")
     ledger.refund("acme", "c", units=1)
     ledger.adjust("acme", -1, reason="a gift less")
+    ledger.entitle("acme", "export", lasts="2d")
     ledger.freeze("acme")
     ledger.unfreeze("acme")
     world.now += timedelta(days=6)
