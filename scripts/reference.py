@@ -181,8 +181,19 @@ GOVERN = (
     "unfreeze",
     "close_account",
 )
+SOLD = (
+    "buy",
+    "redeem",
+    "subscribe",
+    "entitle",
+    "change_entitlement",
+    "end_entitlement",
+)
 READS = (
     "balance",
+    "access",
+    "entitlements",
+    "holdings",
     "statement",
     "usage",
     "explain",
@@ -229,6 +240,7 @@ def python_page() -> str:
             *group("## Units in", UNITS_IN),
             *group("## Units out", UNITS_OUT),
             *group("## Holds", HOLDS),
+            *group("## What is sold, and what may be used", SOLD),
             *group("## What may happen from now on", GOVERN),
             *group("## Reading", READS),
             *group("## Prices", PRICES),
@@ -247,11 +259,12 @@ def python_page() -> str:
     )
 
 
-CATALOG = ("load", "parse", "dump", "template", "diff", "impact", "propose")
+CATALOG = ("load", "parse", "dump", "template", "diff", "effects", "impact", "propose")
 ANSWERS: tuple[type, ...] = (
     tillroll.Receipt,
     tillroll.OpenHold,
     tillroll.Balance,
+    tillroll.Access,
     tillroll.Page,
     tillroll.Quote,
     tillroll.Outcome,

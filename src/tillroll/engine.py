@@ -20,6 +20,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
+from tillroll.ledger.alerts import of_catalog
 from tillroll.ledger.book import Answer, Rules
 from tillroll.ledger.core import decide_batch
 from tillroll.ledger.errors import (
@@ -82,7 +83,8 @@ def rules_of(tx: Reader, project: str, scale: int) -> Rules:
     prices, topics = tx.prices(project), tx.topics(project)
     if not topics:
         return Rules(prices, scale)
-    return Rules(prices, scale, topics, (), project)
+    defaults = of_catalog(prices.products.alerts, scale)
+    return Rules(prices, scale, topics, defaults, project)
 
 
 def _decide_in_parts(

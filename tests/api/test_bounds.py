@@ -39,6 +39,9 @@ BODIES = {
     "set_alert": {"on": "depleted"},
     "make_endpoint": {"url": "https://hooks.example/"},
     "set_recurring": {"units": 1, "anchor": "2026-01-01"},
+    "buy": {"product": "starter"},
+    "redeem": {"coupon": "welcome"},
+    "subscribe": {"plan": "pro"},
     "make_key": {"name": "k", "scopes": ["read"]},
 }
 

@@ -191,9 +191,13 @@ class Call:
         if len(given) != len(pairs):
             raise InvalidInput("a name comes twice in the query")
         try:
-            return msgspec.convert(given, shape, strict=False)
+            asked = msgspec.convert(given, shape, strict=False)
         except msgspec.ValidationError as problem:
             raise InvalidInput(str(problem).replace("Object", "The query")) from None
+        for name, text in given.items():
+            if getattr(asked, name) is None:  # where text is read leniently, "null" becomes None
+                raise InvalidInput(f"{name} must not be {text!r}; leave it out")
+        return asked
 
 
 def answered(value: object) -> Answer:

@@ -35,7 +35,7 @@ class DeliveriesQuery(Struct, frozen=True, forbid_unknown_fields=True):
 
     endpoint: str | None = None
     event: str | None = None
-    state: State | None = None
+    state: State | msgspec.UnsetType = msgspec.UNSET  # null is no state
     after: str | None = None
     limit: Annotated[int, Meta(ge=1, le=webhooks.PAGE_MAX)] = PAGE
 
@@ -112,7 +112,7 @@ async def rotate_endpoint(call: Call) -> Answer:
 async def list_deliveries(call: Call) -> Answer:
     """Return what became of events at endpoints, the newest first, each with its attempts."""
     asked = call.query(DeliveriesQuery)
-    wanted = msgspec.structs.asdict(asked)
+    wanted = bodies.arguments(asked)
 
     def read(reader: Reader) -> tuple[list[Delivery], str | None]:
         return webhooks.page(reader, call.tenant.name, **wanted)

@@ -31,6 +31,7 @@ from tillroll.ledger.types import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 from tillroll.ledger.due import next_due
+from tillroll.ledger.entitlements import due_of, grants_of, of_entry
 from tillroll.ledger.moves import buckets_after
 
 
@@ -65,6 +66,8 @@ def apply(account: Account, entry: Entry) -> None:
         _bury(account, posting.line)
     for terms in entry.opens:
         _bury(account, terms.id)
+    if entry.coupon is not None:
+        account.redeemed[entry.coupon] = account.redeemed.get(entry.coupon, 0) + 1
     if entry.price is not None and entry.price.residual is not None:
         account.residuals[entry.price.rule] = entry.price.residual
     if account.alerts:
@@ -245,6 +248,7 @@ def _apply_status(account: Account, entry: Entry) -> None:
     elif entry.kind == "close":
         account.status = "closed"
         account.recurring.clear()
+        account.entitlements.clear()
     else:
         account.status = "open"
 
@@ -294,7 +298,8 @@ def _apply_renewed(account: Account, entry: Entry) -> None:
     recurring.next = entry.occurrence + 1
     recurring.current = entry.opens[0].id
     _schedule(account, recurring)
-    if recurring.next_at >= NEVER:
+    # One of an entitlement may only be held back: it goes when that ends.
+    if recurring.next_at >= NEVER and recurring.terms.entitlement is None:
         del account.recurring[entry.recurring.name]
     _bury(account, entry.opens[0].id)
 
@@ -322,6 +327,51 @@ def _apply_alert(account: Account, entry: Entry) -> None:
 
 def _apply_expiring(account: Account, entry: Entry) -> None:
     account.grants[entry.ref or ""].told = entry.effective_at
+
+
+def _apply_entitlement(account: Account, entry: Entry) -> None:
+    """Have an entitlement stand as the entry says, and run its recurring grants.
+
+    Of another product the period at hand is granted whatever was granted before, in place of what
+    is left of that. Of periods past, which were held back or came before, none comes later.
+    """
+    held = of_entry(entry)
+    before = account.entitlements.get(held.name)
+    same_product = before is not None and before.product == held.product
+    account.entitlements[held.name] = held
+    account.next_due_at = min(account.next_due_at, due_of(held))
+    zone = account.settings.time_zone
+    wanted = {terms.name: terms for terms in grants_of(held)}
+    for name in _grants_run_by(account, held.name) - wanted.keys():
+        del account.recurring[name]
+    for name, terms in wanted.items():
+        old = account.recurring.get(name)
+        shape = terms.anchor, terms.every, terms.count
+        recurring = Recurring(terms, current=old.current if old else None)
+        recurring.next = calendar.current(*shape, entry.effective_at, zone)
+        if (
+            old is not None
+            and same_product
+            and (old.terms.anchor, old.terms.every, old.terms.count) == shape
+        ):
+            recurring.next = max(recurring.next, old.next)
+        _schedule(account, recurring)
+        account.recurring[name] = recurring
+
+
+def _apply_entitlement_ended(account: Account, entry: Entry) -> None:
+    held = of_entry(entry)
+    del account.entitlements[held.name]
+    for name in _grants_run_by(account, held.name):
+        del account.recurring[name]
+
+
+def _grants_run_by(account: Account, entitlement: str) -> set[str]:
+    return {
+        recurring.terms.name
+        for recurring in account.recurring.values()
+        if recurring.terms.entitlement == entitlement
+    }
 
 
 def _apply_settings(account: Account, entry: Entry) -> None:
@@ -352,4 +402,6 @@ _APPLY = {
     "settings": _apply_settings,
     "alert": _apply_alert,
     "grant_expiring": _apply_expiring,
+    "entitlement": _apply_entitlement,
+    "entitlement_ended": _apply_entitlement_ended,
 }
