@@ -2514,7 +2514,7 @@ export interface components {
          */
         Holding: {
             /** @enum {unknown} */
-            section: "pack" | "pass" | "plan";
+            section: "coupon" | "pack" | "pass" | "plan";
             name: string;
             version: number;
             accounts: number;
