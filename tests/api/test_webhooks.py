@@ -167,6 +167,6 @@ def test_a_service_sends_by_itself_and_says_so(serve):
                 time.sleep(0.05)
             assert receiver.received[0].told["type"] == "grant.created"
             page = client.get("/metrics").text
-            assert 'tillroll_job_failures_total{job="webhooks"} 0.0' in page
+            assert 'tillroll_job_failures_total{task="webhooks"} 0.0' in page
             assert client.get("/readyz").json()["ok"] is True
         served.stop()

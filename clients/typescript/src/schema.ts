@@ -2785,8 +2785,8 @@ export interface components {
             endpoint: string | null;
             /** @default null */
             event: string | null;
-            /** @default null */
-            state: ("dead" | "delivered" | "pending") | null;
+            /** @enum {unknown} */
+            state?: "dead" | "delivered" | "pending";
             /** @default null */
             after: string | null;
             /** @default 100 */

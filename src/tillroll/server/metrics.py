@@ -97,14 +97,7 @@ class Metrics:
             "tillroll_webhooks_sent", "Attempts to deliver a webhook.", registry=registry
         )
         self._failed = Counter(
-            "tillroll_job_failures", "Turns of a job that failed.", ["job"], registry=registry
-        )
-        self._ended = Gauge(
-            "tillroll_job_ended_timestamp_seconds",
-            "When a turn of a job last ended well.",
-            ["job"],
-            registry=registry,
-            multiprocess_mode="livemax",
+            "tillroll_job_failures", "Turns of a job that failed.", ["task"], registry=registry
         )
         for job in (UPKEEP, DELIVERY, PRUNING):
             self._failed.labels(job)
@@ -140,8 +133,6 @@ class Metrics:
         """Take note of a turn of a job; what another process measures is not measured here."""
         if turn.problem is not None:
             self._failed.labels(turn.job).inc()
-        elif turn.ours:
-            self._ended.labels(turn.job).set(time.time())
         told = turn.told or {}
         self._sent.inc(told.get("sent", 0))
         if turn.job != UPKEEP:
