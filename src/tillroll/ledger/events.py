@@ -97,6 +97,34 @@ class AccountData(Struct, frozen=True, kw_only=True):
     reason: str | None
 
 
+class EntitlementData(Struct, frozen=True, kw_only=True):
+    """An entitlement as it stands from then on; when it ended, as it stood last.
+
+    Attributes:
+        request_id: The request that led to it; null where the clock did.
+        actor: Who acted.
+        reason: Why.
+        entitlement: What it is called.
+        kind: "subscription", "time_pass" or "feature".
+        status: How it stands.
+        product: What of the catalog it is a copy of.
+        features: What may be used, with the value of each.
+        ends_at, trial_ends_at, paid_until: When these end, where they do.
+    """
+
+    request_id: str | None
+    actor: str | None
+    reason: str | None
+    entitlement: str
+    kind: str
+    status: str
+    product: str | None
+    features: dict[str, bool | int | str]
+    ends_at: str | None
+    trial_ends_at: str | None
+    paid_until: str | None
+
+
 class AlertData(Struct, frozen=True, kw_only=True):
     """A threshold that was crossed; which of the fields are there depends on `on`.
 
@@ -235,6 +263,28 @@ def _standing(entry: Entry, _: Account, __: int) -> AccountData:
     return AccountData(request_id=entry.request_id, actor=entry.actor, reason=entry.reason)
 
 
+def _entitlement(entry: Entry, _: Account, __: int) -> EntitlementData:
+    held = entry.entitlement
+    assert held is not None
+
+    def when(at: int | None) -> str | None:
+        return None if at is None else show_instant(at)
+
+    return EntitlementData(
+        request_id=entry.request_id,
+        actor=entry.actor,
+        reason=entry.reason,
+        entitlement=held.name,
+        kind=held.kind,
+        status=held.status,
+        product=held.product,
+        features=held.features,
+        ends_at=when(held.ends_at),
+        trial_ends_at=when(held.trial_ends_at),
+        paid_until=when(held.paid_until),
+    )
+
+
 # The order is that of the documentation. Whoever adds a kind of entry that is told adds it here.
 TYPES: tuple[EventType, ...] = (
     EventType("grant.created", ("grant",), GrantData, "Units were granted.", _grant),
@@ -256,6 +306,14 @@ TYPES: tuple[EventType, ...] = (
     EventType("hold.in_doubt", ("in_doubt",), HoldData, "Nobody knows what came of it.", _hold),
     EventType("refund.created", ("refund",), RefundData, "Units of a charge came back.", _refund),
     EventType("balance.adjusted", ("adjust",), Moved, "A balance was corrected.", _adjustment),
+    EventType(
+        *("entitlement.updated", ("entitlement",), EntitlementData),
+        *("An entitlement was given or changed.", _entitlement),
+    ),
+    EventType(
+        *("entitlement.ended", ("entitlement_ended",), EntitlementData),
+        *("An entitlement ended.", _entitlement),
+    ),
     EventType("account.frozen", ("freeze",), AccountData, "Nothing new may be taken.", _standing),
     EventType("account.unfrozen", ("unfreeze",), AccountData, "A freeze ended.", _standing),
     EventType("account.closed", ("close",), AccountData, "The account was closed.", _standing),
