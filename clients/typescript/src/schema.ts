@@ -1620,8 +1620,7 @@ export interface components {
             account: string;
             seq: number;
             /** @enum {unknown} */
-            kind: "adjust" | "alert" | "budget" | "close" | "consume" | "extend" | "freeze" | "grant" | "grant_activated" | "grant_expired" | "grant_expiring" | "grant_renewed" | "hold" | "hold_expired" | "in_doubt" | "overdraft" | "recurring" | "refund" | "release" | "settings" | "settle" | "unfreeze" | "void";
-            kind: "adjust" | "budget" | "close" | "consume" | "entitlement" | "entitlement_ended" | "extend" | "freeze" | "grant" | "grant_activated" | "grant_expired" | "grant_renewed" | "hold" | "hold_expired" | "in_doubt" | "overdraft" | "recurring" | "refund" | "release" | "settings" | "settle" | "unfreeze" | "void";
+            kind: "adjust" | "alert" | "budget" | "close" | "consume" | "entitlement" | "entitlement_ended" | "extend" | "freeze" | "grant" | "grant_activated" | "grant_expired" | "grant_expiring" | "grant_renewed" | "hold" | "hold_expired" | "in_doubt" | "overdraft" | "recurring" | "refund" | "release" | "settings" | "settle" | "unfreeze" | "void";
             request_id: string | null;
             ref: string | null;
             wallet: string;
@@ -2369,8 +2368,7 @@ export interface components {
         Step: {
             seq: number;
             /** @enum {unknown} */
-            kind: "adjust" | "alert" | "budget" | "close" | "consume" | "extend" | "freeze" | "grant" | "grant_activated" | "grant_expired" | "grant_expiring" | "grant_renewed" | "hold" | "hold_expired" | "in_doubt" | "overdraft" | "recurring" | "refund" | "release" | "settings" | "settle" | "unfreeze" | "void";
-            kind: "adjust" | "budget" | "close" | "consume" | "entitlement" | "entitlement_ended" | "extend" | "freeze" | "grant" | "grant_activated" | "grant_expired" | "grant_renewed" | "hold" | "hold_expired" | "in_doubt" | "overdraft" | "recurring" | "refund" | "release" | "settings" | "settle" | "unfreeze" | "void";
+            kind: "adjust" | "alert" | "budget" | "close" | "consume" | "entitlement" | "entitlement_ended" | "extend" | "freeze" | "grant" | "grant_activated" | "grant_expired" | "grant_expiring" | "grant_renewed" | "hold" | "hold_expired" | "in_doubt" | "overdraft" | "recurring" | "refund" | "release" | "settings" | "settle" | "unfreeze" | "void";
             /**
              * @description An exact decimal.
              * @example 980
