@@ -1,7 +1,7 @@
 """Alerts: what crosses tells once, what comes back recovers, and each kind measures its own."""
 
-import json
 from datetime import timedelta
+from decimal import Decimal
 
 import pytest
 
@@ -9,6 +9,8 @@ from tests.unit.test_events import World
 from tillroll.ledger import alerts
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.errors import InvalidInput
+from tillroll.ledger.products import AlertTerms as Written
+from tillroll.ledger.products import Products
 from tillroll.ledger.types import AlertTerms
 
 
@@ -251,51 +253,33 @@ def test_there_are_only_so_many_alerts():
     world.ledger.set_alert("acme", "more", "depleted")
 
 
-class Written:
-    """Alerts as a catalog has them."""
-
-    def __init__(self, **given):
-        self.wallet = given.get("wallet", "credits")
-        self.below = given.get("below")
-        self.percent = given.get("percent")
-        self.days_left = given.get("days_left")
-        self.budget = given.get("budget", ())
-        self.expiring = given.get("expiring", ())
+def sold(**found):
+    return Products(alerts={name: Written(**one) for name, one in found.items()})
 
 
 def test_the_catalogs_alerts_are_every_accounts():
-    from decimal import Decimal  # noqa: PLC0415 - here only
-
-    found = alerts.of_catalog(
-        {
-            "low": Written(below=Decimal("2.5"), wallet="gpu"),
-            "share": Written(percent=10),
-            "caps": Written(budget=(80, 100)),
-            "soon": Written(expiring=(7,)),
-        },
-        6,
+    products = sold(
+        low={"below": Decimal("2.5"), "wallet": "gpu"},
+        share={"percent": 10},
+        lasts={"days_left": 7},
+        caps={"budget": (80, 100)},
+        soon={"expiring": (7,)},
     )
-    assert found == (
+    assert alerts.of_catalog(products.alerts, 6) == (
         AlertTerms("low", "balance", 2_500_000, "gpu"),
         AlertTerms("share", "percent", 10),
+        AlertTerms("lasts", "days_left", 7),
         AlertTerms("caps/80", "budget", 80),
         AlertTerms("caps/100", "budget", 100),
         AlertTerms("soon/7", "expiring", 7),
     )
 
 
-def test_an_accounts_own_alert_stands_before_the_projects(monkeypatch):
-    from tillroll import engine  # noqa: PLC0415 - whose rules are given here
-    from tillroll.ledger.book import Rules  # noqa: PLC0415
-
-    defaults = (AlertTerms("low", "balance", 5_000_000), AlertTerms("soon", "expiring", 3))
-
-    def rules_of(tx, project, scale):
-        return Rules(tx.prices(project), scale, tx.topics(project), defaults, project)
-
-    monkeypatch.setattr(engine, "rules_of", rules_of)
+def test_an_accounts_own_alert_stands_before_the_projects():
     world = World("alert.*")
     ledger = world.ledger
+    products = sold(low={"below": Decimal(5)}, soon={"expiring": (3,)})
+    ledger.apply_prices([], author="ops", reason="alerts", products=products)
     ledger.grant("acme", 10, expires_in="10d", request_id="g")
     ledger.grant("zoe", 10)
     ledger.set_alert("zoe", "low", "balance", 1)
@@ -304,5 +288,28 @@ def test_an_accounts_own_alert_stands_before_the_projects(monkeypatch):
     assert told(world) == [("alert.balance", "low", "4")]
     world.now += timedelta(days=8)
     ledger.consume("acme", units=1)
-    assert told(world)[1:] == [("alert.expiring", "soon", "2")]
-    assert json.loads(json.dumps(ledger.overview("acme")["alerts"])) == []
+    assert told(world)[1:] == [("alert.expiring", "soon/3", "2")]
+    assert ledger.overview("acme")["alerts"] == []
+
+
+def test_the_catalogs_days_left_go_by_what_live_grants_have_lost():
+    world = World("alert.*")
+    ledger = world.ledger
+    products = sold(lasts={"days_left": 7})
+    ledger.apply_prices([], author="ops", reason="alerts", products=products)
+    ledger.grant("acme", 100)
+    world.now += timedelta(days=5)
+    ledger.consume("acme", units=40)  # 60 left at 8 a day: 7 days
+    assert told(world) == []
+    ledger.consume("acme", units=10)  # 50 left at 10 a day
+    assert told(world) == [("alert.days_left", "lasts", "5")]
+
+
+def test_where_nobody_listens_the_catalogs_warnings_are_not_booked():
+    world = World()
+    ledger = world.ledger
+    products = sold(soon={"expiring": (3,)})
+    ledger.apply_prices([], author="ops", reason="alerts", products=products)
+    ledger.grant("acme", 10, expires_in="10d")
+    world.now += timedelta(days=8)
+    assert ledger.book_due() == 0

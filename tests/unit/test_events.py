@@ -53,7 +53,7 @@ def live(world: World) -> None:
     ledger.mark_in_doubt("acme", "h4")
     ledger.refund("acme", "c", units=1)
     ledger.adjust("acme", -1, reason="a gift less")
-    ledger.entitle("acme", "export", lasts="2d")
+    ledger.entitle("acme", "hd", features={"hd": True, "seats": 5}, lasts="2d")
     ledger.freeze("acme")
     ledger.unfreeze("acme")
     world.now += timedelta(days=6)
@@ -103,6 +103,10 @@ def test_details_are_there():
     assert found["hold.expired"]["hold_id"] == "h3"
     assert found["hold.in_doubt"]["expires_at"] == "2026-01-02T00:00:00Z"
     assert found["refund.created"]["charge"] == "c"
+    held = found["entitlement.updated"]
+    assert (held["entitlement"], held["kind"], held["status"]) == ("hd", "feature", "active")
+    assert (held["features"], held["ends_at"]) == ({"hd": True, "seats": 5}, "2026-01-03T00:00:00Z")
+    assert found["entitlement.ended"]["reason"] == "its time is over"
 
 
 def test_ids_are_made_from_the_place_and_never_alike():

@@ -1,7 +1,7 @@
 """Alerts: which thresholds an entry crosses, judged on the account before and after it.
 
 A threshold is crossed once: what was below it before is below it still, and nothing is told. Most
-alerts need no memory for that; the days that are left do, and their count begins with the alert.
+alerts need no memory for that; the days that are left do, where an account asks for them.
 That grants expire soon is brought by the clock (`due`), since no request need ever come.
 """
 
@@ -111,17 +111,30 @@ def _budgets(account: Account, terms: AlertTerms, entry: Entry) -> Iterator[Leve
 
 
 def _days_left(account: Account, wallet: Wallet, terms: AlertTerms, at: int) -> Iterator[Level]:
-    """Yield for how many days what is free lasts at the pace of the last week."""
+    """Yield for how many days what is free lasts at the pace of late."""
     alert = account.alerts.get(terms.name)
     if alert is None:
-        return  # the catalog's has no count to go by
-    today = at // DAY
-    first = min(alert.used, default=today)
-    days = min(today - first + 1, PACE_DAYS)
-    used = sum(units for day, units in alert.used.items() if day > today - PACE_DAYS)
+        used, time = _pace_of_grants(account, terms.wallet, at)
+    else:
+        today = at // DAY
+        first = min(alert.used, default=today)
+        time = min(today - first + 1, PACE_DAYS) * DAY
+        used = sum(units for day, units in alert.used.items() if day > today - PACE_DAYS)
     if used > 0:
-        left = max(wallet.available, 0) * days // used
+        left = max(wallet.available, 0) * time // used // DAY
         yield Level(terms, left, left < terms.threshold)
+
+
+def _pace_of_grants(account: Account, wallet: str, at: int) -> tuple[int, int]:
+    """Return what was used of the grants that are live, and in what time.
+
+    The catalog's alert has no count of its own on each account: what live grants have lost since
+    the oldest of them began is in their account anyway.
+    """
+    live = [g for g in account.grants.values() if g.terms.wallet == wallet and not g.scheduled]
+    used = sum(g.terms.units - g.remaining - g.pinned for g in live if not g.voided)
+    began = min((g.terms.effective_at for g in live), default=at)
+    return used, max(at - began, DAY)
 
 
 def count(account: Account, entry: Entry) -> None:
@@ -185,6 +198,10 @@ class Default(Protocol):
         """Percent of what is granted and live."""
 
     @property
+    def days_left(self) -> int | None:
+        """Days that what is free lasts."""
+
+    @property
     def budget(self) -> tuple[int, ...]:
         """Percents of every budget."""
 
@@ -196,7 +213,7 @@ class Default(Protocol):
 def of_catalog(defaults: Mapping[str, Default], scale: int) -> tuple[AlertTerms, ...]:
     """Return a catalog's alerts; one that has several thresholds is several, with them in the name.
 
-    The days that are left are projected for accounts that ask for it only: counting begins there.
+    The days that are left are projected from what live grants have lost since the oldest began.
     """
     found: list[AlertTerms] = []
     for name, one in defaults.items():
@@ -205,6 +222,8 @@ def of_catalog(defaults: Mapping[str, Default], scale: int) -> tuple[AlertTerms,
             found.append(AlertTerms(name, "balance", units, one.wallet))
         if one.percent is not None:
             found.append(AlertTerms(name, "percent", one.percent, one.wallet))
+        if one.days_left is not None:
+            found.append(AlertTerms(name, "days_left", one.days_left, one.wallet))
         found += [AlertTerms(f"{name}/{n}", "budget", n, one.wallet) for n in one.budget]
         found += [AlertTerms(f"{name}/{n}", "expiring", n, one.wallet) for n in one.expiring]
     return tuple(found)

@@ -90,7 +90,7 @@ def advance(account: Account, at: int) -> Iterator[Entry]:
 
 
 def _followers(account: Account, entry: Entry) -> Iterator[tuple[int, int, str]]:
-    """Yield what the clock may bring after this entry: what is next of it, and expiries."""
+    """Yield what the clock may bring after this entry: what is next of it, expiries, warnings."""
     if entry.kind == "entitlement":
         yield from _entitlement_followers(account, of_entry(entry).name)
     if entry.recurring is not None and entry.recurring.name in account.recurring:

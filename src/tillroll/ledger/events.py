@@ -15,7 +15,6 @@ from msgspec import Struct
 from tillroll.ledger import alerts
 from tillroll.ledger.book import Event, Rules
 from tillroll.ledger.calendar import show_instant
-from tillroll.ledger.entitlements import of_entry, show_end
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.fold import apply
 from tillroll.ledger.types import DAY
@@ -99,33 +98,31 @@ class AccountData(Struct, frozen=True, kw_only=True):
 
 
 class EntitlementData(Struct, frozen=True, kw_only=True):
-    """An entitlement as it stands from then on, or as it stood when it ended.
+    """An entitlement as it stands from then on; when it ended, as it stood last.
 
     Attributes:
-        request_id, actor, reason: Who changed it, and why; null and a reason where the clock did.
-        name: What it is called within the account.
-        kind: subscription, time_pass or feature.
-        status: trialing, active, past_due or paused.
-        product, version: The product of the catalog, and the version that it was taken from.
-        features: What it brings.
-        starts_at, trial_ends_at, ends_at, paid_until: ISO 8601; null where there is no such time.
-        source: Where it comes from, such as a subscription of a payment provider.
+        request_id: The request that led to it; null where the clock did.
+        actor: Who acted.
+        reason: Why.
+        entitlement: What it is called.
+        kind: "subscription", "time_pass" or "feature".
+        status: How it stands.
+        product: What of the catalog it is a copy of.
+        features: What may be used, with the value of each.
+        ends_at, trial_ends_at, paid_until: When these end, where they do.
     """
 
     request_id: str | None
     actor: str | None
     reason: str | None
-    name: str
+    entitlement: str
     kind: str
     status: str
     product: str | None
-    version: int
     features: dict[str, bool | int | str]
-    starts_at: str
-    trial_ends_at: str | None
     ends_at: str | None
+    trial_ends_at: str | None
     paid_until: str | None
-    source: str | None
 
 
 class AlertData(Struct, frozen=True, kw_only=True):
@@ -267,22 +264,24 @@ def _standing(entry: Entry, _: Account, __: int) -> AccountData:
 
 
 def _entitlement(entry: Entry, _: Account, __: int) -> EntitlementData:
-    held = of_entry(entry)
+    held = entry.entitlement
+    assert held is not None
+
+    def when(at: int | None) -> str | None:
+        return None if at is None else show_instant(at)
+
     return EntitlementData(
         request_id=entry.request_id,
         actor=entry.actor,
         reason=entry.reason,
-        name=held.name,
+        entitlement=held.name,
         kind=held.kind,
         status=held.status,
         product=held.product,
-        version=held.version,
         features=held.features,
-        starts_at=show_instant(held.starts_at),
-        trial_ends_at=show_end(held.trial_ends_at),
-        ends_at=show_end(held.ends_at),
-        paid_until=show_end(held.paid_until),
-        source=held.source,
+        ends_at=when(held.ends_at),
+        trial_ends_at=when(held.trial_ends_at),
+        paid_until=when(held.paid_until),
     )
 
 

@@ -50,6 +50,7 @@ def granted(
         warn_days=() if expires_at is None else days_of(case.rules.alerts, grant.wallet),
         product=product,
         version=version,
+        warn_days=() if expires_at is None else days_of(case.rules.alerts, grant.wallet),
     )
     check_room(case, grant.wallet, grant.units)
     postings = issue(case.account, terms) if effective_at <= case.at else ()

@@ -388,11 +388,8 @@ class Account:
             if due is None or due[0] > at:
                 return
             when, sort, name = due
-            acts = (
-                *(self._end_hold, self._turn, self._renew),
-                *(self._expire, self._begin, self._warn),
-            )
-            acts[sort](name, when, at)
+            ends = (self._end_hold, self._turn, self._renew, self._expire)
+            (*ends, self._begin, self._warn)[sort](name, when, at)
 
     def _due(self) -> list[tuple[datetime, int, str]]:
         """Return what the clock will bring: when, of what sort, and its name.
