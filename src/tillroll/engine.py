@@ -81,10 +81,10 @@ def answer_in(tx: Writer, scale: int, requests: Sequence[Request], at: int) -> l
 def rules_of(tx: Reader, project: str, scale: int) -> Rules:
     """Return what a project's accounts are decided by in this database transaction."""
     prices, topics = tx.prices(project), tx.topics(project)
-    if not topics:
+    alerts = of_catalog(prices.products.alerts, scale)
+    if not (topics or alerts):
         return Rules(prices, scale)
-    defaults = of_catalog(prices.products.alerts, scale)
-    return Rules(prices, scale, topics, defaults, project)
+    return Rules(prices, scale, topics, alerts, project)
 
 
 def _decide_in_parts(
