@@ -47,7 +47,6 @@ def granted(
         applies_to=grant.applies_to,
         cost_basis=grant.cost_basis,
         source=grant.source,
-        warn_days=() if expires_at is None else days_of(case.rules.alerts, grant.wallet),
         product=product,
         version=version,
         warn_days=() if expires_at is None else days_of(case.rules.alerts, grant.wallet),
