@@ -305,11 +305,13 @@ def test_the_catalogs_days_left_go_by_what_live_grants_have_lost():
     assert told(world) == [("alert.days_left", "lasts", "5")]
 
 
-def test_where_nobody_listens_the_catalogs_warnings_are_not_booked():
+def test_a_grant_is_warned_of_though_nobody_listened_when_it_was_made():
     world = World()
     ledger = world.ledger
     products = sold(soon={"expiring": (3,)})
     ledger.apply_prices([], author="ops", reason="alerts", products=products)
     ledger.grant("acme", 10, expires_in="10d")
     world.now += timedelta(days=8)
-    assert ledger.book_due() == 0
+    assert ledger.book_due() == 1
+    assert [one.kind for one in ledger.history("acme")] == ["grant", "grant_expiring"]
+    assert told(world) == []
