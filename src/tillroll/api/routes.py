@@ -44,7 +44,7 @@ _WRITES: tuple[tuple[str, str, str, type[msgspec.Struct], str, tuple[str, ...], 
     ("resolve", "POST", HOLD + "/resolve", b.Resolve, "consume", SETTLING, False),
     ("grant", "POST", ACCOUNT + "/grants", b.Grant, "grant", ("account_closed",), True),
     (
-        *("void", "POST", ACCOUNT + "/grants/{grant_id}/void", b.Write, "grant"),
+        *("void", "POST", ACCOUNT + "/grants/{grant_id}/void", b.Void, "grant"),
         *(("account_closed", "grant_not_found"), True),
     ),
     (

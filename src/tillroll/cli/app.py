@@ -170,6 +170,7 @@ def void(
     grant_id: str,
     /,
     *,
+    units: Annotated[str | None, Parameter(help="Take only so many of those left.")] = None,
     request_id: RequestId = None,
     reason: Reason = None,
     actor: Actor = None,
@@ -178,7 +179,9 @@ def void(
     """Cancel what is left of a grant."""
     common = common or Common()
     with common.open() as ledger:
-        receipt = ledger.void(account, grant_id, request_id=request_id, reason=reason, actor=actor)
+        receipt = ledger.void(
+            account, grant_id, units=units, request_id=request_id, reason=reason, actor=actor
+        )
     show_receipt(receipt, common)
 
 

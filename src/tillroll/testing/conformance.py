@@ -526,6 +526,27 @@ def a_void_cancels_what_is_left(b: Bench) -> None:
 
 
 @check
+def a_void_of_a_part_leaves_the_grant_in_force(b: Bench) -> None:
+    """A part is taken as far as it is there; the rest is a shortfall, and the grant goes on."""
+    b.grant(10, "g")
+    b.ledger.consume(b.account, units=4, request_id="c")
+    first = b.ledger.void(b.account, "g", units=5, request_id="v1")
+    assert (first.units, first.shortfall) == (5, 0)
+    second = b.ledger.void(b.account, "g", units=3, request_id="v2")
+    assert (second.units, second.shortfall) == (1, 2)
+    assert b.ledger.void(b.account, "g", units=3, request_id="v2").replayed
+    assert b.buckets() == (0, 0, 4, 0)
+    b.ledger.refund(b.account, "c")
+    assert b.buckets() == (4, 0, 0, 0), "what came back to the grant is good"
+    assert b.ledger.void(b.account, "g").units == 4  # noqa: PLR2004 - what was refunded
+    none = b.ledger.void(b.account, "g", units=2)
+    assert (none.units, none.shortfall) == (0, 2)
+    b.invalid("void", "g", units=0)
+    b.grant(5, "later", effective_at=b.now + timedelta(days=1))
+    b.invalid("void", "later", units=2)
+
+
+@check
 def an_adjustment_needs_a_reason(b: Bench) -> None:
     """An operator corrects up or down, with a reason, never below zero."""
     b.ledger.adjust(b.account, 10, reason="goodwill of the support")

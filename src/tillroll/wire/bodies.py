@@ -79,6 +79,12 @@ class Grant(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
     tags: Labels | UnsetType = UNSET
 
 
+class Void(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """How much of what is left of a grant to cancel; all of it, without units."""
+
+    units: Units | UnsetType | None = UNSET
+
+
 class Adjust(Who, kw_only=True, forbid_unknown_fields=True, gc=False):
     """An operator's correction, up or down, with its reason."""
 
