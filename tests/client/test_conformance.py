@@ -15,6 +15,10 @@ BELOW_THE_VERBS = {
     "the_registry_counts_transactions",
     "a_document_rolled_back_leaves_no_trace",
     "two_writers_give_no_number_twice",
+    "a_note_is_written_by_who_saw_its_last_version",
+    "notes_are_found_by_account_and_by_what_is_due",
+    "a_note_rolled_back_leaves_no_trace",
+    "of_writers_at_once_each_has_seen_the_last_note",
 }
 # A service says who acts as "the key/on whose behalf"; the checks want the second alone.
 BY_A_KEY = {"every_charge_is_explained", "every_refusal_is_explained"}

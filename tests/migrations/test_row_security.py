@@ -12,6 +12,7 @@ from tests.servers.cluster import Cluster
 from tests.servers.pgbouncer import PgBouncer, program
 from tillroll.embedded.opening import open_store
 from tillroll.ledger.commands import account_id
+from tillroll.stores.base import Note
 from tillroll.stores.postgres import PostgresStore
 from tillroll.stores.postgres_schema import POLICIES
 from tillroll.testing import conformance
@@ -43,6 +44,9 @@ def use(ledger: tillroll.Ledger) -> None:
     for item in batch:
         ledger.grant(item["account"], 1, request_id="g")
     assert all(outcome.ok for outcome in ledger.consume_many(batch))  # too many for single rows
+    owner = account_id(ledger.project, "acme")
+    note = Note(owner=owner, kind="k", name="n", project=ledger.project, document="{}")
+    ledger._engine.perform(lambda tx: tx.put_note(note))
 
 
 @pytest.fixture

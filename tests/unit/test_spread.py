@@ -20,7 +20,13 @@ from tillroll.stores import postgres
 from tillroll.stores.postgres import PostgresStore
 from tillroll.testing import conformance
 
-SPREAD = {"tillroll_accounts", "tillroll_entries", "tillroll_refusals", "tillroll_replays"}
+SPREAD = {
+    "tillroll_accounts",
+    "tillroll_entries",
+    "tillroll_notes",
+    "tillroll_refusals",
+    "tillroll_replays",
+}
 EVERYWHERE = {
     "tillroll_meta",
     "tillroll_price_versions",

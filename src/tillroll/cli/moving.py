@@ -35,6 +35,7 @@ def run(source: str, target: str, common: c.Common, *, keep: bool) -> int:
         "repeats",
         "price_versions",
         "documents",
+        "notes",
     ):
         lines.add_row(what.replace("_", " "), f"{getattr(found, what):,}")
     c.out.print(lines)

@@ -41,6 +41,7 @@ RIGHTS = {
     "tillroll_price_versions": "SELECT, INSERT",
     "tillroll_meta": "SELECT, INSERT, UPDATE",
     "tillroll_registry": "SELECT, INSERT, UPDATE, DELETE",
+    "tillroll_notes": "SELECT, INSERT, UPDATE",
     "tillroll_migrations": "SELECT",
     "tillroll_postings": "SELECT",
 }
@@ -57,6 +58,7 @@ POLICIES = {
     "tillroll_refusals": _MINE,
     "tillroll_replays": _MY_ACCOUNT.format("tillroll_replays"),
     "tillroll_price_versions": _MINE,
+    "tillroll_notes": _MINE,
 }
 INVOKER_VERSION_MIN = 150_000  # where a view can look at tables with the rights of who asks
 _SCHEMA = """
