@@ -24,6 +24,7 @@ from tillroll.embedded import (
 from tillroll.embedded import copy_ledger as copy
 from tillroll.embedded import migrate_store as migrate
 from tillroll.embedded import open_ledger as open  # noqa: A004 - reads as tillroll.open
+from tillroll.ledger.access import Access
 from tillroll.ledger.errors import (
     REFUSALS,
     AccountClosed,
@@ -31,7 +32,9 @@ from tillroll.ledger.errors import (
     BudgetExceeded,
     ChargeNotFound,
     CopyMismatch,
+    CouponUsed,
     DurabilityWarning,
+    EntitlementNotFound,
     Forbidden,
     GrantNotFound,
     HoldExpired,
@@ -40,6 +43,7 @@ from tillroll.ledger.errors import (
     IdempotencyConflict,
     InsufficientUnits,
     InvalidInput,
+    NotEntitled,
     NotFound,
     OutcomeUnknown,
     Overloaded,
@@ -71,6 +75,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "REFUSALS",
+    "Access",
     "AccountClosed",
     "AccountFrozen",
     "AsyncClient",
@@ -82,7 +87,9 @@ __all__ = [
     "Client",
     "Copied",
     "CopyMismatch",
+    "CouponUsed",
     "DurabilityWarning",
+    "EntitlementNotFound",
     "FailOpen",
     "Forbidden",
     "GrantNotFound",
@@ -94,6 +101,7 @@ __all__ = [
     "InvalidInput",
     "Ledger",
     "Migrated",
+    "NotEntitled",
     "NotFound",
     "OpenHold",
     "Outcome",

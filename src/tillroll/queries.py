@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from msgspec import Struct, field
 
 from tillroll.ledger import budgets, calendar, chain
+from tillroll.ledger.access import Access, access, holdings
 from tillroll.ledger.book import Book, Rules, maker
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.core import advance_in, decide_batch
@@ -19,6 +20,7 @@ from tillroll.ledger.due import next_due
 from tillroll.ledger.errors import InvalidInput, NotFound
 from tillroll.ledger.explain import Facts, explain, outcome_of
 from tillroll.ledger.fold import apply
+from tillroll.ledger.pricing import PriceBook
 from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.types import (
     ANSWERED_BEFORE,
@@ -31,6 +33,7 @@ from tillroll.ledger.types import (
     Refusal,
     Terms,
     Wallet,
+    entitlement_ref,
 )
 from tillroll.ledger.units import show_units, to_decimal
 from tillroll.stores.base import Stored, Story, load_book
@@ -235,6 +238,50 @@ def overview(store: Store, project: str, account: str, *, at: int) -> dict[str, 
             for recurring in state.recurring.values()
         ],
     }
+
+
+def access_of(store: Store, request: Request, *, at: int, as_of: int | None) -> Access:
+    """Answer whether an account may do what a request asks, now or as things stood at a moment.
+
+    Args:
+        store: Where the ledger is kept.
+        request: A consume that is not carried out; see `ledger.access`.
+        at: Now.
+        as_of: A moment of the past: what the ledger knew then, the catalog in force then.
+    """
+    with store.read() as reader:
+        state, when = _as_of(reader, request.project, request.account, at, as_of)
+        book = reader.prices(request.project)
+    return access(
+        state, request, when, Rules(book if as_of is None else _then(book, as_of), store.scale)
+    )
+
+
+def entitlements(
+    store: Store, project: str, account: str, *, at: int, as_of: int | None = None
+) -> list[dict[str, object]]:
+    """Return all that an account may use, now or as of a moment, the oldest first."""
+    with store.read() as reader:
+        state, when = _as_of(reader, project, account, at, as_of)
+    return list(holdings(state, store.scale, when))
+
+
+def _as_of(
+    reader: Reader, project: str, account: str, at: int, as_of: int | None
+) -> tuple[Account, int]:
+    """Return an account as it stands now, or stood at a moment, and the moment."""
+    if as_of is None:
+        state = look(reader, project, account, at)
+        return state, max(at, state.at)
+    owner = account_id(project, account)
+    history = (stored.entry for stored in _history(reader, owner))
+    return _fold_until(account, owner, history, as_of), as_of
+
+
+def _then(book: PriceBook, as_of: int) -> PriceBook:
+    """Return the price book with the version in force that was so at a moment."""
+    known = [number for number, one in book.versions.items() if one.applied_at <= as_of]
+    return PriceBook(book.versions, max(known, default=0))
 
 
 def knows(store: Store, project: str, account: str) -> bool:
@@ -655,10 +702,14 @@ def explain_request(
             if origin is not None:
                 root, acts = origin, others
         found = root or refusal
+        if found is None:  # a name of an entitlement leads to its story, too
+            root, acts, _ = _story(reader, owner, entitlement_ref(request_id))
+            found = root
         if found is None:
             raise NotFound(f"{account} does not know request_id {request_id!r}")
         key = (owner, found.request_id or request_id)
-        acts = acts + _due_on(reader, owner, account, key[1], at)
+        name = root.ref if root is not None and root.entitlement is not None else key[1]
+        acts = acts + _due_on(reader, owner, account, name or key[1], at)
         times, last_at = _repeats(reader, owner, [found, *acts])
         facts = Facts(
             account=account,

@@ -236,6 +236,12 @@ class Ledger(Reads, _Batches):
     set_recurring = _sync(Verbs.set_recurring)
     stop_recurring = _sync(Verbs.stop_recurring)
     configure = _sync(Verbs.configure)
+    buy = _sync(Verbs.buy)
+    redeem = _sync(Verbs.redeem)
+    subscribe = _sync(Verbs.subscribe)
+    entitle = _sync(Verbs.entitle)
+    change_entitlement = _sync(Verbs.change_entitlement)
+    end_entitlement = _sync(Verbs.end_entitlement)
 
     def consume_many(self, items: Iterable[Mapping[str, object]]) -> list[Outcome]:
         """Consume many in one database transaction, each item on its own merits.
@@ -329,6 +335,8 @@ class AsyncLedger(_Batches):
     hold_state = _threaded(Reads.hold_state)
     overview = _threaded(Reads.overview)
     knows = _threaded(Reads.knows)
+    access = _threaded(Reads.access)
+    entitlements = _threaded(Reads.entitlements)
     history = _threaded(Reads.history)
     receipt = _threaded(Reads.receipt)
     verify = _threaded(Reads.verify)
@@ -359,6 +367,12 @@ class AsyncLedger(_Batches):
     set_recurring = _async(Verbs.set_recurring)
     stop_recurring = _async(Verbs.stop_recurring)
     configure = _async(Verbs.configure)
+    buy = _async(Verbs.buy)
+    redeem = _async(Verbs.redeem)
+    subscribe = _async(Verbs.subscribe)
+    entitle = _async(Verbs.entitle)
+    change_entitlement = _async(Verbs.change_entitlement)
+    end_entitlement = _async(Verbs.end_entitlement)
 
     async def consume_many(self, items: Iterable[Mapping[str, object]]) -> list[Outcome]:
         """Consume many in one database transaction; see `Ledger.consume_many`."""

@@ -18,6 +18,7 @@ from tillroll.ledger.core import REFUSAL_LIFE, advance_in
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.errors import Unpriced as UnpricedError
 from tillroll.ledger.pricing import Unpriced, explain_hold, new_version, price_hold
+from tillroll.ledger.products import check_products
 from tillroll.ledger.units import to_decimal
 
 if TYPE_CHECKING:
@@ -26,8 +27,11 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from tillroll.embedded.joined import Carrier
+    from tillroll.ledger.access import Access
     from tillroll.ledger.pricing import Price, PriceBook, PriceVersion
+    from tillroll.ledger.products import Products
     from tillroll.ledger.receipts import Receipt
+    from tillroll.ledger.units import Units
     from tillroll.ledger.verbs import Meter, Span, Verbs
     from tillroll.queries import Balance, Page, Proven, Verification
     from tillroll.stores.base import Store, Writer
@@ -197,6 +201,65 @@ class Reads:
         account = _sound(account, "account")
         return queries.overview(self.store, self.project, account, at=self._now())
 
+    def access(
+        self,
+        account: str,
+        operation: str | None = None,
+        *,
+        feature: str | None = None,
+        units: Units | None = None,
+        meters: Mapping[str, Meter] | None = None,
+        model: str | None = None,
+        attributes: Mapping[str, str] | None = None,
+        wallet: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        at: datetime | str | None = None,
+    ) -> Access:
+        """Return whether an account may do something, why, until when, and what would help.
+
+        To check and take in one step, give `feature` to `consume` or `hold`.
+
+        Args:
+            account: The balance owner.
+            operation: What would be done, to be priced by the price book unless `units` are given.
+                With neither and no feature: whether it has anything active or spendable at all.
+            feature: What it must be entitled to.
+            units: What it would cost.
+            meters: What it would measure.
+            model: The model, where prices differ by model.
+            attributes: What prices may depend on.
+            wallet: The kind of credits; only with units.
+            tags: What budgets match.
+            at: A moment of the past: answered from the history as it was known then, with the
+                catalog that was in force.
+        """
+        request = self._verbs.asking(
+            account,
+            operation,
+            feature=feature,
+            units=units,
+            meters=meters,
+            model=model,
+            attributes=attributes,
+            wallet=wallet,
+            tags=tags,
+        )
+        then = None if at is None else calendar.instant(at, "at")
+        return queries.access_of(self.store, request, at=self._now(), as_of=then)
+
+    def entitlements(
+        self, account: str, *, at: datetime | str | None = None
+    ) -> list[dict[str, object]]:
+        """Return all that an account may use: subscriptions, time passes, features, usage packs.
+
+        Args:
+            account: The balance owner.
+            at: A moment of the past; now if left out.
+        """
+        account = _sound(account, "account")
+        then = None if at is None else calendar.instant(at, "at")
+        return queries.entitlements(self.store, self.project, account, at=self._now(), as_of=then)
+
     def knows(self, account: str) -> bool:
         """Return whether an account has a history."""
         return queries.knows(self.store, self.project, _sound(account, "account"))
@@ -265,14 +328,17 @@ class Reads:
         author: str,
         reason: str,
         overrides: Mapping[str, Sequence[Price]] | None = None,
+        products: Products | None = None,
     ) -> PriceVersion:
-        """Write a new, immutable price version and have it in force.
+        """Write a new, immutable version of prices and products and have it in force.
 
         Args:
             prices: The rules; `tillroll.catalog.load` reads them from a file.
             author: Who applies them.
             reason: Why.
             overrides: Rules for single accounts, tried first.
+            products: Packs, plans, passes, features, coupons and alerts; those in force stay
+                where they are left out.
 
         Returns:
             The new version, or the one in force where nothing differs from it.
@@ -286,10 +352,13 @@ class Reads:
 
         def act(tx: Writer) -> PriceVersion:
             book = tx.prices(self.project)
+            sold = book.products if products is None else products
+            check_products(sold, self.scale)
             version = new_version(
                 book.current + 1,
                 prices,
                 overrides=overrides,
+                products=sold,
                 author=author,
                 reason=reason,
                 applied_at=applied_at,

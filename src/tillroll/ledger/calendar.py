@@ -103,6 +103,11 @@ def _show_second(second: int) -> str:
     return to_datetime(second * SECOND).replace(tzinfo=None).isoformat()
 
 
+def local_text(at: int, zone_name: str) -> str:
+    """Return an instant as ISO 8601 in that zone's local time, without the zone, for an anchor."""
+    return to_datetime(at).astimezone(zone(zone_name)).replace(tzinfo=None).isoformat()
+
+
 def to_datetime(at: int) -> datetime:
     """Return an instant as an aware datetime in UTC."""
     return _EPOCH + timedelta(microseconds=at)

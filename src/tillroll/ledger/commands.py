@@ -16,12 +16,18 @@ from tillroll.ledger.types import (
     WALLET_DEFAULT,
     BudgetTerms,
     Category,
+    EntitlementKind,
+    Every,
+    Feature,
     Meters,
+    PlanGrant,
     RecurringTerms,
+    Standing,
 )
 
 Above = Literal["available", "refuse", "overdraft"]
 ExpiredPolicy = Literal["expire", "extend", "goodwill"]
+Change = Literal["now", "period_end"]
 
 
 class Command(Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True, gc=False):
@@ -79,6 +85,7 @@ class Work(Command, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     wallet: str | None = None
     quote: QuoteClaims | None = None
     effective_at: int | None = None
+    feature: str | None = None
 
 
 class Consume(Work, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -170,6 +177,74 @@ class Configure(Command, frozen=True, kw_only=True, omit_defaults=True, gc=False
 
     time_zone: str | None = None
     late_settlement: bool | None = None
+
+
+class Buy(Command, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Give what a pack or a pass of the catalog says: units, or time."""
+
+    product: str
+    quantity: int = 1
+    version: int | None = None
+    cost_basis: str | None = None
+    source: str | None = None
+
+
+class Redeem(Command, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Give what a coupon of the catalog says."""
+
+    coupon: str
+
+
+class Subscribe(Command, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Put an entitlement on a plan of the catalog, or move it to another plan or version."""
+
+    plan: str
+    name: str
+    when: Change = "now"
+    version: int | None = None
+    status: Standing | None = None
+    started_at: int | None = None
+    trial: bool = True
+    trial_ends_at: int | None = None
+    ends_at: int | None = None
+    paid_until: int | None = None
+    source: str | None = None
+
+
+class Entitle(Command, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Give an entitlement on terms of the caller's own."""
+
+    name: str
+    kind: EntitlementKind
+    features: dict[str, Feature] = {}
+    grants: tuple[PlanGrant, ...] = ()
+    every: Every = "month"
+    count: int = 1
+    status: Standing | None = None
+    product: str | None = None
+    started_at: int | None = None
+    trial_ends_at: int | None = None
+    ends_at: int | None = None
+    lasts: int | None = None
+    paid_until: int | None = None
+    source: str | None = None
+
+
+class ChangeEntitlement(Command, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Change how an entitlement stands or when it ends; what is None stays, `NEVER` removes."""
+
+    name: str
+    status: Standing | None = None
+    trial_ends_at: int | None = None
+    ends_at: int | None = None
+    paid_until: int | None = None
+
+
+class EndEntitlement(Command, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """End an entitlement; what it granted stays until it expires."""
+
+    name: str
+    when: Change = "now"
 
 
 class Request(Struct, frozen=True, gc=False):

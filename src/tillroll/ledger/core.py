@@ -31,7 +31,7 @@ from tillroll.ledger.moves import paid_lines
 
 REFUSAL_LIFE = 90 * DAY
 # What these make is known by the id of their request, and they need nothing made before.
-_NAMED_BY_REQUEST = (c.Work, c.Grant)
+_NAMED_BY_REQUEST = (c.Work, c.Grant, c.Buy, c.Redeem)
 
 
 def decide_batch(book: Book, requests: Sequence[c.Request], at: int, rules: Rules) -> list[Answer]:

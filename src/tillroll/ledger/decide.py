@@ -36,13 +36,15 @@ from tillroll.ledger.types import (
     Refusal,
     Terms,
 )
-from tillroll.ledger.units import UNITS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from decimal import Decimal
+from tillroll.ledger import entitle
 from tillroll.ledger.book import Answer, Case
+from tillroll.ledger.entitlements import may_use
 from tillroll.ledger.fold import hold_of
+from tillroll.ledger.granting import LIVE_MAX, check_room, granted
 from tillroll.ledger.moves import (
     ending_of,
     entry_of,
@@ -60,6 +62,7 @@ from tillroll.ledger.refuse import (
     hold_expired,
     insufficient,
     no_hold,
+    not_entitled,
     not_open,
     over_budget,
     refuse,
@@ -71,9 +74,6 @@ DOUBT_LIFE = 24 * HOUR
 DOUBT_LIFE_MAX = 30 * DAY
 LATE_MAX = 35 * DAY
 EARLY_MAX = 5 * MINUTE
-# One state document holds all of these (decisions/0007): 350 bytes a plain hold, so about 3.5 MB;
-# a hold with all the tags and attributes it may have is much larger.
-LIVE_MAX = 10_000
 
 
 def decide(case: Case) -> Entry | Refusal | Answer:
@@ -89,6 +89,17 @@ def decide(case: Case) -> Entry | Refusal | Answer:
     command = case.request.command
     refusal = None if case.account.status == "open" else _refuse_by_status(case)
     return refusal or _RULES.get(type(command), _govern)(case, command)
+
+
+def gate(case: Case) -> Refusal | None:
+    """Refuse work by what comes before its price: the account's status, and its feature."""
+    command = case.request.command
+    assert isinstance(command, c.Work), "only work passes the gate"
+    if case.account.status != "open":
+        return _refuse_by_status(case)
+    if command.feature is not None and _is_barred(case, command.feature):
+        return not_entitled(case, command.feature)
+    return None
 
 
 WORK_IN_FLIGHT = (c.Settle, c.Release, c.InDoubt, c.Extend)
@@ -187,9 +198,16 @@ def _price_meters(
     return _Amount(units, priced.wallet, by)
 
 
+def _is_barred(case: Case, feature: str) -> bool:
+    """Return whether the work needs a feature that the account may not use."""
+    return not may_use(case.account, feature, case.rules.prices.products)
+
+
 def _consume(case: Case, command: c.Consume) -> Entry | Refusal:
     account = case.account
     effective_at = _effective(case, command.effective_at)
+    if command.feature is not None and _is_barred(case, command.feature):
+        return not_entitled(case, command.feature)
     amount = _price(case, command)
     if isinstance(amount, Refusal):
         return amount
@@ -211,17 +229,29 @@ def _consume(case: Case, command: c.Consume) -> Entry | Refusal:
         effective_at=effective_at,
         operation=command.operation,
     )
-    return _with_work(entry, command.model, command, amount.price)
+    return _with_work(entry, command.model, command, amount.price, command.feature)
 
 
 def _with_work(
-    entry: Entry, model: str | None, told: c.Work | c.Settle, price: PricedBy | None
+    entry: Entry,
+    model: str | None,
+    told: c.Work | c.Settle,
+    price: PricedBy | None,
+    feature: str | None = None,
 ) -> Entry:
     """Put in what was told of the work, which mostly is no more than the operation."""
     meters, attributes = told.meters, told.attributes
-    if model is None and meters is None and attributes is None and price is None:
+    if (
+        model is None
+        and meters is None
+        and attributes is None
+        and price is None
+        and feature is None
+    ):
         return entry
-    return replace(entry, model=model, meters=meters, attributes=attributes, price=price)
+    return replace(
+        entry, model=model, meters=meters, attributes=attributes, price=price, feature=feature
+    )
 
 
 def _hold(case: Case, command: c.Hold) -> Entry | Refusal:
@@ -232,6 +262,8 @@ def _hold(case: Case, command: c.Hold) -> Entry | Refusal:
         raise InvalidInput("a hold may last 24 hours at the most; extend it while the work runs")
     if len(account.holds) >= LIVE_MAX:
         raise InvalidInput(f"an account may have {LIVE_MAX} open holds at the most")
+    if command.feature is not None and _is_barred(case, command.feature):
+        return not_entitled(case, command.feature)
     amount = _price(case, command)
     if isinstance(amount, Refusal):
         return amount
@@ -260,7 +292,7 @@ def _hold(case: Case, command: c.Hold) -> Entry | Refusal:
         deadline=case.at + life,
         ceiling=command.quote.ceiling if command.quote else None,
     )
-    return _with_work(entry, command.model, command, amount.price)
+    return _with_work(entry, command.model, command, amount.price, command.feature)
 
 
 def _settle(case: Case, command: c.Settle) -> Entry | Refusal | Answer:
@@ -475,48 +507,7 @@ def _in_doubt(case: Case, command: c.InDoubt) -> Entry | Refusal:
 
 
 def _grant(case: Case, command: c.Grant) -> Entry:
-    zone = case.account.settings.time_zone
-    effective_at = case.at if command.effective_at is None else command.effective_at
-    expires_at = command.expires_at
-    if command.expires_on is not None:
-        expires_at = calendar.end_of_day(command.expires_on, zone)
-    elif command.expires_in is not None:
-        expires_at = effective_at + command.expires_in
-    if expires_at is not None and expires_at <= max(case.at, effective_at):
-        raise InvalidInput("the grant would be over before it begins")
-    if expires_at is not None and expires_at >= calendar.INSTANT_END:
-        raise InvalidInput("the grant would last beyond the year 9999; leave its end out")
-    terms = Terms(
-        id=case.request.request_id,
-        units=command.units,
-        category=command.category,
-        wallet=command.wallet,
-        priority=command.priority,
-        effective_at=effective_at,
-        expires_at=expires_at,
-        applies_to=command.applies_to,
-        cost_basis=command.cost_basis,
-        source=command.source,
-    )
-    _check_room(case, command.wallet, command.units)
-    postings = issue(case.account, terms) if effective_at <= case.at else ()
-    return entry_of(
-        case,
-        "grant",
-        terms.wallet,
-        terms.units,
-        postings,
-        opens=(terms,),
-        effective_at=max(effective_at, case.at) if not postings else effective_at,
-    )
-
-
-def _check_room(case: Case, wallet: str, units: int) -> None:
-    """Refuse what would carry the wallet beyond what every reader can hold exactly."""
-    if case.account.wallet(wallet).issued + units > UNITS_MAX:
-        raise InvalidInput("the wallet would hold 2^53 of the smallest unit or more")
-    if len(case.account.grants) >= LIVE_MAX:
-        raise InvalidInput(f"an account may have {LIVE_MAX} live grants at the most")
+    return granted(case, command)
 
 
 def _void(case: Case, command: c.Void) -> Entry | Refusal | Answer:
@@ -644,7 +635,7 @@ def _replacement(case: Case, command: c.Refund, terms: Terms, units: int, nth: i
 
 def _adjust(case: Case, command: c.Adjust) -> Entry | Refusal:
     if command.units > 0:
-        _check_room(case, command.wallet, command.units)
+        check_room(case, command.wallet, command.units)
         terms = Terms(
             id=case.request.request_id,
             units=command.units,
@@ -701,6 +692,11 @@ def _govern(case: Case, command: c.Command) -> Entry:
 def _set_recurring(case: Case, terms: RecurringTerms) -> Entry:
     """Start, change or stop a recurring grant; a new one begins with the period at hand."""
     existing = case.account.recurring.get(terms.name)
+    if existing is not None and existing.terms.entitlement is not None:
+        raise InvalidInput(
+            f"{terms.name!r} is a grant of the entitlement {existing.terms.entitlement!r}; change "
+            f"or end that"
+        )
     if terms.stopped:
         if existing is None:
             raise InvalidInput(f"the account has no recurring grant {terms.name!r}")
@@ -732,4 +728,5 @@ _RULES: dict[type[c.Command], Callable[[Case, Any], Entry | Refusal | Answer]] =
     c.Void: _void,
     c.Refund: _refund,
     c.Adjust: _adjust,
+    **entitle.RULES,
 }

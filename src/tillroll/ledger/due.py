@@ -13,7 +13,9 @@ from tillroll.ledger import calendar
 from tillroll.ledger.types import (
     NEVER,
     RESERVED,
+    WALLET_DEFAULT,
     Account,
+    Entitlement,
     Entry,
     Hold,
     Kind,
@@ -24,19 +26,24 @@ from tillroll.ledger.types import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+from tillroll.ledger.entitlements import after, due_of, of_entry
 from tillroll.ledger.moves import due_entry, issue, returns
 
-_HOLD, _RENEWAL, _EXPIRY, _ACTIVATION = range(4)
+_HOLD, _ENTITLEMENT, _RENEWAL, _EXPIRY, _ACTIVATION = range(5)
 
 
 def due_items(account: Account) -> Iterator[tuple[int, int, str]]:
     """Yield everything that the clock will bring: when, of what sort, and its name.
 
-    At the same instant holds end first (their units return to the grants), then recurring grants
-    renew (and carry over what remains), then grants expire, then scheduled grants begin.
+    At the same instant holds end first (their units return to the grants), then entitlements change
+    or end (so that what they bring from now on is what renews), then recurring grants renew (and
+    carry over what remains), then grants expire, then scheduled grants begin.
     """
     for hold in account.holds.values():
         yield hold.deadline, _HOLD, hold.id
+    for held in account.entitlements.values():
+        if due_of(held) < NEVER:
+            yield due_of(held), _ENTITLEMENT, held.name
     for recurring in account.recurring.values():
         if recurring.next_at < NEVER:
             yield recurring.next_at, _RENEWAL, recurring.terms.name
@@ -73,7 +80,9 @@ def advance(account: Account, at: int) -> Iterator[Entry]:
 
 
 def _followers(account: Account, entry: Entry) -> Iterator[tuple[int, int, str]]:
-    """Yield what the clock may bring after this entry: the next renewal, and expiries."""
+    """Yield what the clock may bring after this entry: what is next of it, and expiries."""
+    if entry.kind == "entitlement":
+        yield from _entitlement_followers(account, of_entry(entry).name)
     if entry.recurring is not None and entry.recurring.name in account.recurring:
         recurring = account.recurring[entry.recurring.name]
         yield recurring.next_at, _RENEWAL, recurring.terms.name
@@ -83,13 +92,51 @@ def _followers(account: Account, entry: Entry) -> Iterator[tuple[int, int, str]]
             yield grant.terms.expires_at, _EXPIRY, posting.line
 
 
+def _entitlement_followers(account: Account, name: str) -> Iterator[tuple[int, int, str]]:
+    """Yield what the clock brings next of an entitlement that it has just changed."""
+    yield due_of(account.entitlements[name]), _ENTITLEMENT, name
+    for recurring in account.recurring.values():
+        if recurring.terms.entitlement == name:
+            yield recurring.next_at, _RENEWAL, recurring.terms.name
+
+
+def _entitlement_falls_due(account: Account, held: Entitlement, when: int, at: int) -> Entry:
+    """Carry out what was to become of an entitlement: its end, its next terms, its trial's end."""
+    then = after(held, when)
+    kind: Kind = "entitlement_ended" if then is None else "entitlement"
+    if then is None:
+        reason = "its time is over"
+    else:
+        reason = "the trial is over" if then.next_at == held.next_at else "as planned"
+    return due_entry(
+        account,
+        kind,
+        at,
+        when,
+        WALLET_DEFAULT,
+        0,
+        (),
+        ref=held.ref,
+        entitlement=then or held,
+        reason=reason,
+    )
+
+
 def _fall_due(account: Account, item: tuple[int, int, str], at: int) -> Entry | None:
     """Return the entry that a due item leads to, None where nothing is left to book."""
     when, sort, name = item
     if sort == _HOLD:
         return _hold_falls_due(account, account.holds[name], at)
+    if sort == _ENTITLEMENT:
+        held = account.entitlements.get(name)
+        if held is None or due_of(held) != when:
+            return None  # what came before changed it
+        return _entitlement_falls_due(account, held, when, at)
     if sort == _RENEWAL:
-        return _renew(account, account.recurring[name], at)
+        recurring = account.recurring.get(name)
+        if recurring is None or recurring.next_at != when:
+            return None
+        return _renew(account, recurring, at)
     grant = account.grants.get(name)
     if grant is None:
         return None

@@ -32,6 +32,8 @@ __all__ = [
     "AccountFrozen",
     "BudgetExceeded",
     "ChargeNotFound",
+    "CouponUsed",
+    "EntitlementNotFound",
     "Forbidden",
     "GrantNotFound",
     "HoldExpired",
@@ -40,6 +42,7 @@ __all__ = [
     "IdempotencyConflict",
     "InsufficientUnits",
     "InvalidInput",
+    "NotEntitled",
     "NotFound",
     "OutcomeUnknown",
     "Overloaded",
@@ -195,6 +198,12 @@ class AccountClosed(Refused):
     code = "account_closed"
 
 
+class NotEntitled(Refused):
+    """The work needs a feature that no entitlement of the account brings now."""
+
+    code = "not_entitled"
+
+
 class Unpriced(Refused):
     """The price book has no price for this operation and these meters."""
 
@@ -223,6 +232,18 @@ class ChargeNotFound(Refused):
     """The account has no charge of that id."""
 
     code = "charge_not_found"
+
+
+class EntitlementNotFound(Refused):
+    """The account has no entitlement of that name, or it ended before."""
+
+    code = "entitlement_not_found"
+
+
+class CouponUsed(Refused):
+    """The account redeemed the coupon as often as it may."""
+
+    code = "coupon_used"
 
 
 class HoldFinalized(Refused):
@@ -267,11 +288,14 @@ REFUSALS: dict[str, type[Refused]] = {
     for kind in (
         AccountFrozen,
         AccountClosed,
+        NotEntitled,
         Unpriced,
         QuoteExpired,
         HoldNotFound,
         GrantNotFound,
         ChargeNotFound,
+        EntitlementNotFound,
+        CouponUsed,
         HoldFinalized,
         HoldExpired,
         SettleExceedsHold,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from tillroll.ledger.calendar import show_instant
+from tillroll.ledger.entitlements import of_entry
 from tillroll.ledger.moves import available_before, is_void, paid_lines
 from tillroll.ledger.pricing import explain_price
 from tillroll.ledger.types import OVERDRAFT, Entry, Refusal, Terms
@@ -228,17 +229,45 @@ _SHORT = {
 }
 
 
+def _of_entitlement(entry: Entry) -> str:
+    """Say what an entry did to an entitlement: how it stands from then on."""
+    held = of_entry(entry)
+    what = f"the {held.kind.replace('_', ' ')} {held.name!r}"
+    if held.product is not None and held.product != held.name:
+        what += f" on {held.product!r}"
+    if held.version:
+        what += f" (version {held.version} of the catalog)"
+    if entry.kind == "entitlement_ended":
+        return f"{what} ended"
+    parts = [f"{what} is {held.status.replace('_', ' ')}"]
+    if held.trial_ends_at is not None:
+        parts.append(f"its trial ends at {show_instant(held.trial_ends_at)}")
+    if held.paid_until is not None:
+        parts.append(f"it is paid until {show_instant(held.paid_until)}")
+    if held.ends_at is not None:
+        parts.append(f"it ends at {show_instant(held.ends_at)}")
+    if held.next is not None and held.next_at is not None:
+        parts.append(f"it moves to {held.next.product!r} at {show_instant(held.next_at)}")
+    return ", ".join(parts)
+
+
+def _words(entry: Entry, scale: int) -> str:
+    if entry.entitlement is not None:
+        return _of_entitlement(entry)
+    kind = "void_part" if entry.kind == "void" and not is_void(entry) else entry.kind
+    return _SAID.get(kind, f"the account was changed ({entry.kind})").format(
+        units=show_units(entry.units, scale),
+        wallet=entry.wallet,
+        deadline="" if entry.deadline is None else show_instant(entry.deadline),
+    )
+
+
 def _sentences(facts: Facts, root: Entry, story: Sequence[Entry]) -> list[str]:
     """Say the story in words, one sentence an entry."""
     scale = facts.scale
     said = []
     for entry in story:
-        kind = "void_part" if entry.kind == "void" and not is_void(entry) else entry.kind
-        words = _SAID.get(kind, f"the account was changed ({entry.kind})").format(
-            units=show_units(entry.units, scale),
-            wallet=entry.wallet,
-            deadline="" if entry.deadline is None else show_instant(entry.deadline),
-        )
+        words = _words(entry, scale)
         doing = f" for {entry.operation}" if entry.operation and entry is root else ""
         because = f" ({entry.reason})" if entry.reason else ""
         short = ""

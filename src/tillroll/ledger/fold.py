@@ -30,6 +30,7 @@ from tillroll.ledger.types import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 from tillroll.ledger.due import next_due
+from tillroll.ledger.entitlements import due_of, grants_of, of_entry
 from tillroll.ledger.moves import buckets_after, is_void
 
 
@@ -64,6 +65,8 @@ def apply(account: Account, entry: Entry) -> None:
         _bury(account, posting.line)
     for terms in entry.opens:
         _bury(account, terms.id)
+    if entry.coupon is not None:
+        account.redeemed[entry.coupon] = account.redeemed.get(entry.coupon, 0) + 1
     if entry.price is not None and entry.price.residual is not None:
         account.residuals[entry.price.rule] = entry.price.residual
     account.seq = entry.seq
@@ -240,6 +243,7 @@ def _apply_status(account: Account, entry: Entry) -> None:
     elif entry.kind == "close":
         account.status = "closed"
         account.recurring.clear()
+        account.entitlements.clear()
     else:
         account.status = "open"
 
@@ -289,7 +293,8 @@ def _apply_renewed(account: Account, entry: Entry) -> None:
     recurring.next = entry.occurrence + 1
     recurring.current = entry.opens[0].id
     _schedule(account, recurring)
-    if recurring.next_at >= NEVER:
+    # One of an entitlement may only be held back: it goes when that ends.
+    if recurring.next_at >= NEVER and recurring.terms.entitlement is None:
         del account.recurring[entry.recurring.name]
     _bury(account, entry.opens[0].id)
 
@@ -302,6 +307,42 @@ def _schedule(account: Account, recurring: Recurring) -> None:
     ends_at = NEVER if terms.ends_at is None else terms.ends_at
     recurring.next_at = when if when < min(ends_at, calendar.INSTANT_MAX) else NEVER
     account.next_due_at = min(account.next_due_at, recurring.next_at)
+
+
+def _apply_entitlement(account: Account, entry: Entry) -> None:
+    """Have an entitlement stand as the entry says, and run its recurring grants."""
+    held = of_entry(entry)
+    account.entitlements[held.name] = held
+    account.next_due_at = min(account.next_due_at, due_of(held))
+    zone = account.settings.time_zone
+    wanted = {terms.name: terms for terms in grants_of(held)}
+    for name in _grants_run_by(account, held.name) - wanted.keys():
+        del account.recurring[name]
+    for name, terms in wanted.items():
+        old = account.recurring.get(name)
+        shape = terms.anchor, terms.every, terms.count
+        # What was held back meanwhile is gone: of periods past, none comes later.
+        recurring = Recurring(terms, current=old.current if old else None)
+        recurring.next = calendar.current(*shape, entry.effective_at, zone)
+        if old is not None and (old.terms.anchor, old.terms.every, old.terms.count) == shape:
+            recurring.next = max(recurring.next, old.next)
+        _schedule(account, recurring)
+        account.recurring[name] = recurring
+
+
+def _apply_entitlement_ended(account: Account, entry: Entry) -> None:
+    held = of_entry(entry)
+    del account.entitlements[held.name]
+    for name in _grants_run_by(account, held.name):
+        del account.recurring[name]
+
+
+def _grants_run_by(account: Account, entitlement: str) -> set[str]:
+    return {
+        recurring.terms.name
+        for recurring in account.recurring.values()
+        if recurring.terms.entitlement == entitlement
+    }
 
 
 def _apply_settings(account: Account, entry: Entry) -> None:
@@ -330,4 +371,6 @@ _APPLY = {
     "budget": _apply_budget,
     "recurring": _apply_recurring,
     "settings": _apply_settings,
+    "entitlement": _apply_entitlement,
+    "entitlement_ended": _apply_entitlement_ended,
 }

@@ -29,6 +29,7 @@ import msgspec
 
 from tillroll.ledger.calendar import INSTANT_END, INSTANT_MIN
 from tillroll.ledger.errors import InvalidInput
+from tillroll.ledger.products import NOTHING, Products, check_products
 
 __all__ = [
     "ROUNDINGS",
@@ -187,6 +188,7 @@ class PriceVersion(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields
         author: Who applied it.
         reason: Why, in the author's words.
         applied_at: When, in microseconds UTC.
+        products: What is sold beside: packs, plans, passes, features, coupons, alerts.
     """
 
     number: int
@@ -196,6 +198,7 @@ class PriceVersion(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields
     author: str = ""
     reason: str = ""
     applied_at: int = 0
+    products: Products = NOTHING
 
     @functools.cached_property
     def _index(self) -> _Index:
@@ -208,6 +211,12 @@ class PriceBook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     versions: Mapping[int, PriceVersion] = {}
     current: int = 0
+
+    @property
+    def products(self) -> Products:
+        """What the version in force sells; nothing where there is none yet."""
+        version = self.versions.get(self.current)
+        return NOTHING if version is None else version.products
 
     def version(self, number: int) -> PriceVersion:
         """Return the version with this number.
@@ -1051,11 +1060,12 @@ def new_version(
     prices: Sequence[Price],
     *,
     overrides: Mapping[str, Sequence[Price]] | None = None,
+    products: Products = NOTHING,
     author: str = "",
     reason: str = "",
     applied_at: int = 0,
 ) -> PriceVersion:
-    """Check the rules and seal them as a version with its digest.
+    """Check the rules and products and seal them as a version with its digest.
 
     Raises:
         InvalidInput: a rule makes no sense, or two rules claim the same requests. Nothing written.
@@ -1076,20 +1086,29 @@ def new_version(
         for _, later, problem in clashes_among(rules):
             message = f"price {rule_name(rules[later], ref)}: {problem}"
             raise InvalidInput(message)
-    digest = content_digest(prices, own)
-    return PriceVersion(number, digest, tuple(prices), own, author, reason, applied_at)
+    check_products(products)
+    digest = content_digest(prices, own, products)
+    return PriceVersion(number, digest, tuple(prices), own, author, reason, applied_at, products)
 
 
-def content_digest(prices: Sequence[Price], overrides: Mapping[str, Sequence[Price]]) -> str:
-    """Return SHA-256 (hex) of the rules and overrides in canonical form.
+def content_digest(
+    prices: Sequence[Price],
+    overrides: Mapping[str, Sequence[Price]],
+    products: Products = NOTHING,
+) -> str:
+    """Return SHA-256 (hex) of the rules, overrides and products in canonical form.
 
     Defaults are left out, keys are sorted and decimals are written one way only, so that `2.50`
     and `2.5` agree, and a field added to a later release does not change old digests. The order
     of rules counts, since it decides between rules that fit a request equally well.
     """
-    content = _canonical(
-        {"prices": list(prices), "overrides": {ref: list(p) for ref, p in overrides.items()}}
-    )
+    parts: dict[str, object] = {
+        "prices": list(prices),
+        "overrides": {ref: list(p) for ref, p in overrides.items()},
+    }
+    if products:
+        parts["products"] = products
+    content = _canonical(parts)
     return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
 
 
@@ -1119,8 +1138,12 @@ def _is_default(item: object, default: object) -> bool:
 
 
 def encode_version(version: PriceVersion) -> bytes:
-    """Write a version as JSON, for a store."""
-    return msgspec.json.encode(version)
+    """Write a version as JSON, for a store; one without products says nothing of them."""
+    if version.products:
+        return msgspec.json.encode(version)
+    fields = msgspec.to_builtins(version)
+    del fields["products"]
+    return msgspec.json.encode(fields)
 
 
 def decode_version(data: bytes) -> PriceVersion:
@@ -1134,7 +1157,7 @@ def decode_version(data: bytes) -> PriceVersion:
     except msgspec.MsgspecError as error:
         message = f"not a price version: {error}"
         raise InvalidInput(message) from error
-    if content_digest(version.prices, version.overrides) != version.digest:
+    if content_digest(version.prices, version.overrides, version.products) != version.digest:
         message = f"price version {version.number} does not have the content of its digest"
         raise InvalidInput(message)
     return version

@@ -7,11 +7,14 @@ from tillroll.ledger.book import Case
 from tillroll.ledger.burn import spendable
 from tillroll.ledger.commands import Work
 from tillroll.ledger.moves import ending_of
+from tillroll.ledger.products import is_on
 from tillroll.ledger.types import (
     Entry,
     Refusal,
 )
 from tillroll.ledger.units import show_units
+
+WAYS_MAX = 20  # of a refusal that could name as many as the catalog has
 
 
 def refuse(case: Case, code: str, message: str, **facts: object) -> Refusal:
@@ -28,6 +31,40 @@ def refuse(case: Case, code: str, message: str, **facts: object) -> Refusal:
         reason=command.reason,
         actor=case.request.actor,
         **facts,  # type: ignore[arg-type]  # the callers name Refusal's own fields
+    )
+
+
+def not_entitled(case: Case, feature: str) -> Refusal:
+    """Refuse work whose feature no entitlement brings, and say which would."""
+    ways = [
+        {
+            "kind": "resume",
+            "text": f"the entitlement {held.name!r} is paused; resuming it would help",
+            "entitlement": held.name,
+        }
+        for held in case.account.entitlements.values()
+        if held.status == "paused" and is_on(held.features.get(feature))
+    ]
+    for kind, name in case.rules.prices.products.bringing(feature):
+        text = f"{'subscribe to the plan' if kind == 'plan' else 'buy the pass'} {name!r}"
+        ways.append({"kind": kind, "text": text, "product": name})
+    return refuse(
+        case,
+        "not_entitled",
+        f"no entitlement of the account brings {feature!r}",
+        tightest=f"feature {feature}",
+        ways_out=tuple(ways[:WAYS_MAX]),
+        details={"feature": feature},
+    )
+
+
+def no_entitlement(case: Case, name: str) -> Refusal:
+    """Refuse to change or end what the account does not have."""
+    return refuse(
+        case,
+        "entitlement_not_found",
+        f"the account has no entitlement {name!r}",
+        details={"known": ", ".join([*case.account.entitlements][:WAYS_MAX])},
     )
 
 

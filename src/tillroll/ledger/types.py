@@ -35,11 +35,16 @@ Kind = Literal[
     "budget",
     "recurring",
     "settings",
+    "entitlement",
+    "entitlement_ended",
 ]
 Bucket = Literal["issued", "available", "held", "used", "expired"]
 Category = Literal["paid", "promo", "plan", "adjustment"]
 Period = Literal["day", "week", "month", "total", "rolling"]
 Every = Literal["day", "week", "month", "year"]
+EntitlementKind = Literal["subscription", "time_pass", "feature"]
+Standing = Literal["trialing", "active", "past_due", "paused"]
+Feature = bool | int | str
 
 Meters = dict[str, int | Decimal]
 
@@ -110,6 +115,8 @@ class Terms(Struct, frozen=True, omit_defaults=True, gc=False):
     cost_basis: str | None = None
     source: str | None = None
     recurring: str | None = None
+    product: str | None = None
+    version: int = 0
 
     def __post_init__(self) -> None:
         intern_texts(self, "category", "wallet")
@@ -145,9 +152,71 @@ class RecurringTerms(Struct, frozen=True, omit_defaults=True, gc=False):
     applies_to: tuple[str, ...] = ()
     ends_at: int | None = None
     stopped: bool = False
+    entitlement: str | None = None
 
     def __post_init__(self) -> None:
         intern_texts(self, "every", "category", "wallet")
+
+
+class PlanGrant(Struct, frozen=True, omit_defaults=True, gc=False):
+    """Units that an entitlement brings again and again, under a name of its own within it."""
+
+    name: str
+    units: int
+    every: Every = "month"
+    count: int = 1
+    rollover_min: int = 0
+    rollover_max: int = 0
+    wallet: str = WALLET_DEFAULT
+    priority: int = 0
+    applies_to: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        intern_texts(self, "every", "wallet")
+
+
+class Entitlement(Struct, frozen=True, omit_defaults=True, gc=False):
+    """What an account may use until it ends: a copy of the terms that it was given on.
+
+    An entry carries it whole as it is from then on. Its periods are counted from the anchor, a
+    local time in the account's zone. At `next_at` the terms of `next` take the place of its own;
+    how it stands and when it ends stay. Grants are renewed before `paid_until` alone, where set.
+    """
+
+    name: str
+    kind: EntitlementKind = "subscription"
+    status: Standing = "active"
+    product: str | None = None
+    version: int = 0
+    features: dict[str, Feature] = {}
+    grants: tuple[PlanGrant, ...] = ()
+    every: Every = "month"
+    count: int = 1
+    anchor: str = ""
+    starts_at: int = 0
+    trial_ends_at: int | None = None
+    ends_at: int | None = None
+    paid_until: int | None = None
+    source: str | None = None
+    next: Entitlement | None = None
+    next_at: int | None = None
+
+    def __post_init__(self) -> None:
+        intern_texts(self, "kind", "status", "every")
+
+    @property
+    def ref(self) -> str:
+        """What entries about it refer to: no request, grant or hold can be called so."""
+        return entitlement_ref(self.name)
+
+
+def entitlement_ref(name: str) -> str:
+    """Return what entries about the entitlement of that name refer to.
+
+    Ids of grants that come back end in a slash and digits, those of replaced ones in a number sign
+    and digits, and callers' ids do not begin so.
+    """
+    return f"{RESERVED}{name}/entitlement"
 
 
 class Settings(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -206,6 +275,9 @@ class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     reason: str | None = None
     actor: str | None = None
     metadata_digest: bytes | None = None
+    feature: str | None = None
+    entitlement: Entitlement | None = None
+    coupon: str | None = None
 
 
 class Refusal(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -317,6 +389,8 @@ class Account(Struct, omit_defaults=True, gc=False):
     budgets: dict[str, Budget] = field(default_factory=dict)
     recurring: dict[str, Recurring] = field(default_factory=dict)
     residuals: dict[str, Decimal] = field(default_factory=dict)
+    entitlements: dict[str, Entitlement] = field(default_factory=dict)
+    redeemed: dict[str, int] = field(default_factory=dict)
 
     def wallet(self, name: str) -> Wallet:
         """Return the wallet of that name to read from; an empty one where it is new."""

@@ -7,14 +7,15 @@ raises from here is `InvalidInput`: nothing was queued, nothing is remembered.
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from hashlib import sha256
 from math import isfinite
-from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
 
 import msgspec
 
@@ -22,20 +23,33 @@ from tillroll.ledger import calendar, chain
 from tillroll.ledger import commands as c
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.pricing import WALLET_RULE, check_meters, is_wallet
+from tillroll.ledger.products import NAME_RULE, is_product_name
 from tillroll.ledger.types import (
+    NEVER,
     RESERVED,
     WALLET_DEFAULT,
     BudgetTerms,
     Category,
+    EntitlementKind,
     Every,
+    Feature,
     Meters,
     Period,
+    PlanGrant,
     RecurringTerms,
+    Standing,
 )
-from tillroll.ledger.units import Units, parse_decimal, parse_limit, parse_signed, parse_units
+from tillroll.ledger.units import (
+    UNITS_MAX,
+    Units,
+    parse_decimal,
+    parse_limit,
+    parse_signed,
+    parse_units,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 T = TypeVar("T")
 
@@ -45,6 +59,11 @@ TAGS_MAX = 32
 REASON_MAX = 1_000
 PRIORITY_MAX = 1_000
 BULK_MAX = 10_000  # items of one call
+QUANTITY_MAX = 1_000_000  # of one purchase
+ENTITLEMENT_NAME_MAX = 100  # with a grant's name of 64 behind it: an id of at most 255
+FEATURE_NAME_MAX = 64
+FEATURES_MAX = 200  # of one entitlement
+GRANTS_MAX = 20  # of one entitlement
 
 # C0 and C1 controls, surrogates (no valid text has one alone), and the two line separators.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
@@ -101,6 +120,16 @@ class _Work(TypedDict, total=False):
     wallet: str | None
     quote: c.QuoteClaims | None
     effective_at: int | None
+    feature: str | None
+
+
+class _Standing(TypedDict, total=False):
+    """How an entitlement is to stand and when it ends, checked; what was not given is left out."""
+
+    status: Standing | None
+    trial_ends_at: int | None
+    ends_at: int | None
+    paid_until: int | None
 
 
 class Verbs:
@@ -268,6 +297,328 @@ class Verbs:
             how,
         )
 
+    def buy(
+        self,
+        account: str,
+        product: str,
+        *,
+        quantity: int = 1,
+        version: int | None = None,
+        cost_basis: Units | None = None,
+        source: str | None = None,
+        request_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        **how: Unpack[How],
+    ) -> c.Request:
+        """Give what a pack or a pass of the catalog says: a grant of units, or time.
+
+        A pack becomes a grant that is known by its `request_id` and names its product. A pass
+        becomes an entitlement called like it; bought again while it runs, it ends later.
+
+        Args:
+            account: The balance owner.
+            product: The name of the pack or pass.
+            quantity: How many of it.
+            version: The version of the catalog that it was sold by; the one in force if left out.
+            cost_basis: What one unit was sold for; worked out from the pack's price if left out.
+            source: Where it came from, such as a payment.
+            request_id: Repeat it to retry; the first answer is returned.
+            tags: Names and values to group by.
+            **how: See `How`.
+
+        Raises:
+            AccountClosed: Refused; nothing moved.
+            InvalidInput: The catalog has no such pack or pass; nothing written or remembered.
+        """
+        command = c.Buy(
+            product=_product(product, "product"),
+            quantity=_integer(quantity, "quantity", 1, QUANTITY_MAX),
+            version=None if version is None else _integer(version, "version", 1, 2**31),
+            cost_basis=None if cost_basis is None else str(parse_decimal(cost_basis, "cost_basis")),
+            source=_optional(source, "source"),
+            **self._common(tags, how),
+        )
+        return self._request(account, command, request_id, how)
+
+    def redeem(
+        self,
+        account: str,
+        coupon: str,
+        *,
+        request_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        **how: Unpack[How],
+    ) -> c.Request:
+        """Give what a coupon of the catalog says, as a promo grant.
+
+        Args:
+            account: The balance owner.
+            coupon: The name of the coupon.
+            request_id: Repeat it to retry; the first answer is returned.
+            tags: Names and values to group by.
+            **how: See `How`.
+
+        Raises:
+            AccountClosed, CouponUsed: Refused; nothing moved.
+            InvalidInput: The catalog has no such coupon; nothing written or remembered.
+        """
+        command = c.Redeem(coupon=_product(coupon, "coupon"), **self._common(tags, how))
+        return self._request(account, command, request_id, how)
+
+    # ------------------------------------------------------------ what may be used
+
+    def subscribe(
+        self,
+        account: str,
+        plan: str,
+        *,
+        name: str = "subscription",
+        when: c.Change = "now",
+        version: int | None = None,
+        status: Standing | None = None,
+        started_at: When | None = None,
+        trial: bool = True,
+        trial_ends_at: When | None = None,
+        ends_at: When | Literal["never"] | None = None,
+        paid_until: When | Literal["never"] | None = None,
+        source: str | None = None,
+        request_id: str | None = None,
+        **how: Unpack[How],
+    ) -> c.Request:
+        """Put an account on a plan of the catalog, or move it to another plan or version.
+
+        The terms of the plan are copied: later versions of the catalog change nothing of what runs
+        until the account is moved. Another plan begins a period of its own now, whose grants take
+        the place of what is left of those of the same name; the same plan again keeps its period
+        and changes its grants from the next renewal on. Other grants are never touched.
+
+        Args:
+            account: The balance owner.
+            plan: The name of the plan.
+            name: What the subscription is called, where an account has several.
+            when: "now", or "period_end" to move when the period at hand ends.
+            version: The version of the catalog; the one in force if left out.
+            status: "trialing", "active", "past_due" (may be used, is not renewed) or "paused"
+                (neither). If left out, "trialing" where the plan has a trial, and as it was where
+                it is moved.
+            started_at: When it began, and its periods with it; now if left out.
+            trial: False begins without the plan's trial.
+            trial_ends_at: When the trial ends; after the plan's if left out. Then it is active.
+            ends_at: When it ends; "never" takes an end back.
+            paid_until: No renewal from this instant on, until it is moved; "never" for always.
+            source: Where it came from, such as a subscription of a payment provider.
+            request_id: Repeat it to retry; the first answer is returned.
+            **how: See `How`.
+
+        Raises:
+            AccountClosed: Refused; nothing moved.
+            InvalidInput: The catalog has no such plan; nothing written or remembered.
+        """
+        command = c.Subscribe(
+            plan=_product(plan, "plan"),
+            name=_text(name, "name", ENTITLEMENT_NAME_MAX),
+            when=_one_of(when, c.Change, "when"),
+            version=None if version is None else _integer(version, "version", 1, 2**31),
+            started_at=_instant(started_at, "started_at"),
+            trial=_flag(trial, "trial"),
+            source=_optional(source, "source"),
+            **_standing(status, trial_ends_at, ends_at, paid_until),
+            **self._common(None, how),
+        )
+        return self._request(account, command, request_id, how)
+
+    def entitle(
+        self,
+        account: str,
+        name: str,
+        *,
+        kind: EntitlementKind = "feature",
+        features: Mapping[str, Feature] | None = None,
+        grants: Iterable[Mapping[str, Any]] = (),
+        every: Every = "month",
+        count: int = 1,
+        status: Standing | None = None,
+        product: str | None = None,
+        started_at: When | None = None,
+        trial_ends_at: When | None = None,
+        ends_at: When | Literal["never"] | None = None,
+        lasts: Span | None = None,
+        paid_until: When | Literal["never"] | None = None,
+        source: str | None = None,
+        request_id: str | None = None,
+        **how: Unpack[How],
+    ) -> c.Request:
+        """Give an entitlement on terms of your own, without a catalog; given again, change it.
+
+        Args:
+            account: The balance owner.
+            name: What it is called.
+            kind: "feature", "subscription" or "time_pass".
+            features: Name to value: True, a limit, or a setting. Its own name, switched on, where
+                neither features nor grants are given.
+            grants: Units that come again and again, each a mapping with `units` and, as for
+                `set_recurring`, every, count, rollover_min, rollover_max, wallet, priority,
+                applies_to; `name` tells several of one wallet apart.
+            every: Its period: "day", "week", "month" or "year".
+            count: Every how many of them.
+            status: "trialing", "active", "past_due" (may be used, is not renewed) or "paused"
+                (neither).
+            product: What you sold it as.
+            started_at: When it began, and its periods with it; now if left out.
+            trial_ends_at: When the trial ends; then it is active.
+            ends_at: When it ends; "never" takes an end back.
+            lasts: How long it lasts from now, or on from its end where it runs already, as "30d".
+            paid_until: No renewal from this instant on, until it is moved; "never" for always.
+            source: Where it came from.
+            request_id: Repeat it to retry; the first answer is returned.
+            **how: See `How`.
+
+        Raises:
+            AccountClosed: Refused; nothing moved.
+        """
+        if ends_at is not None and lasts is not None:
+            raise InvalidInput("give ends_at or lasts, not both")
+        name = _text(name, "name", ENTITLEMENT_NAME_MAX)
+        brought = tuple(self._plan_grant(grant) for grant in _items(grants, "grants", GRANTS_MAX))
+        if len({grant.name for grant in brought}) < len(brought):
+            raise InvalidInput("two grants have the same name; give each its own")
+        if trial_ends_at is not None and status is None:
+            status = "trialing"
+        command = c.Entitle(
+            name=name,
+            kind=_one_of(kind, EntitlementKind, "kind"),
+            features=_features(features, {} if brought else {name: True}),
+            grants=brought,
+            every=_one_of(every, Every, "every"),
+            count=_integer(count, "count", 1, 1_000),
+            product=_optional(product, "product"),
+            started_at=_instant(started_at, "started_at"),
+            lasts=_span(lasts, "lasts"),
+            source=_optional(source, "source"),
+            **_standing(status, trial_ends_at, ends_at, paid_until),
+            **self._common(None, how),
+        )
+        return self._request(account, command, request_id, how)
+
+    def change_entitlement(
+        self,
+        account: str,
+        name: str,
+        *,
+        status: Standing | None = None,
+        trial_ends_at: When | None = None,
+        ends_at: When | Literal["never"] | None = None,
+        paid_until: When | Literal["never"] | None = None,
+        request_id: str | None = None,
+        **how: Unpack[How],
+    ) -> c.Request:
+        """Change how an entitlement stands or when it ends; what is left out stays.
+
+        Args:
+            account: The balance owner.
+            name: What it is called, such as "subscription".
+            status: "trialing", "active", "past_due" (may be used, is not renewed) or "paused"
+                (neither). What was not renewed meanwhile does not come later, but for the period
+                at hand.
+            trial_ends_at: When the trial ends.
+            ends_at: When it ends; "never" takes an end back.
+            paid_until: No renewal from this instant on, until it is moved; "never" for always.
+            request_id: Repeat it to retry; the first answer is returned.
+            **how: See `How`.
+
+        Raises:
+            AccountClosed, EntitlementNotFound: Refused; nothing moved.
+        """
+        standing = _standing(status, trial_ends_at, ends_at, paid_until)
+        if not standing:
+            raise InvalidInput("give status, trial_ends_at, ends_at or paid_until")
+        command = c.ChangeEntitlement(
+            name=_text(name, "name", ENTITLEMENT_NAME_MAX), **standing, **self._common(None, how)
+        )
+        return self._request(account, command, request_id, how)
+
+    def end_entitlement(
+        self,
+        account: str,
+        name: str,
+        *,
+        when: c.Change = "now",
+        request_id: str | None = None,
+        **how: Unpack[How],
+    ) -> c.Request:
+        """End an entitlement. What it granted stays until it expires; nothing else is touched.
+
+        Args:
+            account: The balance owner.
+            name: What it is called, such as "subscription".
+            when: "now", or "period_end" to end it with the period at hand.
+            request_id: Repeat it to retry; the first answer is returned.
+            **how: See `How`.
+
+        Raises:
+            AccountClosed, EntitlementNotFound: Refused; nothing moved.
+        """
+        command = c.EndEntitlement(
+            name=_text(name, "name", ENTITLEMENT_NAME_MAX),
+            when=_one_of(when, c.Change, "when"),
+            **self._common(None, how),
+        )
+        return self._request(account, command, request_id, how)
+
+    def asking(
+        self,
+        account: str,
+        operation: str | None = None,
+        *,
+        feature: str | None = None,
+        units: Units | None = None,
+        meters: Mapping[str, Meter] | None = None,
+        model: str | None = None,
+        attributes: Mapping[str, str] | None = None,
+        wallet: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> c.Request:
+        """Return the consume that a question about access asks of; it is never carried out."""
+        work: _Work = {}
+        if operation is not None or units is not None:
+            work = self._work(
+                account, operation, units, meters, model, attributes, wallet, None, None
+            )
+        elif meters or model or attributes or wallet:
+            raise InvalidInput("give an operation or units, which these belong to")
+        if feature is not None:
+            work["feature"] = _feature(feature)
+        command = c.Consume(**work, **self._common(tags, {}))
+        return self._request(account, command, "access", {})
+
+    def _plan_grant(self, grant: Mapping[str, Any]) -> PlanGrant:
+        """Check one of an entitlement's grants; Any: a mapping from the caller."""
+        if not isinstance(grant, Mapping):
+            raise InvalidInput("each of grants must be a mapping such as {'units': 1000}")
+        unknown = set(grant) - set(PlanGrant.__struct_fields__)
+        if unknown or "units" not in grant:
+            known = ", ".join(PlanGrant.__struct_fields__)
+            raise InvalidInput(f"a grant has units, and of these what it needs: {known}")
+        wallet = _name(grant.get("wallet", WALLET_DEFAULT), "wallet")
+        lowest = parse_limit(grant.get("rollover_min", 0), self.scale, "rollover_min")
+        highest = parse_limit(grant.get("rollover_max", 0), self.scale, "rollover_max")
+        if lowest > highest:
+            raise InvalidInput("rollover_min must not exceed rollover_max")
+        operations = grant.get("applies_to", ())
+        return PlanGrant(
+            name=_product(grant.get("name", wallet), "a grant's name"),
+            units=parse_units(grant["units"], self.scale),
+            every=_one_of(grant.get("every", "month"), Every, "every"),
+            count=_integer(grant.get("count", 1), "count", 1, 1_000),
+            rollover_min=lowest,
+            rollover_max=highest,
+            wallet=wallet,
+            priority=_integer(grant.get("priority", 0), "priority", -PRIORITY_MAX, PRIORITY_MAX),
+            applies_to=tuple(
+                sorted({_text(op, "applies_to") for op in _items(operations, "applies_to", 1_000)})
+            ),
+        )
+
     # ------------------------------------------------------------ units out
 
     def consume(
@@ -283,6 +634,7 @@ class Verbs:
         wallet: str | None = None,
         quote: str | None = None,
         effective_at: When | None = None,
+        feature: str | None = None,
         tags: Mapping[str, str] | None = None,
         **how: Unpack[How],
     ) -> c.Request:
@@ -301,6 +653,8 @@ class Verbs:
             wallet: The kind of credits; where the price book prices, it names the wallet.
             quote: A price-locked quote; the charge never exceeds its ceiling.
             effective_at: When the work was done, for late usage: up to 35 days back.
+            feature: What the account must be entitled to: checked under the same lock, so that
+                nothing can come between the check and the charge.
             tags: Names and values that budgets match and usage groups by, such as a member.
             **how: See `How`.
 
@@ -308,7 +662,7 @@ class Verbs:
             The receipt of the charge.
 
         Raises:
-            AccountFrozen, AccountClosed, Unpriced, QuoteExpired, BudgetExceeded,
+            AccountFrozen, AccountClosed, NotEntitled, Unpriced, QuoteExpired, BudgetExceeded,
             InsufficientUnits: Refused; nothing moved.
             InvalidInput, IdempotencyConflict, StoreUnavailable: Nothing written.
             OutcomeUnknown: Ask again with the same request_id.
@@ -317,6 +671,8 @@ class Verbs:
         work = self._work(
             account, operation, units, meters, model, attributes, wallet, quote, effective_at
         )
+        if feature is not None:
+            work["feature"] = _feature(feature)
         return self._request(account, c.Consume(**work, **common), request_id, how)
 
     def hold(
@@ -334,6 +690,7 @@ class Verbs:
         wallet: str | None = None,
         quote: str | None = None,
         effective_at: When | None = None,
+        feature: str | None = None,
         tags: Mapping[str, str] | None = None,
         **how: Unpack[How],
     ) -> c.Request:
@@ -353,11 +710,12 @@ class Verbs:
             wallet: The kind of credits.
             quote: A price-locked quote; settling never exceeds its ceiling.
             effective_at: When the work began, for late usage.
+            feature: What the account must be entitled to; see `consume`.
             tags: Names and values that budgets match and usage groups by.
             **how: See `How`.
 
         Raises:
-            AccountFrozen, AccountClosed, Unpriced, QuoteExpired, BudgetExceeded,
+            AccountFrozen, AccountClosed, NotEntitled, Unpriced, QuoteExpired, BudgetExceeded,
             InsufficientUnits: Refused; nothing moved.
             InvalidInput, IdempotencyConflict, StoreUnavailable: Nothing written.
             OutcomeUnknown: Ask again with the same request_id.
@@ -366,6 +724,8 @@ class Verbs:
         work = self._work(
             account, operation, units, meters, model, attributes, wallet, quote, effective_at
         )
+        if feature is not None:
+            work["feature"] = _feature(feature)
         lowest = None if floor is None else parse_limit(floor, self.scale, "floor")
         most = work.get("units")
         if lowest is not None and most is not None and lowest > most:
@@ -899,6 +1259,61 @@ def _text(value: object, name: str, most: int = ID_MAX, *, lines: bool = False) 
         if found:
             raise InvalidInput(f"{name} has a character that is no text: U+{ord(found[0]):04X}")
     return value
+
+
+def _product(value: object, name: str) -> str:
+    text = _text(value, name)
+    if not is_product_name(text):
+        raise InvalidInput(f"{name} must be {NAME_RULE}, not {text[:40]!r}")
+    return text
+
+
+def _feature(value: object) -> str:
+    return _text(value, "feature", FEATURE_NAME_MAX)
+
+
+def _features(
+    values: Mapping[str, Feature] | None, otherwise: dict[str, Feature]
+) -> dict[str, Feature]:
+    if values is None:
+        return otherwise
+    if not isinstance(values, Mapping) or len(values) > FEATURES_MAX:
+        raise InvalidInput(f"features must be a mapping of at most {FEATURES_MAX} names to values")
+    found: dict[str, Feature] = {}
+    for name in sorted(_feature(key) for key in values):
+        value = values[name]
+        if isinstance(value, str):
+            value = _text(value, f"features.{name}")
+        elif type(value) is not bool and not (type(value) is int and 0 <= value <= UNITS_MAX):
+            raise InvalidInput(f"features.{name} must be a bool, a whole number or a text")
+        found[name] = value
+    return found
+
+
+def _items(values: object, name: str, most: int) -> list[Any]:
+    """Return a list or tuple of at most so many; Any: each is checked by who asked."""
+    if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
+        raise InvalidInput(f"{name} must be a list")
+    found = list(itertools.islice(values, most + 1))
+    if len(found) > most:
+        raise InvalidInput(f"{name} may have {most:,} items at the most")
+    return found
+
+
+def _standing(
+    status: Standing | None, trial_ends_at: object, ends_at: object, paid_until: object
+) -> _Standing:
+    standing: _Standing = {}
+    if status is not None:
+        standing["status"] = _one_of(status, Standing, "status")
+    if trial_ends_at is not None:
+        standing["trial_ends_at"] = _instant(trial_ends_at, "trial_ends_at")
+    if ends_at is not None:
+        standing["ends_at"] = NEVER if ends_at == "never" else _instant(ends_at, "ends_at")
+    if paid_until is not None:
+        given = NEVER if paid_until == "never" else _instant(paid_until, "paid_until")
+        standing["paid_until"] = given
+    return standing
 
 
 def _optional(value: object, name: str) -> str | None:

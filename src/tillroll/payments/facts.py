@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import msgspec
 from msgspec import Struct, field
 from msgspec.structs import replace
 
@@ -37,8 +36,11 @@ class Bought(Struct, frozen=True, omit_defaults=True, gc=False):
     """A purchase that was paid: whose units, how many, for what money.
 
     Attributes:
+        account: Whose they are.
         units: In the ledger's smallest unit.
         amount: In the currency's smallest unit, such as cents.
+        product: The pack that was bought, in `version` of the catalog, `quantity` times; or only
+            what to call it, where `version` is 0.
         expires_in: How long the units are good for, in microseconds; for ever if left out.
     """
 
@@ -50,6 +52,8 @@ class Bought(Struct, frozen=True, omit_defaults=True, gc=False):
     wallet: str = WALLET_DEFAULT
     expires_in: int | None = None
     applies_to: tuple[str, ...] = ()
+    version: int = 0
+    quantity: int = 1
 
 
 class Refunded(Struct, frozen=True, gc=False):
@@ -122,9 +126,15 @@ def merge(payment: Payment, fact: Fact) -> Payment:
         return replace(payment, contradicted=payment.contradicted or payment.bought != fact)
     if isinstance(fact, Refunded):
         refunds = payment.refunds | {fact.id: _later_refund(payment.refunds.get(fact.id), fact)}
-        return replace(payment, refunds=_bounded(refunds, payment))
-    disputes = payment.disputes | {fact.id: _later_dispute(payment.disputes.get(fact.id), fact)}
-    return replace(payment, disputes=_bounded(disputes, payment))
+        payment = replace(payment, refunds=refunds)
+    else:
+        known = payment.disputes.get(fact.id)
+        payment = replace(
+            payment, disputes=payment.disputes | {fact.id: _later_dispute(known, fact)}
+        )
+    if max(len(payment.refunds), len(payment.disputes)) > PARTS_MAX:
+        raise InvalidInput(f"payment {payment.id!r} has more than {PARTS_MAX} refunds or disputes")
+    return payment
 
 
 def _later_refund(known: Refunded | None, told: Refunded) -> Refunded:
@@ -139,12 +149,6 @@ def _later_dispute(known: Disputed | None, told: Disputed) -> Disputed:
     return max(
         known, told, key=lambda one: (_DISPUTE_RANK[one.state], one.at, one.state, one.amount)
     )
-
-
-def _bounded(parts: dict[str, msgspec.Struct], payment: Payment) -> dict[str, msgspec.Struct]:
-    if len(parts) > PARTS_MAX:
-        raise InvalidInput(f"payment {payment.id!r} has more than {PARTS_MAX} refunds or disputes")
-    return parts
 
 
 def returned(payment: Payment) -> int:

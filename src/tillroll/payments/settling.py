@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from tillroll.embedded.ledger import verbs_of
 from tillroll.engine import Batch, Engine, answer_in
 from tillroll.ledger.book import Book
-from tillroll.ledger.commands import account_id
+from tillroll.ledger.commands import Void, account_id
 from tillroll.ledger.core import advance_in
 from tillroll.ledger.errors import InvalidInput, TillrollError
 from tillroll.ledger.types import SECOND, Refusal
@@ -166,7 +166,7 @@ class _Work:
             if isinstance(outcome, TillrollError):
                 raise outcome
             if isinstance(outcome, Refusal):
-                asked = getattr(request.command, "grant_id", None) and request.command.units
+                asked = request.command.units if isinstance(request.command, Void) else None
                 short = payment.short + (asked or 0)
                 payment = replace(payment, refused=outcome.code, short=short)
             elif outcome.kind == "void":
@@ -185,7 +185,19 @@ class _Work:
     # ------------------------------------------------------------ the verbs that follow
 
     def _purchase(self, payment: Payment, bought: Bought) -> Request:
-        return self._grant(payment, bought, payment.ref, bought.units, bought.expires_in)
+        if not bought.version:
+            return self._grant(payment, bought, payment.ref, bought.units, bought.expires_in)
+        return self._verbs.buy(
+            bought.account,
+            bought.product or "",
+            quantity=bought.quantity,
+            version=bought.version,
+            cost_basis=cost_basis(bought, self._scale),
+            source=f"{payment.provider} payment {payment.id}",
+            request_id=payment.ref,
+            reason=f"payment {payment.id}",
+            **self._how(payment, bought),
+        )
 
     def _grant(
         self, payment: Payment, bought: Bought, request_id: str, units: int, life: int | None
@@ -264,6 +276,8 @@ class _Work:
 
 def cost_basis(bought: Bought, scale: int) -> Decimal:
     """Return what one unit was sold for, in the currency's own unit, to twelve decimals."""
+    if bought.units <= 0:
+        raise InvalidInput("a purchase brings more than 0 units")
     with localcontext() as context:
         context.prec = 60
         paid = Decimal(bought.amount).scaleb(-decimals_of(bought.currency))

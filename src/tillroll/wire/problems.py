@@ -112,6 +112,9 @@ class Kind(NamedTuple):
 REFUSALS: dict[str, Kind] = {
     "account_frozen": Kind(403, "Tell the customer. An operator may `unfreeze` the account"),
     "account_closed": Kind(403, "Use another account; closing is for good"),
+    "not_entitled": Kind(
+        402, "Offer what `ways_out` names: a plan or pass of the catalog that brings the feature"
+    ),
     "unpriced": Kind(422, "Add a price to the price book and apply it, or give `units`"),
     "quote_expired": Kind(410, "Ask for a new quote"),
     "hold_not_found": Kind(404, "Check the account and the id: a hold's id is its `request_id`"),
@@ -119,6 +122,10 @@ REFUSALS: dict[str, Kind] = {
     "charge_not_found": Kind(
         404, "Check the account and the id: a charge's id is that of its consume or hold"
     ),
+    "entitlement_not_found": Kind(
+        404, "Check the account and the name: `entitlements` lists them. One that ended is gone"
+    ),
+    "coupon_used": Kind(409, "Nothing: the account has what the coupon gives"),
     "hold_finalized": Kind(
         409, "Nothing: the hold has ended. `details` says how, and by which request"
     ),
