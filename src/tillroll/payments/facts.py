@@ -42,6 +42,7 @@ class Bought(Struct, frozen=True, omit_defaults=True, gc=False):
         product: The pack that was bought, in `version` of the catalog, `quantity` times; or only
             what to call it, where `version` is 0.
         expires_in: How long the units are good for, in microseconds; for ever if left out.
+        lasts: Microseconds of a time pass, which brings no units.
     """
 
     account: str
@@ -54,6 +55,12 @@ class Bought(Struct, frozen=True, omit_defaults=True, gc=False):
     applies_to: tuple[str, ...] = ()
     version: int = 0
     quantity: int = 1
+    lasts: int | None = None
+
+    @property
+    def worth(self) -> int:
+        """What the money is for: units, or the microseconds of a time pass."""
+        return self.units if self.lasts is None else self.lasts
 
 
 class Refunded(Struct, frozen=True, gc=False):
@@ -164,14 +171,14 @@ def returned(payment: Payment) -> int:
 
 
 def owed(payment: Payment) -> int:
-    """Return the units that are demanded back: the same part of them as of the money, rounded down.
+    """Return what is demanded back, units or time: the same part of it as of the money.
 
-    It is a sum over all that is known, so three refunds of a third are the whole, in any order.
+    It is rounded down, and a sum over all that is known, so three refunds of a third are the whole, in any order.
     """
     bought = payment.bought
     if bought is None or bought.amount == 0:
         return 0
-    return bought.units * returned(payment) // bought.amount
+    return bought.worth * returned(payment) // bought.amount
 
 
 def decimals_of(currency: str) -> int:

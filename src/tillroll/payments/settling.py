@@ -25,10 +25,11 @@ from msgspec.structs import replace
 from tillroll.embedded.ledger import verbs_of
 from tillroll.engine import Batch, Engine, answer_in
 from tillroll.ledger.book import Book
+from tillroll.ledger.calendar import show_instant
 from tillroll.ledger.commands import Void, account_id
 from tillroll.ledger.core import advance_in
 from tillroll.ledger.errors import InvalidInput, TillrollError
-from tillroll.ledger.types import SECOND, Refusal
+from tillroll.ledger.types import SECOND, Account, Refusal
 from tillroll.ledger.units import to_decimal
 from tillroll.payments.facts import Bought, Payment, decimals_of, merge, owed
 from tillroll.stores.base import Note
@@ -147,10 +148,13 @@ class _Work:
         demanded = owed(payment) - payment.taken - payment.short
         if payment.refused is not None:
             return replace(payment, short=max(payment.short + demanded, 0))
-        if not payment.lines:
+        fresh = not payment.lines
+        if fresh:
             self.requests.append(self._purchase(payment, bought))
             payment = replace(payment, lines=(payment.ref,))
-        if demanded > 0:
+        if bought.lasts is not None:
+            payment = self._time(tx, payment, bought, demanded, fresh=fresh)
+        elif demanded > 0:
             payment = self._take(tx, payment, bought, demanded)
         elif demanded < 0:
             payment = self._give(payment, bought, -demanded)
@@ -161,6 +165,7 @@ class _Work:
 
     def _counted(self, payment: Payment) -> Payment:
         """Return the payment with what was moved, as the entries say."""
+        is_time = payment.bought is not None and payment.bought.lasts is not None
         for request, answer in zip(self.requests, self.answers, strict=True):
             outcome = answer.outcome
             if isinstance(outcome, TillrollError):
@@ -169,6 +174,8 @@ class _Work:
                 asked = request.command.units if isinstance(request.command, Void) else None
                 short = payment.short + (asked or 0)
                 payment = replace(payment, refused=outcome.code, short=short)
+            elif is_time:
+                continue
             elif outcome.kind == "void":
                 payment = replace(
                     payment,
@@ -192,7 +199,7 @@ class _Work:
             bought.product or "",
             quantity=bought.quantity,
             version=bought.version,
-            cost_basis=cost_basis(bought, self._scale),
+            cost_basis=None if bought.lasts else cost_basis(bought, self._scale),
             source=f"{payment.provider} payment {payment.id}",
             request_id=payment.ref,
             reason=f"payment {payment.id}",
@@ -244,12 +251,7 @@ class _Work:
     def _takes(self, tx: Writer, payment: Payment, bought: Bought, units: int) -> list[_Take]:
         if len(payment.lines) == 1:
             return [_Take(payment.lines[0], units)]
-        owner = account_id(self._project, bought.account)
-        keys = [(owner, payment.ref)]
-        accounts, _ = tx.load(self._project, {owner: bought.account}, keys)
-        account = copy.deepcopy(accounts[owner])
-        at = max(self._engine.clock(), account.at)
-        advance_in(Book(accounts={owner: account}, at=at), owner, at)
+        account = self._account(tx, payment, bought)
         takes = []
         for line in reversed(payment.lines):
             grant = account.grants.get(line)
@@ -261,6 +263,56 @@ class _Work:
             last = takes.pop() if takes else _Take(payment.lines[0], 0)
             takes.append(_Take(last.line, last.units + units))
         return takes
+
+    def _account(self, tx: Writer, payment: Payment, bought: Bought) -> Account:
+        """Return a copy of the account as it stands now, under its lock."""
+        owner = account_id(self._project, bought.account)
+        accounts, _ = tx.load(self._project, {owner: bought.account}, [(owner, payment.ref)])
+        account = copy.deepcopy(accounts[owner])
+        at = max(self._engine.clock(), account.at)
+        advance_in(Book(accounts={owner: account}, at=at), owner, at)
+        return account
+
+    def _time(
+        self, tx: Writer, payment: Payment, bought: Bought, demanded: int, *, fresh: bool
+    ) -> Payment:
+        """Take time of a pass back, or give it back: a pass that was prolonged is one span."""
+        if not demanded:
+            return payment
+        forgiven = min(payment.short, max(-demanded, 0))
+        payment = replace(payment, short=payment.short - forgiven)
+        account = self._account(tx, payment, bought)
+        at = max(self._engine.clock(), account.at)
+        name = bought.product or ""
+        held = account.entitlements.get(name)
+        ends_at = at if held is None or held.ends_at is None else held.ends_at
+        ends_at += bought.worth if fresh else 0
+        moved = min(demanded, ends_at - at) if demanded > 0 else demanded + forgiven
+        payment = replace(
+            payment, taken=payment.taken + moved, short=payment.short + max(demanded - moved, 0)
+        )
+        if not moved:
+            return payment
+        payment, request_id = self._step(payment)
+        how: dict[str, Any] = {"request_id": request_id, **self._how(payment, bought)}
+        if moved < 0:
+            products = tx.prices(self._project).version(bought.version).products
+            request = self._verbs.entitle(
+                bought.account,
+                name,
+                kind="time_pass",
+                product=name,
+                features=products.passes[name].features,
+                lasts=timedelta(microseconds=-moved),
+                **how,
+            )
+        elif ends_at - moved <= at:
+            request = self._verbs.end_entitlement(bought.account, name, **how)
+        else:
+            ends = show_instant(ends_at - moved)
+            request = self._verbs.change_entitlement(bought.account, name, ends_at=ends, **how)
+        self.requests.append(request)
+        return payment
 
     def _give(self, payment: Payment, bought: Bought, units: int) -> Payment:
         """Forgive what was short, and give back what was taken."""
