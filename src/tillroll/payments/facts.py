@@ -173,7 +173,8 @@ def returned(payment: Payment) -> int:
 def owed(payment: Payment) -> int:
     """Return what is demanded back, units or time: the same part of it as of the money.
 
-    It is rounded down, and a sum over all that is known, so three refunds of a third are the whole, in any order.
+    It is rounded down, and a sum over all that is known, so three refunds of a third are the
+    whole, in any order.
     """
     bought = payment.bought
     if bought is None or bought.amount == 0:

@@ -192,6 +192,9 @@ class Provider(Listener, Protocol):
     def checkout(self, order: Order, key: str) -> Session:
         """Open a page where an order is paid; the same key gives the same page."""
 
+    def page(self, session_id: str) -> list[Told]:
+        """Return what there is to tell of a checkout as it stands."""
+
     def charge(self, order: Order, key: str) -> ChargeTold:
         """Charge an order to what the customer has on file; the same key charges once."""
 

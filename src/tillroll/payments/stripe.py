@@ -224,10 +224,10 @@ class Stripe:
         metadata = intent["metadata"] or {}
         if self._is_foreign(metadata) or ATTEMPT not in metadata:
             return
-        yield _charge(intent)
         if intent["status"] == "succeeded":
             sold = _sold(metadata, intent["amount_received"], intent["currency"])
             yield PaymentTold(id=intent["id"], facts=(sold,))
+        yield _charge(intent)
 
     def _refunds_of(self, charge: Thing) -> list[Told]:
         """The refunds of a charge: the event does not name them, so they are asked for."""
@@ -240,7 +240,7 @@ class Stripe:
         return [told for refund in refunds for told in _refund(refund)]
 
     def _invoice(self, invoice: Thing, topic: str, at: int) -> Iterator[Told]:
-        """Which period of a subscription was paid, or was not: the last that its lines are about."""
+        """Which period of a subscription was paid, or was not: the last that it is about."""
         parent = invoice["parent"] or {}
         details = parent.get("subscription_details") or {}
         subscription = _id(details.get("subscription"))
@@ -316,6 +316,12 @@ class Stripe:
         return Session(
             id=session["id"], url=session["url"], expires_at=session["expires_at"] * SECOND
         )
+
+    def page(self, session_id: str) -> list[Told]:
+        """Return what there is to tell of a checkout as it stands."""
+        with _asking():
+            session = self._client.v1.checkout.sessions.retrieve(session_id).to_dict()
+        return list(self._session(session))
 
     def charge(self, order: Order, key: str) -> ChargeTold:
         """Charge an order to the card that the customer has on file."""
