@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -19,7 +20,13 @@ import stripe
 
 Thing = dict[str, Any]
 DAY = 86_400
-MONTH = 30 * DAY
+
+
+def month_after(at: int) -> int:
+    """Return the same day and time of the next month, as Stripe counts."""
+    day = datetime.fromtimestamp(at, UTC)
+    year, month = divmod(day.year * 12 + day.month, 12)
+    return int(day.replace(year=year, month=month + 1).timestamp())
 
 
 class Declined(Exception):
@@ -220,7 +227,7 @@ class FakeStripe:
         data = asked["subscription_data"]
         days = int(data.get("trial_period_days", 0))
         now = self.now()
-        ends = now + (days * DAY or MONTH)
+        ends = now + days * DAY if days else month_after(now)
         subscription = self.new(
             "sub",
             {
@@ -329,7 +336,7 @@ class FakeStripe:
         """Begin the next period; an unpaid one leaves the subscription past due."""
         item = subscription["items"]["data"][0]
         start = item["current_period_end"]
-        item |= {"current_period_start": start, "current_period_end": start + MONTH}
+        item |= {"current_period_start": start, "current_period_end": month_after(start)}
         subscription["status"] = "active" if paid else "past_due"
         self.tell("customer.subscription.updated", subscription)
         return self.bill(subscription, 20_00, paid=paid)
