@@ -761,8 +761,8 @@ def _route(route: calls.Route) -> str:
         where = "Body" if route.body is not None else "Query"
         lines.append(wrapped(f"{where}: {taken}", "- ", "  "))
     if route.refusals:
-        noes = ", ".join(f"`{code}`" for code in route.refusals)
-        lines.append(wrapped(f"May be refused: {noes}", "- ", "  "))
+        said = ", ".join(f"`{code}`" for code in route.refusals)
+        lines.append(wrapped(f"May be refused: {said}", "- ", "  "))
     return "\n".join(lines) + "\n"
 
 

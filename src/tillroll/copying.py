@@ -90,6 +90,7 @@ def copy(
         CopyMismatch: The target has other histories than the source, or the source is damaged;
             what was copied before stays in the target, and the source stays in use, unless an
             earlier copy had marked it as moved.
+        StoreCorrupt: The source is so damaged that an account cannot be read; as above.
         InvalidInput: The two have different scales.
         StoreUnavailable, OutcomeUnknown: Copy again; it goes on where it was.
     """

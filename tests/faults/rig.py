@@ -15,9 +15,10 @@ import apsw
 import tillroll
 from tillroll.embedded import Ledger
 from tillroll.engine import Engine
+from tillroll.ledger.chain import encode_state
 from tillroll.ledger.types import HOUR
 from tillroll.stores.base import Store
-from tillroll.stores.sqlite import SqliteStore
+from tillroll.stores.sqlite import SqliteReader, SqliteStore
 from tillroll.testing.faulty_vfs import FaultyDisk
 
 START = 1_700_000_000_000_000
@@ -48,10 +49,14 @@ def dump(path: Path) -> Dump:
     connection = apsw.Connection(str(path))
     try:
         assert connection.execute("PRAGMA integrity_check").get == "ok"
-        return {
+        rows: Dump = {
             table: list(connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2"))  # noqa: S608
             for table in TABLES
         }
+        names = [(row[0], row[2]) for row in rows["tillroll_accounts"]]
+        found = SqliteReader(connection).accounts(names)  # rows, and entries on top
+        rows["tillroll_accounts"] = [(a.head, encode_state(a)) for a in found.values()]
+        return rows
     finally:
         connection.close()
 

@@ -12,9 +12,10 @@ from tillroll.embedded.opening import open_store
 from tillroll.engine import Engine
 from tillroll.ledger.book import Answer
 from tillroll.ledger.commands import account_id
-from tillroll.ledger.types import Account, Entry, Refusal
+from tillroll.ledger.types import Entry, Refusal
 from tillroll.ledger.verbs import Verbs
 from tillroll.queries import histories
+from tillroll.stores.base import Remembered
 from tillroll.stores.sqlite import SqliteReader, SqliteWriter
 from tillroll.testing.linearizability import Seen, problems
 
@@ -116,17 +117,17 @@ def test_threads_see_one_history_for_long(tmp_path: Path):
 
 
 def test_a_stale_read_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    kept: dict[bytes, Account] = {}
-    fresh = SqliteReader._account
+    kept: dict[bytes, Remembered] = {}
+    fresh = SqliteReader._remember
 
-    def stale(self: SqliteReader, owner: bytes, name: str) -> Account:
-        account = fresh(self, owner, name)
-        if isinstance(self, SqliteWriter) or account.seq % 5 == 0:
-            kept[owner] = account
-            return account
-        return kept.get(owner, account)
+    def stale(self: SqliteReader, owner: bytes, name: str) -> Remembered:
+        found = fresh(self, owner, name)
+        if isinstance(self, SqliteWriter) or found.account.seq % 5 == 0:
+            kept[owner] = found
+            return found
+        return kept.get(owner, found)
 
-    monkeypatch.setattr(SqliteReader, "_account", stale)
+    monkeypatch.setattr(SqliteReader, "_remember", stale)
     found = Recorder(tmp_path / "a.db", threads=4, rounds=60).run()
     assert any("though a newer one was known" in text for text in found)
 

@@ -269,3 +269,9 @@ def test_marked_up_texts_are_the_texts_they_hold(ledger: tillroll.Ledger):
 )
 def test_batch_items(ledger: tillroll.Ledger, item: dict[str, Any], status: str):
     assert [outcome.status for outcome in ledger.consume_many([item])] == [status]
+
+
+def test_metadata_may_hold_what_json_can(ledger: tillroll.Ledger):
+    held = {"nothing": None, "parts": [1.5, "x", {"deep": [None, True]}]}
+    ledger.grant("acme", 5, metadata=held, request_id="held")
+    assert ledger.explain("held")["metadata"] == held

@@ -102,6 +102,15 @@ def test_a_sealed_text_that_is_no_quote():
         quotes.read(secret, f"trq1.{body}.{quotes._seal(secret, body)}")
 
 
+def test_who_cannot_check_a_quote_reads_what_it_promises(ledger: tillroll.Ledger):
+    price(ledger, "2")
+    token = ledger.quote("acme", "image", meters={"images": 5}, lock_for="1h").token
+    claims = quotes.read_unsealed(token)
+    assert (claims.account, claims.operation, claims.ceiling) == ("acme", "image", 10_000_000)
+    with pytest.raises(tillroll.InvalidInput):
+        quotes.read_unsealed("no quote")
+
+
 def test_a_late_settlement_can_be_unpriced(ledger: tillroll.Ledger, clock: Clock):
     ledger.configure("acme", late_settlement=True)
     ledger.hold("acme", "image", units=5, request_id="h")

@@ -435,6 +435,10 @@ class TestExplain:
             "1 n x 1 / 3 = 0.333333333333...",
             "rounded half to even to 6 decimals: 0.333333",
         ]
+        assert self.explain(Price("x", rates={"n": flat(1, 3)}), {"n": 1})[1:] == [
+            "1 n x 1 / 3 = 0.333333333333...",
+            "rounded up to 6 decimals: 0.333334",
+        ]
 
     def test_no_price(self):
         lines = explain_price(book(SIZES), "image.edti", {}, account_ref="a", at=0)

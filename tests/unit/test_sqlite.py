@@ -1,12 +1,14 @@
 """What only SQLite has: plans of queries, triggers that keep what is written, columns."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import apsw
 import pytest
 
 import tillroll
+from tillroll.stores.base import TRAIL_MIN
 
 
 @pytest.fixture
@@ -57,3 +59,68 @@ def test_the_column_of_what_falls_due_follows_the_account(tmp_path: Path):
             assert ledger.store.check() == []
         ledger.consume("acme", units=1)
         assert ledger.store.check() == []
+
+
+def seq_in_row(path: Path) -> int:
+    connection = apsw.Connection(str(path))
+    seq: int = connection.execute("SELECT seq FROM tillroll_accounts").get
+    connection.close()
+    return seq
+
+
+def test_states_trail_while_an_account_is_at_work(tmp_path: Path):
+    path = tmp_path / "credits.db"
+    ledger = tillroll.open(path)
+    ledger.grant("acme", 1_000)
+    seen = set()
+    for used in range(1, 3 * TRAIL_MIN):
+        ledger.consume("acme", units=1)
+        seen.add(seq_in_row(path))
+        with tillroll.open(path) as other:  # which folds what the row lacks
+            assert other.balance("acme").used == used
+    assert len(seen) <= 3, "a row was written for each charge"
+    assert seq_in_row(path) < 3 * TRAIL_MIN
+    assert ledger.verify().ok
+    ledger.close()
+    assert seq_in_row(path) == 3 * TRAIL_MIN
+
+
+def test_another_writer_folds_what_the_row_lacks(tmp_path: Path):
+    path = tmp_path / "credits.db"
+    with tillroll.open(path) as one, tillroll.open(path) as other:
+        one.grant("acme", 10)
+        for turn in range(4):
+            assert one.consume("acme", units=1).available == 9 - 2 * turn
+            assert other.consume("acme", units=1).available == 8 - 2 * turn
+        assert other.verify().ok
+    assert seq_in_row(path) == 9
+
+
+def test_a_due_date_is_in_the_row_before_it_falls_due(tmp_path: Path):
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    with tillroll.open(tmp_path / "credits.db", clock=lambda: now) as ledger:
+        ledger.grant("acme", 100)
+        ledger.consume("acme", units=1)
+        ledger.hold("acme", units=5, expires_in="10m")
+        now += timedelta(minutes=11)
+        assert ledger.book_due() == 1
+        assert ledger.balance("acme").held == 0
+        ledger.hold("acme", units=5, request_id="h", expires_in="10m")
+        ledger.settle("acme", "h", units=1)
+        now += timedelta(minutes=11)
+        assert ledger.book_due() == 0, "the row named a time at which nothing was left to book"
+        assert ledger.store.check() == []
+
+
+def test_an_entry_that_is_missing_among_others_is_noticed(tmp_path: Path):
+    """Though its account's row trails, as in a file whose process was killed."""
+    path = tmp_path / "credits.db"
+    ledger = tillroll.open(path)
+    for name in ("acme", "zoe"):
+        ledger.grant(name, 10)
+        ledger.consume(name, units=1)
+    connection = apsw.Connection(str(path))
+    connection.execute("DROP TRIGGER tillroll_entries_keep")
+    connection.execute("DELETE FROM tillroll_entries WHERE rowid = 2")
+    connection.close()
+    assert any("1 entries are missing" in str(one["problem"]) for one in ledger.verify().problems)

@@ -72,6 +72,10 @@ def test_a_figure_of_any_size_is_no_decimal():
         parse_decimal(10**400)
 
 
+def test_a_whole_number_is_a_decimal():
+    assert parse_decimal(7) == Decimal(7)
+
+
 def test_zero_has_no_size():
     assert parse_decimal(Decimal("0E+99")) == 0
 

@@ -445,7 +445,7 @@ class Reads:
     # ------------------------------------------------------------ upkeep
 
     def book_due(self, limit: int = 1_000) -> int:
-        """Book what fell due on accounts that nobody touched; return how many accounts.
+        """Book what fell due on accounts that nobody touched; return on how many there was any.
 
         Correctness never needs it: every decision and every read sees what is due by itself. As
         the ledger's one regular job it also deletes refusals that are too old to be remembered,
@@ -461,7 +461,7 @@ class Reads:
                 advance_in(book, owner, max(at, book.accounts[owner].at))
             tx.append(self.project, book)
             tx.prune_refusals(at - REFUSAL_LIFE, limit)
-            return len(names)
+            return len({sealed.account_id for sealed in book.appended})
 
         return self._engine.perform(act)
 

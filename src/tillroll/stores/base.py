@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 from msgspec import Struct
 
 from tillroll.ledger.book import Book
-from tillroll.ledger.chain import decode_entry
+from tillroll.ledger.chain import decode_account, decode_entry
 from tillroll.ledger.core import REFUSAL_LIFE, missing_stories
-from tillroll.ledger.errors import SchemaMismatch, StoreBusy
+from tillroll.ledger.errors import SchemaMismatch, StoreBusy, StoreCorrupt
+from tillroll.ledger.fold import apply
 from tillroll.ledger.types import NEVER, Account, Entry, Refusal
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ BUSY_SECONDS = 10
 TRIES = 5  # of one batch, where another process was faster each time
 FORK_SECONDS = 10  # how long a fork waits for readers of the ledger in other threads
 CACHED_ACCOUNTS_MAX = 20_000  # about 3 kB each: 65 MB
+# Entries that may lie behind an account's stored state, at the least: so many are decoded and
+# folded in the time that a look-up of them takes.
+TRAIL_MIN = 16
+# One more for each so many bytes of the state, about what an entry has: writing states then costs
+# no more bytes than writing entries, however large a state grows.
+TRAIL_BYTES = 512
 
 
 class Retry(Exception):
@@ -49,6 +56,66 @@ class Retry(Exception):
 
 class CommitUncertain(Exception):
     """The database erred at the commit. Whether it took place must be looked up."""
+
+
+class Remembered(Struct, gc=False):
+    """An account as this process last saw it, and how its row stands.
+
+    Attributes:
+        account: The state, entries folded on top included.
+        seq: Where the state stands that is stored in the row; 0 where there is none.
+        due: What the row says falls due next; certain under the lock only.
+        trail: How many entries may lie behind the row before it is written anew.
+    """
+
+    account: Account
+    seq: int = 0
+    due: int = NEVER
+    trail: int = TRAIL_MIN
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the row has to be written, now that there are new entries."""
+        late = self.account.next_due_at < self.due
+        return self.seq == 0 or self.account.seq - self.seq >= self.trail or late
+
+    def is_early(self, at: int) -> bool:
+        """Return whether the row names a time that has passed, though nothing fell due then."""
+        return self.due <= at and self.due < self.account.next_due_at
+
+
+def trail_of(state: str) -> int:
+    """Return how many entries may lie behind a row with this state."""
+    return TRAIL_MIN + len(state) // TRAIL_BYTES
+
+
+def revived(seq: int, head: bytes, due: int, state: str) -> Remembered:
+    """Return an account as its row has it; what was added since is still to be folded on top."""
+    account = decode_account(state)
+    if account.seq != seq:
+        raise StoreCorrupt(
+            f"the row of account {account.account!r} and its state disagree (seq {seq} and "
+            f"{account.seq}): restore a backup; nothing was written"
+        )
+    account.head = head
+    return Remembered(account, seq, due, trail_of(state))
+
+
+def catch_up(account: Account, entry: Entry, hash_: bytes) -> None:
+    """Fold an entry that another process wrote."""
+    if entry.seq != account.seq + 1:
+        raise StoreCorrupt(
+            f"entry {account.seq + 1} of account {account.account!r} is missing: restore a backup; "
+            f"nothing was written"
+        )
+    try:
+        apply(account, entry)
+    except (AssertionError, KeyError) as error:
+        raise StoreCorrupt(
+            f"entry {entry.seq} of account {account.account!r} does not fit its history ({error}): "
+            f"tillroll verify tells more, a backup is to be restored; nothing was written"
+        ) from error
+    account.head = hash_
 
 
 class Stored(NamedTuple):

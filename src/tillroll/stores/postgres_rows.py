@@ -15,19 +15,16 @@ from collections import Counter
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from msgspec import Struct
 from psycopg.errors import InsufficientPrivilege
 
 from tillroll.ledger.chain import (
-    decode_account,
     decode_entry,
     decode_refusal,
     encode,
     encode_state,
 )
 from tillroll.ledger.due import next_due
-from tillroll.ledger.errors import StoreCorrupt, StoreReadOnly
-from tillroll.ledger.fold import apply
+from tillroll.ledger.errors import StoreReadOnly
 from tillroll.ledger.pricing import PriceBook, decode_version, encode_version
 from tillroll.ledger.types import NEVER, Account, Entry, Refusal
 from tillroll.stores.base import (
@@ -35,14 +32,18 @@ from tillroll.stores.base import (
     Key,
     Note,
     NoteKey,
+    Remembered,
     Remembrance,
     Repeats,
     Retry,
     Stored,
     Story,
+    catch_up,
     least,
     note_of,
     note_row,
+    revived,
+    trail_of,
 )
 
 if TYPE_CHECKING:
@@ -54,12 +55,6 @@ if TYPE_CHECKING:
 Statement = tuple[str, "Sequence[object]"]
 Rows = list[tuple[Any, ...]]
 
-# Entries that may lie behind an account's stored state, at the least: so many are decoded and
-# folded in the time that a look-up of them takes.
-TRAIL_MIN = 16
-# One more for each so many bytes of the state, about what an entry has: writing states then costs
-# no more bytes than writing entries, however large a state grows.
-TRAIL_BYTES = 512
 COPY_MIN = 5  # below, single rows are quicker: they go out together with the commit
 # Requests decided while the server writes what those before led to: enough for it to be busy.
 PART = 50
@@ -402,22 +397,6 @@ _NEEDLESS: dict[Way, tuple[str, ...]] = {
     "locks": ("share", "close"),
     "alone": ("share",),
 }
-
-
-class Remembered(Struct, gc=False):
-    """An account as this process last saw it, and how its row stands.
-
-    Attributes:
-        account: The state, entries folded on top included.
-        seq: Where the state stands that is stored in the row; 0 where there is none.
-        due: What the row says falls due next; certain under the lock only.
-        trail: How many entries may lie behind the row before it is written anew.
-    """
-
-    account: Account
-    seq: int = 0
-    due: int = NEVER
-    trail: int = TRAIL_MIN
 
 
 class PostgresReader:
@@ -765,10 +744,7 @@ class PostgresWriter(PostgresReader):
 
     def _is_behind(self, owner: bytes) -> bool:
         """Return whether the row of an account that got entries has to be written."""
-        known = self._states[owner]
-        behind = known.account.seq - known.seq
-        late = known.account.next_due_at < known.due
-        return known.seq == 0 or behind >= known.trail or late
+        return self._states[owner].is_behind
 
     def _is_early(self, owner: bytes, at: int) -> bool:
         """Return whether a row names a time that has passed, though nothing fell due then.
@@ -776,8 +752,7 @@ class PostgresWriter(PostgresReader):
         Raises:
             Doubt: It does, and somebody may append to the account meanwhile.
         """
-        known = self._states[owner]
-        early = known.due <= at and known.due < known.account.next_due_at
+        early = self._states[owner].is_early(at)
         if early and self._way != "alone":
             raise Doubt("what falls due may only be put off while nobody appends")
         return early
@@ -788,7 +763,7 @@ class PostgresWriter(PostgresReader):
         account = known.account
         state = encode_state(account).decode()
         known.seq, known.due = account.seq, account.next_due_at
-        known.trail = TRAIL_MIN + len(state) // TRAIL_BYTES
+        known.trail = trail_of(state)
         return (
             owner.hex(),
             project,
@@ -913,35 +888,16 @@ def _revive(
         if due is None:
             trails.append((owner, seq, head, state))
             continue
-        account = decode_account(state)
-        if account.seq != seq:
-            raise StoreCorrupt(
-                f"the row of account {account.account!r} and its state disagree (seq {seq} and "
-                f"{account.seq}): restore a backup; nothing was written"
-            )
-        account.head = head
-        trail = TRAIL_MIN + len(state) // TRAIL_BYTES
-        fresh[owner] = Remembered(account, seq, due, trail)
+        fresh[owner] = revived(seq, head, due, state)
     changed = set(fresh)
     for owner, _, hash_, body in sorted(trails):
         remembered = fresh.get(owner) or known[owner]
-        _catch_up(remembered.account, decode_entry(body), hash_)
+        catch_up(remembered.account, decode_entry(body), hash_)
         changed.add(owner)
     for owner in changed:
         account = (fresh.get(owner) or known[owner]).account
         account.next_due_at = next_due(account)
     return fresh
-
-
-def _catch_up(account: Account, entry: Entry, hash_: bytes) -> None:
-    """Fold an entry that another process wrote."""
-    if entry.seq != account.seq + 1:
-        raise StoreCorrupt(
-            f"entry {account.seq + 1} of account {account.account!r} is missing: restore a backup; "
-            f"nothing was written"
-        )
-    apply(account, entry)
-    account.head = hash_
 
 
 def _found(rows: Rows) -> dict[Key, Entry | Refusal]:

@@ -7,7 +7,8 @@ float. Through apsw, which carries a current SQLite: versions before 3.51.3 can 
 that two connections write at once (https://www.sqlite.org/wal.html#walresetbug).
 
 States of accounts written last are remembered; `PRAGMA data_version` tells when another
-connection has written, and then they are forgotten.
+connection has written, and then they are forgotten. A row's state trails behind its entries while
+the account is at work (decisions/0014), and is brought up to them when the ledger is closed.
 """
 
 from __future__ import annotations
@@ -57,16 +58,20 @@ from tillroll.stores.base import (
     Migrated,
     Note,
     NoteKey,
+    Remembered,
     Remembrance,
     Repeats,
     Retry,
     Stored,
     Story,
+    catch_up,
     least,
     migrations,
     note_of,
     note_row,
     pending,
+    revived,
+    trail_of,
 )
 
 if TYPE_CHECKING:
@@ -154,6 +159,21 @@ DELETE FROM tillroll_refusals WHERE (request_id, account_id) IN (
 _DROP_REPLAYS = """
 DELETE FROM tillroll_replays WHERE request_id = ?1 AND account_id = ?2
 AND NOT EXISTS (SELECT 1 FROM tillroll_entries WHERE request_id = ?1 AND account_id = ?2)
+"""
+_STATE = "SELECT seq, head, state FROM tillroll_accounts WHERE account_id = ?"
+# The row, and behind it what was added to the account since.
+_STATE_AND_TRAIL = """
+SELECT seq, head, next_due_at, state FROM tillroll_accounts WHERE account_id = ?1
+UNION ALL
+SELECT * FROM (
+    SELECT seq, hash, NULL, body FROM tillroll_entries
+    WHERE account_id = ?1 AND seq > (SELECT seq FROM tillroll_accounts WHERE account_id = ?1)
+    ORDER BY seq
+)
+"""
+# Rows are added one after the other and never deleted, so their numbers have no gap.
+_ENTRIES_GONE = """
+SELECT max(rowid) - min(rowid) + 1 - count(*) FROM tillroll_entries
 """
 _ORPHANS = """
 SELECT DISTINCT hex(account_id) FROM tillroll_entries
@@ -342,7 +362,7 @@ class SqliteStore:
         self._calm = threading.Condition()  # guards the two below; told when a reader leaves
         self._idle: list[Connection] = []
         self._lent: dict[Connection, int] = {}  # to the thread of that number
-        self._states: dict[bytes, Account] = {}
+        self._states: dict[bytes, Remembered] = {}
         self._prices: dict[str, PriceBook] = {}
         self._places: dict[Literal["moved_to"], str | None] = {}
         self._data_version = -1
@@ -657,9 +677,25 @@ class SqliteStore:
 
     def close(self) -> None:
         """Close every connection; the last one to leave a file checkpoints it."""
+        self._bring_rows_up()
         with self._calm:
             self._closed = True
             self._close_own()
+
+    def _bring_rows_up(self) -> None:
+        """Write the states that trail behind, so that a file at rest says the same twice.
+
+        Nothing depends on it: who cannot, because the disk is full or the file was taken away,
+        leaves states that the next one folds entries on top of.
+        """
+        trailing = [
+            (owner, known.account.account)
+            for owner, known in self._states.items()
+            if known.seq != known.account.seq
+        ]
+        if self._writer is not None and trailing:
+            with suppress(CommitUncertain, StoreUnavailable, apsw.Error), self.write() as tx:
+                tx.bring_rows_up(trailing)
 
 
 class _Writing:
@@ -682,7 +718,7 @@ class _Writing:
 class SqliteReader:
     """What may be read within one database transaction."""
 
-    states_trail = False
+    states_trail = True
 
     def __init__(self, connection: Connection) -> None:
         """Read through this connection."""
@@ -690,11 +726,18 @@ class SqliteReader:
 
     def accounts(self, wanted: Iterable[tuple[bytes, str]]) -> dict[bytes, Account]:
         """Return each account named by (account_id, name); an empty one where it is new."""
-        return {owner: self._account(owner, name) for owner, name in wanted}
+        return {owner: self._remember(owner, name).account for owner, name in wanted}
 
-    def _account(self, owner: bytes, name: str) -> Account:
-        row = self.stored_state(owner)
-        return Account(name) if row is None else _revive(*row)
+    def _remember(self, owner: bytes, name: str) -> Remembered:
+        """Return an account: its row, and folded on top what was added since."""
+        rows: list[Any] = self.connection.execute(_STATE_AND_TRAIL, (owner,)).fetchall()
+        if not rows:
+            return Remembered(Account(name))
+        found = revived(*rows[0])
+        for _, hash_, _, body in rows[1:]:
+            catch_up(found.account, decode_entry(body), hash_)
+        found.account.next_due_at = next_due(found.account)
+        return found
 
     def first_metadata(self, account_ids: Collection[bytes]) -> dict[bytes, int]:
         """Return where the metadata of each account begins."""
@@ -707,9 +750,7 @@ class SqliteReader:
 
     def stored_state(self, account_id: bytes) -> tuple[int, bytes, str] | None:
         """Return seq, chain head and state document as stored."""
-        row: tuple[int, bytes, str] | None = self.connection.execute(
-            "SELECT seq, head, state FROM tillroll_accounts WHERE account_id = ?", (account_id,)
-        ).get
+        row: tuple[int, bytes, str] | None = self.connection.execute(_STATE, (account_id,)).get
         return row
 
     def answers(self, keys: Sequence[Key]) -> dict[Key, Entry | Refusal]:
@@ -881,7 +922,7 @@ class SqliteWriter(SqliteReader):
     def __init__(
         self,
         connection: Connection,
-        states: dict[bytes, Account],
+        states: dict[bytes, Remembered],
         prices: dict[str, PriceBook],
         places: dict[Literal["moved_to"], str | None],
     ) -> None:
@@ -893,18 +934,18 @@ class SqliteWriter(SqliteReader):
         self._states = states
         self._prices = prices
         self._places = places
-        self._due: dict[bytes, int] = {}  # next_due_at as the rows have it
         self._counted = False  # whether this transaction's documents count in the version
 
     def accounts(self, wanted: Iterable[tuple[bytes, str]]) -> dict[bytes, Account]:
         """Return accounts, remembered ones first; nobody else has written since."""
         known = self._states
+        found = {}
         for owner, name in wanted:
-            account = known.get(owner)
-            if account is None:
-                account = known[owner] = self._account(owner, name)
-            self._due.setdefault(owner, account.next_due_at)
-        return known
+            remembered = known.get(owner)
+            if remembered is None:
+                remembered = known[owner] = self._remember(owner, name)
+            found[owner] = remembered.account
+        return found
 
     def prices(self, project: str) -> PriceBook:
         """Return the price book, remembered while nobody else has written."""
@@ -927,7 +968,9 @@ class SqliteWriter(SqliteReader):
         """Write what the book gathered."""
         if book.appended:
             self.connection.executemany(_ADD_ENTRY, [_entry_row(new) for new in book.appended])
-            self._write_accounts(project, book)
+        known = self._states
+        stale = [o for o in book.accounts if known[o].is_behind or known[o].is_early(book.at)]
+        self.write_states([(owner, project) for owner in stale if known[owner].account.seq])
         if book.refused:
             # A request refused twice in one batch (retry_refused) keeps the last refusal.
             last = {
@@ -945,25 +988,31 @@ class SqliteWriter(SqliteReader):
         if book.replayed:
             self._write(_COUNT_REPLAYS, [(name, owner, 1, at) for owner, name, at in book.replayed])
 
-    def _write_accounts(self, project: str, book: Book) -> None:
-        owners = dict.fromkeys([sealed.account_id for sealed in book.appended])
-        new = {sealed.account_id for sealed in book.appended if sealed.entry.seq == 1}
+    def write_states(self, stale: Sequence[tuple[bytes, str]]) -> None:
+        """Bring the rows of these accounts, each with its project, up to their entries."""
         rows: dict[str, list[tuple[object, ...]]] = {}
-        for owner in owners:
-            account = book.accounts[owner]
-            if owner in new:
+        for owner, project in stale:
+            remembered = self._states[owner]
+            if not remembered.seq:
                 sql = _ADD_ACCOUNT
-            elif account.next_due_at == self._due.get(owner):
+            elif remembered.account.next_due_at == remembered.due:
                 sql = _SET_ACCOUNT_AS_DUE
             else:
                 sql = _SET_ACCOUNT
-            self._due[owner] = account.next_due_at
-            rows.setdefault(sql, []).append(_account_row(owner, project, account))
+            rows.setdefault(sql, []).append(_account_row(owner, project, remembered))
         before = self.connection.total_changes()
         for sql, alike in rows.items():
             self.connection.executemany(sql, alike)
-        if self.connection.total_changes() - before != len(owners):
+        if self.connection.total_changes() - before != len(stale):
             raise StoreCorrupt("an account has entries but no row; nothing was written")
+
+    def bring_rows_up(self, wanted: Sequence[tuple[bytes, str]]) -> None:
+        """Write the states of these accounts where they trail behind their entries."""
+        self.accounts(wanted)
+        known = self._states
+        sql = "SELECT project FROM tillroll_accounts WHERE account_id = ?"
+        trailing = [owner for owner, _ in wanted if known[owner].seq != known[owner].account.seq]
+        self.write_states([(o, str(self.connection.execute(sql, (o,)).get)) for o in trailing])
 
     def _write(self, template: str, rows: Sequence[tuple[object, ...]]) -> None:
         for _ in _many(self.connection, template, rows):
@@ -1070,17 +1119,11 @@ def _library() -> ModuleType:
 
 def _contradictions(connection: Connection) -> Iterator[str]:
     """Yield what no refolding finds: rows without an owner, and columns that repeat it wrongly."""
+    if gone := connection.execute(_ENTRIES_GONE).get:
+        yield f"{gone} entries are missing between the first and the last one written"
     for (owner,) in connection.execute(_ORPHANS):
         yield f"account_id {owner} has entries but no account"
-    for owner, project, name, at, due, least_, state in connection.execute(_ACCOUNT_COLUMNS):
-        try:
-            account = decode_account(state)
-        except msgspec.MsgspecError as problem:
-            yield f"account {name!r}: its state cannot be read: {problem}"
-            continue
-        repeated = (account_id(project, name), name, account.at, next_due(account), least(account))
-        if repeated != (owner, account.account, at, due, least_):
-            yield f"account {name!r}: a column differs from its state"
+    yield from _bad_accounts(connection)
     for owner, project, name, request_id, at, body in connection.execute(_REFUSAL_COLUMNS):
         try:
             refusal = decode_refusal(body)
@@ -1099,6 +1142,18 @@ def _contradictions(connection: Connection) -> Iterator[str]:
         repeated_ = [version.digest, version.author, version.reason, version.applied_at]
         if version.number != number or repeated_ != told:
             yield f"price version {number} of {project!r}: a column differs from it"
+
+
+def _bad_accounts(connection: Connection) -> Iterator[str]:
+    for owner, project, name, at, due, least_, state in connection.execute(_ACCOUNT_COLUMNS):
+        try:
+            account = decode_account(state)
+        except msgspec.MsgspecError as problem:
+            yield f"account {name!r}: its state cannot be read: {problem}"
+            continue
+        repeated = (account_id(project, name), name, account.at, next_due(account), least(account))
+        if repeated != (owner, account.account, at, due, least_):
+            yield f"account {name!r}: a column differs from its state"
 
 
 def migrate(path: str, *, scale: int | None = None, plan: bool = False) -> Migrated:
@@ -1152,19 +1207,12 @@ def _dispose(connection: Connection) -> None:
         connection.close(True)  # noqa: FBT003 - apsw's own positional flag: force
 
 
-def _revive(seq: int, head: bytes, state: str) -> Account:
-    account = decode_account(state)
-    if account.seq != seq:
-        raise StoreCorrupt(
-            f"the row of account {account.account!r} and its state disagree (seq {seq} and "
-            f"{account.seq}): restore a backup; nothing was written"
-        )
-    account.head = head
-    account.next_due_at = next_due(account)
-    return account
-
-
-def _account_row(owner: bytes, project: str, account: Account) -> tuple[object, ...]:
+def _account_row(owner: bytes, project: str, remembered: Remembered) -> tuple[object, ...]:
+    """Return the row of an account as it has to be now, and note that it is."""
+    account = remembered.account
+    state = encode_state(account).decode()
+    remembered.seq, remembered.due = account.seq, account.next_due_at
+    remembered.trail = trail_of(state)
     return (
         owner,
         project,
@@ -1174,7 +1222,7 @@ def _account_row(owner: bytes, project: str, account: Account) -> tuple[object, 
         account.at,
         account.next_due_at,
         least(account),
-        encode_state(account).decode(),
+        state,
     )
 
 
