@@ -266,6 +266,41 @@ def entitlements(
     return list(holdings(state, store.scale, when))
 
 
+class Held(Struct, frozen=True):
+    """How many accounts hold a product on the terms of one version of the catalog.
+
+    Attributes:
+        section: pack, plan or pass.
+        name: Of the product.
+        version: Of the catalog that its terms are of.
+        accounts: How many.
+    """
+
+    section: str
+    name: str
+    version: int
+    accounts: int
+
+
+_SECTIONS = {"subscription": "plan", "time_pass": "pass", "usage_pack": "pack"}
+
+
+def holders(store: Store, project: str, *, at: int) -> list[Held]:
+    """Return how many accounts hold each product of the catalog, by the version of its terms."""
+    counts: dict[tuple[str, str, int], int] = {}
+    with store.read() as reader:
+        for name in _names(reader, project):
+            state = look(reader, project, name, at)
+            held = {
+                (_SECTIONS[str(one["kind"])], str(one["product"]), int(str(one["version"])))
+                for one in holdings(state, store.scale, at)
+                if one["kind"] in _SECTIONS and one["version"]
+            }
+            for key in held:
+                counts[key] = counts.get(key, 0) + 1
+    return [Held(*key, accounts) for key, accounts in sorted(counts.items())]
+
+
 def _as_of(
     reader: Reader, project: str, account: str, at: int, as_of: int | None
 ) -> tuple[Account, int]:

@@ -12,6 +12,19 @@ import pytest
 
 import tillroll
 from tillroll.ledger.pricing import Price, Rate
+from tillroll.ledger.products import (
+    UNLIMITED,
+    AlertTerms,
+    Allowance,
+    Coupon,
+    FeatureTerms,
+    Money,
+    Pack,
+    Pass,
+    Plan,
+    Products,
+)
+from tillroll.ledger.types import DAY
 from tillroll.testing.served import Served
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
@@ -19,6 +32,27 @@ PRICES = [
     Price(operation="image", rates={"images": Rate(units=Decimal("0.3333"))}),
     Price(operation="chat", rates={"tokens": Rate(units=Decimal(2), per=1_000)}, wallet="tokens"),
 ]
+PACK = Pack(Decimal(500), Money(Decimal("9.99"), "USD"), expires=30 * DAY)
+PRODUCTS = Products(
+    packs={"starter": PACK},
+    plans={
+        "pro": Plan(
+            grants=(Allowance(Decimal(1_000), rollover_max=Decimal("2.5")),),
+            features={"hd": True, "seats": 5},
+            trial=7 * DAY,
+        ),
+        "max": Plan(features={"hd": True, "seats": UNLIMITED, "4k": True}),
+    },
+    passes={"day": Pass(DAY, {"hd": True, "model": "5"})},
+    features={
+        "hd": FeatureTerms(),
+        "4k": FeatureTerms(),
+        "seats": FeatureTerms("limit", 1),
+        "model": FeatureTerms("config"),
+    },
+    coupons={"welcome": Coupon(Decimal(50), expires=DAY)},
+    alerts={"low": AlertTerms(below=Decimal("1.5")), "soon": AlertTerms(expiring=(30, 7, 1))},
+)
 
 
 def at_noon() -> datetime:
@@ -128,6 +162,61 @@ SCRIPT: list[Step] = [
         {"account": "a/b", "unit": 1, "request_id": "m4"},
     ]),
     step("consume_many", []),
+    step("access", "a/b", feature="hd"),
+    step("buy", "a/b", "starter", request_id="early"),
+    step("apply_prices", PRICES, author="ann", reason="a catalog", products=PRODUCTS),
+    step("apply_prices", PRICES, author="ann", reason="products stay"),
+    step("apply_prices", PRICES, author="ann", reason="bad", products=Products(packs={"X": PACK})),
+    step("prices"),
+    step("buy", "a/b", "starter", quantity=2, source="pay", tags={"t": "1"}, request_id="buy1"),
+    step("buy", "a/b", "starter", quantity=2, source="pay", tags={"t": "1"}, request_id="buy1"),
+    step("buy", "a/b", "day", request_id="buy2"),
+    step("buy", "a/b", "day", version=2, cost_basis="0.5", request_id="buy3"),
+    step("buy", "a/b", "nothing", request_id="buy4"),
+    step("buy", "a/b", "No Name", request_id="buy5"),
+    step("buy", "a/b", "starter", quantity=0, request_id="buy5"),
+    step("redeem", "a/b", "welcome", request_id="red1"),
+    step("redeem", "a/b", "welcome", request_id="red2"),
+    step("redeem", "a/b", "nothing", request_id="red3"),
+    step("consume", "a/b", units=1, feature="hd", request_id="with"),
+    step("consume", "a/b", units=1, feature="4k", request_id="without"),
+    step("hold", "a/b", units=1, feature="4k", request_id="without-2"),
+    step("subscribe", "a/b", "pro", request_id="sub1"),
+    step("subscribe", "a/b", "pro", name="second", trial=False, paid_until="never",
+         started_at=NOON - timedelta(days=40), ends_at=NOON + timedelta(days=40), request_id="sub2"),
+    step("subscribe", "a/b", "max", when="period_end", request_id="sub3"),
+    step("subscribe", "a/b", "max", when="tomorrow", request_id="sub4"),
+    step("subscribe", "a/b", "none", request_id="sub5"),
+    step("entitle", "a/b", "beta", request_id="ent1"),
+    step("entitle", "a/b", "deal", kind="subscription", features={"seats": 9, "m": "large"},
+         grants=[{"units": "2.5", "every": "week", "applies_to": ["image.*"]}],
+         trial_ends_at=NOON + timedelta(days=3), product="special", request_id="ent2"),
+    step("entitle", "a/b", "deal", grants=[{"unit": 1}], request_id="ent3"),
+    step("entitle", "a/b", "deal", features={"seats": -1}, request_id="ent4"),
+    step("entitle", "a/b", "hour", features={"hd": True}, lasts="1h", request_id="ent5"),
+    step("change_entitlement", "a/b", "subscription", status="past_due", request_id="ch1"),
+    step("change_entitlement", "a/b", "nobody's", status="paused", request_id="ch2"),
+    step("change_entitlement", "a/b", "deal", request_id="ch3"),
+    step("end_entitlement", "a/b", "deal", when="period_end", request_id="end1"),
+    step("end_entitlement", "a/b", "beta", request_id="end2"),
+    step("end_entitlement", "a/b", "beta", request_id="end3"),
+    step("stop_recurring", "a/b", "deal/credits", request_id="own"),
+    step("preview.buy", "a/b", "starter"),
+    step("preview.redeem", "a/b", "welcome"),
+    step("access", "a/b"),
+    step("access", "nobody"),
+    step("access", "a/b", feature="hd"),
+    step("access", "a/b", feature="4k"),
+    step("access", "a/b", "image", meters={"images": 3}, feature="seats", tags={"m": "ann"}),
+    step("access", "a/b", units=1_000_000, at=NOON),
+    step("access", "a/b", meters={"images": 3}),
+    step("access", "a/b", feature="hd", at=NOON - timedelta(days=1)),
+    step("entitlements", "a/b"),
+    step("entitlements", "nobody"),
+    step("entitlements", "a/b", at=NOON),
+    step("holdings"),
+    step("explain", "subscription", account="a/b"),
+    step("explain", "sub3"),
     step("freeze", "a/b", request_id="f"),
     step("consume", "a/b", units=1, request_id="frozen"),
     step("unfreeze", "a/b", request_id="uf"),
@@ -163,7 +252,9 @@ SCRIPT: list[Step] = [
     step("receipt", "a/b", "poor"),
     step("accounts"),
     step("entries", "a/b"),
+    step("access", "a/b", feature="hd"),
     step("close_account", "a/b", request_id="end"),
+    step("entitlements", "a/b"),
     step("consume", "a/b", units=1, request_id="ended"),
 ]  # fmt: skip
 MADE_UP = ("request_id", "written")  # ids that nobody gave differ, and are not compared

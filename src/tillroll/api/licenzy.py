@@ -6,12 +6,12 @@ missing. A subject is an account, a usage pack is a grant of the wallet `credits
 
 from __future__ import annotations
 
-import asyncio
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from tillroll.api.calls import Answer, Call, answered
 from tillroll.api.reads import Query
+from tillroll.ledger.entitlements import BRINGING
 from tillroll.ledger.errors import TillrollError
 from tillroll.wire import bodies, problems
 from tillroll.wire.answers import render
@@ -60,24 +60,36 @@ async def consume(call: Call) -> Answer:
 
 
 async def check(call: Call) -> Answer:
-    """Say whether a subject has access now."""
+    """Say whether a subject has access now; who asks about something in particular hears why."""
     asked = call.parse(bodies.LicenzySubject)
     call.check_open(asked.subject_ref)
-    found = await asyncio.to_thread(call.tenant.reads.balance, asked.subject_ref)
-    return answered({"subject_ref": asked.subject_ref, "allowed": _has_access(found)})
+    given = bodies.arguments(asked)
+    subject = given.pop("subject_ref")
+    found = await call.tenant.ledger.access(subject, **given)
+    answer = {"subject_ref": subject, "allowed": found.allowed}
+    if given:
+        shown = found.to_dict()
+        answer |= {name: shown[name] for name in _WHY}
+    return answered(answer)
+
+
+_WHY = ("reason", "message", "value", "tightest", "ends_at", "ways_out")
 
 
 async def access(call: Call) -> Answer:
     """Say what a subject has, and whether that is access."""
     call.query(Query)
-    call.check_open(call.params[0])
-    found = await asyncio.to_thread(call.tenant.reads.balance, call.params[0])
+    subject = call.params[0]
+    call.check_open(subject)
+    found = await call.tenant.ledger.access(subject)
+    balance = await call.tenant.ledger.balance(subject)
+    inactive = balance.status if balance.status != "open" else "inactive"
     return answered(
         {
-            "subject_ref": found.account,
-            "has_access": _has_access(found),
-            "status": _status(found),
-            "entitlements": _entitlements(found),
+            "subject_ref": subject,
+            "has_access": found.allowed,
+            "status": "active" if found.allowed else inactive,
+            "entitlements": await _entitlements(call, balance),
         }
     )
 
@@ -85,33 +97,41 @@ async def access(call: Call) -> Answer:
 async def entitlements(call: Call) -> Answer:
     """List what a subject has."""
     call.query(Query)
-    call.check_open(call.params[0])
-    found = await asyncio.to_thread(call.tenant.reads.balance, call.params[0])
-    return answered({"subject_ref": found.account, "entitlements": _entitlements(found)})
+    subject = call.params[0]
+    call.check_open(subject)
+    balance = await call.tenant.ledger.balance(subject)
+    return answered({"subject_ref": subject, "entitlements": await _entitlements(call, balance)})
 
 
-def _has_access(found: Balance) -> bool:
-    return found.status == "open" and found.spendable > 0
-
-
-def _status(found: Balance) -> str:
-    if found.status != "open":
-        return found.status
-    return "active" if found.spendable > 0 else "inactive"
-
-
-def _entitlements(found: Balance) -> list[dict[str, Any]]:
-    return [
+async def _entitlements(call: Call, balance: Balance) -> list[dict[str, Any]]:
+    """Return subscriptions, time passes and features, then every grant as a usage pack."""
+    is_open = balance.status == "open"
+    held = await call.tenant.ledger.entitlements(balance.account)
+    rights: list[dict[str, Any]] = [
+        {
+            "kind": one["kind"],
+            "status": one["status"],
+            "available": is_open and one["status"] in BRINGING,
+            "expires_at": one["ends_at"],
+            "entitlement_id": one["name"],
+            **({} if one["product"] is None else {"product_code": one["product"]}),
+        }
+        for one in held
+        if one["kind"] != "usage_pack"
+    ]
+    sold = {one["name"]: one["product"] for one in held if one["kind"] == "usage_pack"}
+    return rights + [
         {
             "kind": "usage_pack",
             "status": "active" if _usable(grant) else "inactive",
-            "available": found.status == "open" and _usable(grant),
+            "available": is_open and _usable(grant),
             "usage_total": _number(Decimal(grant["units"])),
             "usage_remaining": _number(Decimal(grant["remaining"])),
             "expires_at": grant["expires_at"],
             "entitlement_id": grant["id"],
+            **({"product_code": sold[grant["id"]]} if grant["id"] in sold else {}),
         }
-        for grant in found.grants
+        for grant in balance.grants
     ]
 
 

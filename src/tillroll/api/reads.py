@@ -13,6 +13,7 @@ from tillroll.api.calls import Answer, Call, answered
 from tillroll.ledger.calendar import show_instant
 from tillroll.ledger.errors import InvalidInput, NotFound
 from tillroll.ledger.pricing import Price
+from tillroll.ledger.products import Products
 from tillroll.wire import bodies
 from tillroll.wire.bodies import Id, When
 
@@ -47,6 +48,12 @@ class WalletQuery(Query, kw_only=True, forbid_unknown_fields=True):
     """Which wallet."""
 
     wallet: Id = "credits"
+
+
+class EntitlementsQuery(Query, kw_only=True, forbid_unknown_fields=True):
+    """As of when."""
+
+    at: When | None = None
 
 
 class StatementQuery(Query, kw_only=True, forbid_unknown_fields=True):
@@ -224,6 +231,27 @@ async def quote(call: Call) -> Answer:
     return answered(found.to_dict())
 
 
+async def access(call: Call) -> Answer:
+    """Return whether an account may do something, why, until when, and what would help."""
+    given = bodies.arguments(call.parse(bodies.AccessTo))
+    found = await call.tenant.ledger.access(call.account, **given)
+    return answered(found.to_dict())
+
+
+async def entitlements(call: Call) -> Answer:
+    """Return all that an account may use, now or as of another time."""
+    asked = call.query(EntitlementsQuery)
+    found = await call.tenant.ledger.entitlements(call.account, at=asked.at)
+    return answered({"account": call.account, "entitlements": found})
+
+
+async def holdings(call: Call) -> Answer:
+    """Return how many accounts hold each product, by the version of the catalog; reads them all."""
+    call.query(Query)
+    found = await call.tenant.ledger.holdings()
+    return answered({"holdings": [msgspec.to_builtins(one) for one in found]})
+
+
 async def prices(call: Call) -> Answer:
     """Return every version of the price book."""
     call.query(Query)
@@ -240,6 +268,7 @@ async def apply_prices(call: Call) -> Answer:
     version = await call.tenant.ledger.apply_prices(
         _rules(given.prices),
         overrides={name: _rules(rules) for name, rules in overrides.items()},
+        products=_products(given.products),
         author=given.author,
         reason=given.reason,
     )
@@ -253,9 +282,20 @@ def _rules(rules: Sequence[dict[str, Any]]) -> list[Price]:
         raise InvalidInput(f"prices: {problem}") from None
 
 
+def _products(given: dict[str, Any] | msgspec.UnsetType) -> Products | None:
+    if isinstance(given, msgspec.UnsetType):
+        return None
+    try:
+        return msgspec.convert(given, Products)
+    except msgspec.ValidationError as problem:
+        raise InvalidInput(f"products: {problem}") from None
+
+
 def version_of(version: PriceVersion) -> dict[str, object]:
-    """Return a price version as plain values."""
+    """Return a price version as plain values; one without products says nothing of them."""
     shown: dict[str, object] = msgspec.to_builtins(version)
+    if not version.products:
+        del shown["products"]
     shown["version"] = shown.pop("number")
     shown["applied_at"] = show_instant(version.applied_at)
     return shown

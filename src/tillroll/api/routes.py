@@ -19,15 +19,24 @@ PRICES_BODY_MAX = 1024 * KIB
 
 # The refusals that a kind of request may meet, in their order of precedence.
 STATUS = ("account_frozen", "account_closed")
-WORK = (*STATUS, "unpriced", "quote_expired", "budget_exceeded", "insufficient_units")
+WORK = (
+    *STATUS,
+    "not_entitled",
+    "unpriced",
+    "quote_expired",
+    "budget_exceeded",
+    "insufficient_units",
+)
 IN_FLIGHT = ("hold_not_found", "hold_finalized", "hold_expired")
 SETTLING = (*STATUS, "unpriced", *IN_FLIGHT, "settle_exceeds_hold", "insufficient_units")
+ENDING = ("account_closed", "entitlement_not_found")
 
 
 ACCOUNT = "/v1/accounts/{account}"
 HOLD = ACCOUNT + "/holds/{hold_id}"
 BUDGET = ACCOUNT + "/budgets/{name}"
 RECURRING = ACCOUNT + "/recurring/{name}"
+ENTITLEMENT = ACCOUNT + "/entitlements/{name}"
 KEY = "/v1/keys/{key_id}"
 
 # Where the name of the handler is not the name of the operation.
@@ -55,6 +64,15 @@ _WRITES: tuple[tuple[str, str, str, type[msgspec.Struct], str, tuple[str, ...], 
         *("adjust", "POST", ACCOUNT + "/adjustments", b.Adjust, "admin"),
         *(("account_closed", "insufficient_units"), True),
     ),
+    ("buy", "POST", ACCOUNT + "/purchases", b.Buy, "grant", STATUS[1:], True),
+    (
+        *("redeem", "POST", ACCOUNT + "/redemptions", b.Redeem, "grant"),
+        *(("account_closed", "coupon_used"), True),
+    ),
+    ("subscribe", "POST", ACCOUNT + "/subscriptions", b.Subscribe, "grant", STATUS[1:], False),
+    ("entitle", "PUT", ENTITLEMENT, b.Entitle, "grant", STATUS[1:], False),
+    ("change_entitlement", "PATCH", ENTITLEMENT, b.Standing, "grant", ENDING, False),
+    ("end_entitlement", "DELETE", ENTITLEMENT, b.EndEntitlement, "grant", ENDING, False),
     ("freeze", "POST", ACCOUNT + "/freeze", b.Write, "admin", ("account_closed",), False),
     ("unfreeze", "POST", ACCOUNT + "/unfreeze", b.Write, "admin", ("account_closed",), False),
     ("close_account", "POST", ACCOUNT + "/close", b.Write, "admin", ("account_closed",), False),
@@ -134,6 +152,8 @@ def _reads() -> Iterator[Route]:
         ("/v1/verify", r.verify, r.Query, a.Verification, True),
         (HOLD, r.hold, r.Query, a.HoldState, False),
         ("/v1/prices", r.prices, r.Query, a.Prices, False),
+        (ACCOUNT + "/entitlements", r.entitlements, r.EntitlementsQuery, a.Entitlements, False),
+        ("/v1/holdings", r.holdings, r.Query, a.Holdings, True),
     ):
         name = handler.__name__ + ("_of_all" if handler in (r.usage, r.verify) and whole else "")
         yield Route(
@@ -159,6 +179,17 @@ def _reads() -> Iterator[Route]:
         body=b.QuoteFor,
         scopes=frozenset({"read", "consume"}),
         refusals=("unpriced",),
+    )
+    yield Route(
+        method="POST",
+        path=ACCOUNT + "/access",
+        handler=reads.access,
+        answer=a.Access,
+        name="access",
+        summary=_first(reads.access),
+        group="Reads",
+        body=b.AccessTo,
+        scopes=frozenset({"read", "consume"}),
     )
     yield Route(
         method="GET",

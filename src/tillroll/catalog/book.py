@@ -8,18 +8,34 @@ Source: docs/reference/price-book.md
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
 
+from tillroll.catalog.products import (
+    CHOICES,
+    TABLES,
+    AlertTable,
+    Amount,
+    CouponTable,
+    FeatureTable,
+    GrantTable,
+    MoneyTable,
+    PackTable,
+    PassTable,
+    PlanTable,
+    says,
+    tables,
+    terms_of,
+)
+from tillroll.catalog.writing import amount, bare, quoted, set_fields, table_lines
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.pricing import (
     NAME_RULE,
@@ -32,21 +48,26 @@ from tillroll.ledger.pricing import (
     clashes_among,
     content_digest,
     is_name,
-    plain,
     problems_of,
     utc_text,
 )
+from tillroll.ledger.products import NOTHING, SECTIONS, Products, problems_of_products
 
 __all__ = ["InvalidPriceBook", "PriceFile", "dump", "load", "parse", "schema", "template"]
 
 FILE_NAME = "tillroll.toml"
 BYTES_MAX = 4 * 1024 * 1024  # 10,000 rules of about 400 bytes
 RULES_MAX = 10_000
-LINE_MAX = 100  # longer tables are written over several lines
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _TOML_PLACE = re.compile(r"^(.*) \(at line (\d+), column (\d+)\)$", re.DOTALL)
+_NAMED = re.compile(
+    r"^[ \t]*\[[ \t]*(pack|plan|pass|feature|coupon|alert)[ \t]*\.[ \t]*([^\]\n]+?)[ \t]*\]",
+    re.MULTILINE,
+)
+_LISTS = ("price", "override")
 _HEADER = re.compile(r"^\s*\[\[\s*(price|override)\s*\]\]", re.MULTILINE)
 
 
@@ -65,26 +86,21 @@ class InvalidPriceBook(InvalidInput):
 
 
 class PriceFile(msgspec.Struct, frozen=True):
-    """The content of a price book file: rules, and rules of single accounts."""
+    """The content of the file: rules, rules of single accounts, and what is sold beside."""
 
     prices: tuple[Price, ...] = ()
     overrides: Mapping[str, tuple[Price, ...]] = {}
+    products: Products = NOTHING
 
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the content, as `PriceVersion.digest` would be."""
-        return content_digest(self.prices, self.overrides)
+        return content_digest(self.prices, self.overrides, self.products)
 
 
 # --- the shape of the file -------------------------------------------------------------------
 
-# Integers may stand bare in TOML; everything with a point is quoted, since floats are not exact.
-Amount: TypeAlias = int | Decimal
 Instant: TypeAlias = Annotated[datetime, Meta(tz=True)]
-
-
-def _says(text: str) -> Meta:
-    return Meta(description=text)
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -94,9 +110,9 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class TierTable(_Table, frozen=True, kw_only=True):
     """One step of a tiered rate."""
 
-    units: Annotated[Amount, _says("Units for `per` of the meter while in this tier.")]
+    units: Annotated[Amount, says("Units for `per` of the meter while in this tier.")]
     up_to: Annotated[
-        int | None, _says("The last quantity in this tier; left out in the last tier only.")
+        int | None, says("The last quantity in this tier; left out in the last tier only.")
     ] = None
 
 
@@ -105,63 +121,71 @@ class RateTable(_Table, frozen=True, kw_only=True):
 
     units: Annotated[
         Amount | dict[str, Amount] | None,
-        _says("Units for `per` of the meter; with `by`, a table, one amount a value."),
+        says("Units for `per` of the meter; with `by`, a table, one amount a value."),
     ] = None
-    per: Annotated[int, _says("How many of the meter the units are for.")] = 1
-    by: Annotated[str | None, _says("The attribute of the request that chooses the amount.")] = None
-    tiers: Annotated[list[TierTable], _says("Steps in ascending order of `up_to`.")] = []
+    per: Annotated[int, says("How many of the meter the units are for.")] = 1
+    by: Annotated[str | None, says("The attribute of the request that chooses the amount.")] = None
+    tiers: Annotated[list[TierTable], says("Steps in ascending order of `up_to`.")] = []
     mode: Annotated[
         TierMode,
-        _says("graduated: each part pays its own tier; volume: all the tier reached."),
+        says("graduated: each part pays its own tier; volume: all the tier reached."),
     ] = "graduated"
     tiers_by: Annotated[
-        list[str], _says("Volume only: the reported meters whose sum picks the tier.")
+        list[str], says("Volume only: the reported meters whose sum picks the tier.")
     ] = []
     within: Annotated[
-        str | None, _says("The meter that already counts this one; it is subtracted there.")
+        str | None, says("The meter that already counts this one; it is subtracted there.")
     ] = None
 
 
 class PriceTable(_Table, frozen=True, kw_only=True):
     """One rule of the price book."""
 
-    operation: Annotated[str, _says("Exact name of the operation, or a pattern such as `llm.*`.")]
-    model: Annotated[str | None, _says("Exact model, or a pattern such as `gpt-5*`.")] = None
-    wallet: Annotated[str, _says("The wallet that pays.")] = "credits"
-    per_request: Annotated[Amount, _says("Units for each request, whatever its meters.")] = 0
+    operation: Annotated[str, says("Exact name of the operation, or a pattern such as `llm.*`.")]
+    model: Annotated[str | None, says("Exact model, or a pattern such as `gpt-5*`.")] = None
+    wallet: Annotated[str, says("The wallet that pays.")] = "credits"
+    per_request: Annotated[Amount, says("Units for each request, whatever its meters.")] = 0
     rates: Annotated[
-        dict[str, RateTable], _says("Meter to rate; meters not named here are refused.")
+        dict[str, RateTable], says("Meter to rate; meters not named here are refused.")
     ] = {}
-    minimum: Annotated[Amount | None, _says("The least that a request costs, in units.")] = None
-    maximum: Annotated[Amount | None, _says("The most that a request costs, in units.")] = None
-    rounding: Annotated[Rounding, _says("Once per request: up, half_even, or carry the rest.")] = (
+    minimum: Annotated[Amount | None, says("The least that a request costs, in units.")] = None
+    maximum: Annotated[Amount | None, says("The most that a request costs, in units.")] = None
+    rounding: Annotated[Rounding, says("Once per request: up, half_even, or carry the rest.")] = (
         "up"
     )
-    valid_from: Annotated[Instant | None, _says("From when the rule holds, inclusive.")] = None
-    valid_to: Annotated[Instant | None, _says("Until when the rule holds, exclusive.")] = None
+    valid_from: Annotated[Instant | None, says("From when the rule holds, inclusive.")] = None
+    valid_to: Annotated[Instant | None, says("Until when the rule holds, exclusive.")] = None
     cached_within_input: Annotated[
-        bool, _says("input_tokens as reported includes cached_tokens and cache_write_tokens.")
+        bool, says("input_tokens as reported includes cached_tokens and cache_write_tokens.")
     ] = False
     reasoning_within_output: Annotated[
-        bool, _says("output_tokens as reported includes reasoning_tokens.")
+        bool, says("output_tokens as reported includes reasoning_tokens.")
     ] = False
     maximum_meters: Annotated[
-        dict[str, int], _says("What a hold assumes of a meter not known beforehand.")
+        dict[str, int], says("What a hold assumes of a meter not known beforehand.")
     ] = {}
-    source: Annotated[str, _says("Where the figures come from.")] = ""
+    source: Annotated[str, says("Where the figures come from.")] = ""
 
 
 class OverrideTable(PriceTable, frozen=True, kw_only=True):
     """A rule for one account, tried before the others."""
 
-    account: Annotated[str, _says("Your own id of the account.")]
+    account: Annotated[str, says("Your own id of the account.")]
 
 
 class BookTable(_Table, frozen=True, kw_only=True):
     """The whole file."""
 
-    price: Annotated[list[PriceTable], _says("The rules.")] = []
-    override: Annotated[list[OverrideTable], _says("Rules of single accounts, tried first.")] = []
+    price: Annotated[list[PriceTable], says("The rules.")] = []
+    override: Annotated[list[OverrideTable], says("Rules of single accounts, tried first.")] = []
+    pack: Annotated[dict[str, PackTable], says("Units that are bought once.")] = {}
+    plan: Annotated[dict[str, PlanTable], says("What subscriptions bring.")] = {}
+    pass_: Annotated[dict[str, PassTable], says("Features for a time.")] = msgspec.field(
+        name="pass", default_factory=dict
+    )
+    feature: Annotated[dict[str, FeatureTable], says("What plans and passes may bring.")] = {}
+    coupon: Annotated[dict[str, CouponTable], says("Units for who knows the name.")] = {}
+    alert: Annotated[dict[str, AlertTable], says("When to tell about a wallet.")] = {}
 
 
 # --- reading ---------------------------------------------------------------------------------
@@ -207,8 +231,10 @@ def parse(text: str, *, name: str = FILE_NAME) -> PriceFile:
     """
     document = _toml(text, name)
     for key in document:
-        if key not in BookTable.__struct_fields__:
-            known = ", ".join(f"[[{field}]]" for field in BookTable.__struct_fields__)
+        if key not in (*_LISTS, *TABLES):
+            known = ", ".join(
+                [*(f"[[{table}]]" for table in _LISTS), *(f"[{table}.NAME]" for table in TABLES)]
+            )
             raise InvalidPriceBook(name, f"unknown table or field {key!r}; known are {known}")
     places = _places(text, document, name)
     prices: list[Price] = []
@@ -217,7 +243,7 @@ def parse(text: str, *, name: str = FILE_NAME) -> PriceFile:
     for key, table, place in places:
         raw: object = table
         _refuse_floats(raw, place)
-        row = _decoded(raw, PriceTable if key == "price" else OverrideTable, place)
+        row: PriceTable = _decoded(raw, PriceTable if key == "price" else OverrideTable, place)
         account = row.account if isinstance(row, OverrideTable) else None
         price = _price(row)
         problems = problems_of(price)
@@ -232,7 +258,41 @@ def parse(text: str, *, name: str = FILE_NAME) -> PriceFile:
         for earlier, later, problem in clashes_among(rules):
             told = f"{problem}; the other is {where[ref, earlier]}"
             raise InvalidPriceBook(where[ref, later], told)
-    return PriceFile(tuple(prices), {ref: tuple(rules) for ref, rules in overrides.items()})
+    own_rules = {ref: tuple(rules) for ref, rules in overrides.items()}
+    return PriceFile(tuple(prices), own_rules, _products(text, document, name))
+
+
+def _products(text: str, document: Mapping[str, Any], name: str) -> Products:
+    """Read what is sold: every table by itself, then all of them together."""
+    lines = {
+        (found.group(1), found.group(2).strip("\"'")): text.count("\n", 0, found.start(1)) + 1
+        for found in _NAMED.finditer(text)
+    }
+
+    def place(section: str, product: str) -> str:
+        line = lines.get((section, product))
+        return f"{name if line is None else f'{name}:{line}'}: [{section}.{product}]"
+
+    read: dict[str, dict[str, Any]] = {}  # Any: the terms of the section's own kind
+    for section, kind in TABLES.items():
+        named = document.get(section, {})
+        if not isinstance(named, Mapping):
+            problem = f"{section} must be written [{section}.NAME], with one bracket and a name"
+            raise InvalidPriceBook(name, problem)
+        for product, table in named.items():
+            raw: object = table
+            at = place(section, product)
+            _refuse_floats(raw, at)
+            try:
+                read.setdefault(section, {})[product] = terms_of(_decoded(raw, kind, at))
+            except InvalidPriceBook:
+                raise
+            except InvalidInput as error:
+                raise InvalidPriceBook(at, str(error)) from error
+    products = Products(**{field: read.get(section, {}) for field, section in SECTIONS.items()})
+    for section, product, problem in problems_of_products(products):
+        raise InvalidPriceBook(place(section, product), problem)
+    return products
 
 
 def _toml(text: str, name: str) -> dict[str, Any]:  # TOML: any value
@@ -258,7 +318,7 @@ def _places(text: str, document: Mapping[str, Any], name: str) -> list[tuple[str
         start = header.start() + len(header.group()) - len(header.group().lstrip())
         lines[header.group(1)].append(text.count("\n", 0, start) + 1)
     found: list[tuple[str, object, str]] = []
-    for key in BookTable.__struct_fields__:
+    for key in _LISTS:
         tables = document.get(key, [])
         if not isinstance(tables, list):
             raise InvalidPriceBook(name, f"{key} must be written [[{key}]], with two brackets")
@@ -297,9 +357,7 @@ def _refuse_floats(value: object, place: str, path: str = "") -> None:
             _refuse_floats(item, place, f"{path}[{i}]")
 
 
-def _decoded(
-    raw: object, kind: type[PriceTable | OverrideTable], place: str
-) -> PriceTable | OverrideTable:
+def _decoded(raw: object, kind: type[T], place: str) -> T:
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
@@ -313,15 +371,17 @@ _SAYINGS = (
     ("required field", "field"),
     (" - at `$.", " at `"),
 )
-_CHOICES = {"rounding": ROUNDINGS, "mode": ("graduated", "volume")}
+_CHOICES = {"rounding": ROUNDINGS, "mode": ("graduated", "volume"), **CHOICES}
 
 
-def _told(problem: str, kind: type[PriceTable | OverrideTable]) -> str:
+def _told(problem: str, kind: type[msgspec.Struct]) -> str:
     for theirs, ours in _SAYINGS:
         problem = problem.replace(theirs, ours)
     if "unknown field" in problem:
         fields = RateTable.__struct_fields__ if "rates[...]`" in problem else None
         fields = TierTable.__struct_fields__ if ".tiers[" in problem else fields
+        fields = GrantTable.__struct_fields__ if "`grants[" in problem else fields
+        fields = MoneyTable.__struct_fields__ if "`price`" in problem else fields
         fields = kind.__struct_fields__ if " at `" not in problem else fields
         return problem if fields is None else f"{problem}; known fields: {', '.join(fields)}"
     for field, choices in _CHOICES.items():
@@ -375,7 +435,7 @@ def schema() -> dict[str, Any]:  # a JSON document
     body = msgspec.json.schema(BookTable)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "tillroll price book",
+        "title": "tillroll price book and catalog",
         **body,
     }
 
@@ -383,95 +443,73 @@ def schema() -> dict[str, Any]:  # a JSON document
 # --- writing ---------------------------------------------------------------------------------
 
 
-def dump(prices: Sequence[Price], overrides: Mapping[str, Sequence[Price]] | None = None) -> str:
-    """Write rules as TOML that `parse` reads back to the same rules.
+def dump(
+    prices: Sequence[Price],
+    overrides: Mapping[str, Sequence[Price]] | None = None,
+    products: Products = NOTHING,
+) -> str:
+    """Write rules and products as TOML that `parse` reads back to the same.
 
     Fields that have their default are left out, fields stand in one order, and long tables are
     broken over several lines: a change of one figure is a change of one line.
     """
-    tables = ["\n".join(["[[price]]", *_price_lines(price)]) for price in prices]
+    written = ["\n".join(["[[price]]", *_price_lines(price)]) for price in prices]
     for account, rules in (overrides or {}).items():
-        head = ["[[override]]", f"account = {_text(account)}"]
-        tables += ["\n".join([*head, *_price_lines(price)]) for price in rules]
-    return "\n\n".join(tables) + "\n" if tables else ""
+        head = ["[[override]]", f"account = {quoted(account)}"]
+        written += ["\n".join([*head, *_price_lines(price)]) for price in rules]
+    written += tables(products)
+    return "\n\n".join(written) + "\n" if written else ""
 
 
 def _price_lines(price: Price) -> list[str]:
-    maxima = [(_key(meter), f"{most:_}") for meter, most in price.maximum_meters.items()]
-    lines = [f"operation = {_text(price.operation)}"]
-    lines += _set(
-        ("model", price.model, None, _text),
-        ("wallet", price.wallet, "credits", _text),
-        ("per_request", price.per_request, 0, _amount),
-        ("minimum", price.minimum, None, _amount),
-        ("maximum", price.maximum, None, _amount),
-        ("rounding", price.rounding, "up", _text),
+    maxima = [(bare(meter), f"{most:_}") for meter, most in price.maximum_meters.items()]
+    lines = [f"operation = {quoted(price.operation)}"]
+    lines += set_fields(
+        ("model", price.model, None, quoted),
+        ("wallet", price.wallet, "credits", quoted),
+        ("per_request", price.per_request, 0, amount),
+        ("minimum", price.minimum, None, amount),
+        ("maximum", price.maximum, None, amount),
+        ("rounding", price.rounding, "up", quoted),
         ("valid_from", price.valid_from, None, utc_text),
         ("valid_to", price.valid_to, None, utc_text),
         ("cached_within_input", price.cached_within_input, False, lambda _: "true"),
         ("reasoning_within_output", price.reasoning_within_output, False, lambda _: "true"),
     )
     for meter, rate in price.rates.items():
-        lines += _rate_lines(f"rates.{_key(meter)}", rate)
+        lines += _rate_lines(f"rates.{bare(meter)}", rate)
     if maxima:
-        lines += _table_lines("maximum_meters", maxima)
-    return lines + _set(("source", price.source, "", _text))
-
-
-# Any: each writer takes its own field's type.
-def _set(*fields: tuple[str, Any, Any, Callable[[Any], str]]) -> list[str]:
-    """Write the fields that do not have their default."""
-    return [f"{name} = {write(v)}" for name, v, default, write in fields if v != default]
+        lines += table_lines("maximum_meters", maxima)
+    return lines + set_fields(("source", price.source, "", quoted))
 
 
 def _rate_lines(name: str, rate: Rate) -> list[str]:
     pairs: list[tuple[str, str]] = []
     if rate.by is not None:
-        pairs.append(("by", _text(rate.by)))
+        pairs.append(("by", quoted(rate.by)))
     if isinstance(rate.units, Decimal):
-        pairs.append(("units", _amount(rate.units)))
+        pairs.append(("units", amount(rate.units)))
     elif rate.units is not None:
-        chosen = ", ".join(f"{_key(value)} = {_amount(u)}" for value, u in rate.units.items())
+        chosen = ", ".join(f"{bare(value)} = {amount(u)}" for value, u in rate.units.items())
         pairs.append(("units", f"{{ {chosen} }}"))
     if rate.per != 1:
         pairs.append(("per", f"{rate.per:_}"))
     if rate.mode != "graduated":
-        pairs.append(("mode", _text(rate.mode)))
+        pairs.append(("mode", quoted(rate.mode)))
     if rate.tiers_by:
-        pairs.append(("tiers_by", f"[{', '.join(_text(meter) for meter in rate.tiers_by)}]"))
+        pairs.append(("tiers_by", f"[{', '.join(quoted(meter) for meter in rate.tiers_by)}]"))
     if rate.within is not None:
-        pairs.append(("within", _text(rate.within)))
+        pairs.append(("within", quoted(rate.within)))
     if rate.tiers:
         # One tier a line: tiers are what reviewers compare.
         rows = [_tier(tier) for tier in rate.tiers]
         pairs.append(("tiers", "[\n" + "".join(f"  {row},\n" for row in rows) + "]"))
-    return _table_lines(name, pairs)
+    return table_lines(name, pairs)
 
 
 def _tier(tier: Tier) -> str:
     bound = "" if tier.up_to is None else f"up_to = {tier.up_to:_}, "
-    return f"{{ {bound}units = {_amount(tier.units)} }}"
-
-
-def _table_lines(name: str, pairs: Sequence[tuple[str, str]]) -> list[str]:
-    line = f"{name} = {{ {', '.join(f'{key} = {value}' for key, value in pairs)} }}"
-    if "\n" not in line and len(line) <= LINE_MAX:
-        return [line]
-    return [f"{name}.{key} = {value}" for key, value in pairs]
-
-
-def _key(key: str) -> str:
-    return key if _BARE_KEY.fullmatch(key) else _text(key)
-
-
-def _text(text: str) -> str:
-    # JSON's escapes are TOML's, save that TOML also wants DEL escaped.
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _amount(amount: Decimal) -> str:
-    text = plain(amount)
-    return f'"{text}"' if "." in text else f"{int(text):_}"
+    return f"{{ {bound}units = {amount(tier.units)} }}"
 
 
 _TEMPLATE = """\
@@ -506,6 +544,20 @@ maximum_meters = { input_tokens = 8_192, output_tokens = 4_096 }
 # account = "acme"
 # operation = "image.generate"
 # per_request = 15
+
+# What is sold: packs of units, plans that bring units and features again and again, passes for a
+# time. An account keeps the terms it was given until it is moved.
+# [pack.starter]
+# units = 500
+# price = { amount = "9.99", currency = "USD" }
+# expires = "365d"
+#
+# [feature.hd]
+#
+# [plan.pro]
+# grants = [{ units = 1_000, rollover_max = 200 }]
+# features = { hd = true }
+# trial = "14d"
 """
 
 

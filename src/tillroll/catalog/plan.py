@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from tillroll.catalog.products import fields_of, sections, shown
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.pricing import (
     Meters,
@@ -29,15 +30,21 @@ from tillroll.ledger.pricing import (
     rule_name,
     utc_text,
 )
+from tillroll.ledger.products import NOTHING, Pass, Products
+from tillroll.ledger.products import Plan as Terms
 
 __all__ = [
     "Change",
+    "Effect",
     "FieldChange",
+    "Holding",
     "Impact",
     "ImpactRow",
     "Plan",
+    "ProductChange",
     "UsageRecord",
     "diff",
+    "effects",
     "impact",
 ]
 
@@ -83,6 +90,37 @@ class Change(msgspec.Struct, frozen=True):
     fields: tuple[FieldChange, ...]
 
 
+class ProductChange(msgspec.Struct, frozen=True):
+    """One product that is added (`+`), removed (`-`) or changed (`~`).
+
+    Attributes:
+        sign: Which of the three.
+        section: pack, plan, pass, feature, coupon or alert.
+        name: Of the product.
+        fields: What differs; for an added or removed one, all that it sets.
+    """
+
+    sign: Sign
+    section: str
+    name: str
+    fields: tuple[FieldChange, ...]
+
+    @property
+    def rule(self) -> str:
+        """What it is called: `plan.pro`."""
+        return f"{self.section}.{self.name}"
+
+
+def _change_lines(change: Change | ProductChange) -> Iterator[Line]:
+    if change.sign == "~":
+        yield from (("~", f"{change.rule} {field.text()}") for field in change.fields)
+        return
+    told = ", ".join(
+        f"{field.field} {field.new if change.sign == '+' else field.old}" for field in change.fields
+    )
+    yield change.sign, f"{change.rule}: {told}" if told else change.rule
+
+
 class Plan(msgspec.Struct, frozen=True):
     """The difference between the version in force and new rules.
 
@@ -100,29 +138,26 @@ class Plan(msgspec.Struct, frozen=True):
     new_digest: str
     changes: tuple[Change, ...]
     reordered: bool = False
+    products: tuple[ProductChange, ...] = ()
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to apply."""
-        return not self.changes and not self.reordered
+        return not self.changes and not self.reordered and not self.products
 
     def counts(self) -> dict[str, int]:
         """Count the changes by kind."""
         signs = Counter(change.sign for change in self.changes)
+        signs.update(product.sign for product in self.products)
         return {"added": signs["+"], "changed": signs["~"], "removed": signs["-"]}
 
     def lines(self) -> list[Line]:
         """Write the plan as (sign, text) lines; the sign of the closing summary is a blank."""
         lines: list[Line] = []
         for change in self.changes:
-            if change.sign == "~":
-                lines += [("~", f"{change.rule} {field.text()}") for field in change.fields]
-                continue
-            told = ", ".join(
-                f"{field.field} {field.new if change.sign == '+' else field.old}"
-                for field in change.fields
-            )
-            lines.append((change.sign, f"{change.rule}: {told}" if told else change.rule))
+            lines += _change_lines(change)
+        for product in self.products:
+            lines += _change_lines(product)
         if self.reordered:
             lines.append(("~", "the order of the rules"))
         summary = ", ".join(f"{count} {kind}" for kind, count in self.counts().items())
@@ -138,13 +173,15 @@ def diff(
     old: PriceVersion | None,
     new_prices: Sequence[Price],
     new_overrides: Mapping[str, Sequence[Price]] | None = None,
+    new_products: Products = NOTHING,
 ) -> Plan:
-    """Compare the version in force with new rules.
+    """Compare the version in force with new rules and products.
 
     Args:
         old: The version in force, or None when there is none yet.
         new_prices: The rules of the new book.
         new_overrides: Account to its own rules.
+        new_products: What the new catalog sells.
     """
     overrides = new_overrides or {}
     before: dict[str | None, Sequence[Price]] = {None: () if old is None else old.prices}
@@ -155,14 +192,148 @@ def diff(
     for account in dict.fromkeys([*after, *before]):
         changes += _changes(account, before.get(account, ()), after.get(account, ()))
     changes.sort(key=lambda change: change.sign == "-")
-    digest = content_digest(new_prices, overrides)
+    digest = content_digest(new_prices, overrides, new_products)
+    sold = tuple(_product_changes(NOTHING if old is None else old.products, new_products))
     return Plan(
         old_number=None if old is None else old.number,
         old_digest=None if old is None else old.digest,
         new_digest=digest,
         changes=tuple(changes),
-        reordered=old is not None and not changes and old.digest != digest,
+        reordered=old is not None
+        and not changes
+        and content_digest(old.prices, old.overrides) != content_digest(new_prices, overrides),
+        products=sold,
     )
+
+
+def _product_changes(old: Products, new: Products) -> Iterator[ProductChange]:
+    """Compare products by section and name, those that are gone last."""
+    gone: list[ProductChange] = []
+    before, after = sections(old), sections(new)
+    for section, named in after.items():
+        for name, terms in named.items():
+            was = before[section].get(name)
+            fields = _compared({} if was is None else _written(was), _written(terms))
+            if was is None:
+                yield ProductChange("+", section, name, fields)
+            elif fields:
+                yield ProductChange("~", section, name, fields)
+        gone += [
+            ProductChange("-", section, name, _compared(_written(terms), {}))
+            for name, terms in before[section].items()
+            if name not in named
+        ]
+    yield from gone
+
+
+def _written(terms: msgspec.Struct) -> dict[str, str]:
+    """Write all that a product sets as text, grants and features each by themselves."""
+    fields: dict[str, str] = {}
+    for line in fields_of(terms):
+        name, _, text = line.partition(" = ")
+        if name == "grants":
+            assert isinstance(terms, Terms)
+            for grant in terms.grants:
+                fields[f"grants.{grant.called}"] = ", ".join(fields_of(grant))
+        elif name.startswith("features"):
+            assert isinstance(terms, Terms | Pass)
+            for feature, value in terms.features.items():
+                fields[f"features.{feature}"] = shown(value)
+        else:
+            fields[name] = text.strip('"')
+    return fields
+
+
+# --- who is affected -------------------------------------------------------------------------
+
+
+class Holding(msgspec.Struct, frozen=True):
+    """How many accounts hold a product on the terms of one version.
+
+    Attributes:
+        section: pack, plan or pass.
+        name: Of the product.
+        version: Of the catalog that its terms are of.
+        accounts: How many.
+    """
+
+    section: str
+    name: str
+    version: int
+    accounts: int
+
+
+class Effect(msgspec.Struct, frozen=True):
+    """What a change means for the accounts that hold the product on one version's terms.
+
+    Attributes:
+        section: pack, plan or pass.
+        name: Of the product.
+        version: Of the catalog that these accounts have their terms of.
+        accounts: How many.
+        gained: What they would gain if they were moved, or bought again.
+        lost: What they would lose.
+        gone: The product is not sold any more; they keep what they have.
+    """
+
+    section: str
+    name: str
+    version: int
+    accounts: int
+    gained: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    gone: bool = False
+
+    def lines(self) -> list[Line]:
+        """Write the effect as (sign, text) lines."""
+        noun = "account holds" if self.accounts == 1 else "accounts hold"
+        head = f"{self.section}.{self.name}: {self.accounts:,} {noun} it as of {self.version}"
+        if self.gone:
+            return [("!", f"{head}; it is sold no more, they keep it")]
+        lines = [("!", f"{head} and keep that until moved")]
+        lines += [("+", f"  moved, they gain {text}") for text in self.gained]
+        lines += [("-", f"  moved, they lose {text}") for text in self.lost]
+        return lines
+
+
+def effects(holdings: Iterable[Holding], book: PriceBook, new: Products) -> list[Effect]:
+    """Return what new products mean for those who hold what differs from them.
+
+    Args:
+        holdings: Who holds what, from `Ledger.holdings`.
+        book: Every version, for the terms that are held.
+        new: What the new catalog sells.
+    """
+    found = []
+    after = sections(new)
+    for held in holdings:
+        version = book.versions.get(held.version)
+        old = sections(NOTHING if version is None else version.products)[held.section]
+        was, now = old.get(held.name), after[held.section].get(held.name)
+        if was is None:
+            continue  # a coupon's units: they are no pack
+        if now is None:
+            found.append(Effect(**msgspec.structs.asdict(held), gone=True))
+            continue
+        gained, lost = _gained(_written(was), _written(now))
+        if gained or lost:
+            found.append(Effect(**msgspec.structs.asdict(held), gained=gained, lost=lost))
+    return found
+
+
+def _gained(old: Mapping[str, str], new: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
+    """Return what is new or other in words, and what was there and is not, or was otherwise."""
+    told = ("units", "grants", "features", "expires", "lasts", "applies_to", "wallet")
+    gained = []
+    lost = []
+    for field in _compared(old, new):
+        if field.field.split(".")[0] not in told:
+            continue
+        if field.new is not None:
+            gained.append(f"{field.field} {field.new}")
+        if field.old is not None:
+            lost.append(f"{field.field} {field.old}")
+    return tuple(gained), tuple(lost)
 
 
 def _changes(account: str | None, old: Sequence[Price], new: Sequence[Price]) -> Iterator[Change]:

@@ -13,16 +13,19 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from tillroll.embedded import Outcome, Quote
 from tillroll.ledger import chain, errors
+from tillroll.ledger.access import Access
 from tillroll.ledger.calendar import instant
 from tillroll.ledger.errors import Refused, TillrollError
 from tillroll.ledger.pricing import Price, PriceBook, PriceVersion
+from tillroll.ledger.products import Products
 from tillroll.ledger.receipts import Receipt
-from tillroll.ledger.types import Entry, Posting, PricedBy, Terms
+from tillroll.ledger.types import Entitlement, Entry, PlanGrant, Posting, PricedBy, Terms
 from tillroll.ledger.units import parse_signed
-from tillroll.queries import Balance, Page, Proven, Verification
+from tillroll.queries import Balance, Held, Page, Proven, Verification
 
 # ---------------------------------------------------------------- entries
 
@@ -47,9 +50,11 @@ def _entry(shown: Mapping[str, Any], scale: int) -> Entry:
         for p in shown["postings"]
     )
     opens: tuple[Terms, ...] = ()
-    if ends is not None and kind not in _HAVE_DEADLINES:
+    product, version = shown.get("product"), shown.get("catalog_version", 0)
+    if (ends is not None and kind not in _HAVE_DEADLINES) or product is not None:
         line = postings[-1].line if postings else str(shown["request_id"])
-        opens = (Terms(id=line, units=units("units"), wallet=wallet, expires_at=ends),)
+        terms = Terms(id=line, units=units("units"), wallet=wallet, expires_at=ends)
+        opens = (structs.replace(terms, product=product, version=version),)
     meters = {
         name: value if type(value) is int else Decimal(value)
         for name, value in shown["meters"].items()
@@ -82,6 +87,48 @@ def _entry(shown: Mapping[str, Any], scale: int) -> Entry:
         shortfall=units("shortfall"),
         reason=shown["reason"],
         actor=shown["actor"],
+        feature=shown.get("feature"),
+        coupon=shown.get("coupon"),
+        entitlement=None
+        if shown.get("entitlement") is None
+        else _entitlement(shown["entitlement"], scale),
+    )
+
+
+def _entitlement(shown: Mapping[str, Any], scale: int) -> Entitlement:
+    """Return the entitlement that a receipt shows; of what comes next, no more than its name."""
+
+    def at(name: str) -> int | None:
+        return None if shown[name] is None else instant(shown[name], name)
+
+    following = shown["next"]
+    grants = tuple(
+        PlanGrant(
+            **{
+                **grant,
+                "applies_to": tuple(grant["applies_to"]),
+                **{
+                    name: parse_signed(grant[name], scale, name)
+                    for name in ("units", "rollover_min", "rollover_max")
+                },
+            }
+        )
+        for grant in shown["grants"]
+    )
+    return Entitlement(
+        **{
+            **shown,
+            "grants": grants,
+            **{
+                name: at(name)
+                for name in ("starts_at", "trial_ends_at", "ends_at", "paid_until", "next_at")
+            },
+            "next": None
+            if following is None
+            else Entitlement(
+                name=shown["name"], product=following["product"], version=following["version"]
+            ),
+        }
     )
 
 
@@ -169,6 +216,17 @@ def quote_of(shown: Mapping[str, Any]) -> Quote:
     return Quote(**{**fields, "arithmetic": tuple(fields["arithmetic"])})
 
 
+def access_of(shown: Mapping[str, Any]) -> Access:
+    """Return whether an account may do something."""
+    fields = {name: shown[name] for name in Access.__struct_fields__}
+    return Access(**{**fields, "ways_out": tuple(shown["ways_out"]), "by": tuple(shown["by"])})
+
+
+def holdings_of(shown: Mapping[str, Any]) -> list[Held]:
+    """Return how many accounts hold each product."""
+    return msgspec.convert(shown["holdings"], list[Held])
+
+
 def version_of(shown: Mapping[str, Any]) -> PriceVersion:
     """Return one version of the price book."""
     return PriceVersion(
@@ -179,6 +237,7 @@ def version_of(shown: Mapping[str, Any]) -> PriceVersion:
         author=shown["author"],
         reason=shown["reason"],
         applied_at=instant(shown["applied_at"], "applied_at"),
+        products=msgspec.convert(shown.get("products", {}), Products),
     )
 
 
@@ -310,10 +369,12 @@ def _refused(kind: type[Refused], message: str, problem: Mapping[str, Any]) -> R
 
 
 __all__ = [
+    "access_of",
     "balance_of",
     "book_of",
     "decimals_of",
     "error_of",
+    "holdings_of",
     "no_balance",
     "outcomes_of",
     "page_of",

@@ -39,9 +39,10 @@ from tillroll.ledger.errors import (
     Unauthorized,
 )
 from tillroll.ledger.pricing import new_version
+from tillroll.ledger.products import NOTHING
 from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.units import SCALE_DEFAULT
-from tillroll.ledger.verbs import BULK_MAX, Verbs
+from tillroll.ledger.verbs import BULK_MAX, Verbs, question
 from tillroll.queries import KINDS, PAGE_MAX, Page, Verification
 
 if TYPE_CHECKING:
@@ -49,9 +50,12 @@ if TYPE_CHECKING:
 
     from tillroll.client.journal import Journal, Pending, Row
     from tillroll.embedded import Quote
+    from tillroll.ledger.access import Access
     from tillroll.ledger.pricing import Price, PriceBook, PriceVersion
+    from tillroll.ledger.products import Products
+    from tillroll.ledger.units import Units
     from tillroll.ledger.verbs import Meter, Span
-    from tillroll.queries import Balance, Proven
+    from tillroll.queries import Balance, Held, Proven
 
 T = TypeVar("T")
 
@@ -408,6 +412,54 @@ class Asking:
         except HoldNotFound as problem:
             raise NotFound(str(problem)) from problem
 
+    def access(
+        self,
+        account: str,
+        operation: str | None = None,
+        *,
+        feature: str | None = None,
+        units: Units | None = None,
+        meters: Mapping[str, Meter] | None = None,
+        model: str | None = None,
+        attributes: Mapping[str, str] | None = None,
+        wallet: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        at: datetime | str | None = None,
+    ) -> Steps[Access]:
+        """Ask whether an account may do something, why, until when, and what would help."""
+        ends = self.rules.ends()
+        verbs = yield from self._checking(ends)
+        asked = {
+            "operation": operation,
+            "feature": feature,
+            "units": units,
+            "meters": meters,
+            "model": model,
+            "attributes": attributes,
+            "wallet": wallet,
+            "tags": tags,
+        }
+        question(verbs, account, **asked)  # type: ignore[arg-type]  # each as it was given
+        body: dict[str, object] = {n: value for n, value in asked.items() if value is not None}
+        if at is not None:
+            body["at"] = _moment(at, "at")
+        path = f"/v1/accounts/{part(account)}/access"
+        call = send_call("access", "POST", path, body, writes=False)
+        return (yield from self._ask(call, ends, answers.access_of))
+
+    def entitlements(
+        self, account: str, *, at: datetime | str | None = None
+    ) -> Steps[list[dict[str, object]]]:
+        """Ask for all that an account may use."""
+        path = f"/v1/accounts/{_name(account)}/entitlements"
+        call = look_call("entitlements", path, at=_moment(at, "at"))
+        return (yield from self._ask(call, self.rules.ends(), lambda s: list(s["entitlements"])))
+
+    def holdings(self) -> Steps[list[Held]]:
+        """Ask how many accounts hold each product of the catalog."""
+        call = look_call("holdings", "/v1/holdings")
+        return (yield from self._ask(call, self.rules.ends(), answers.holdings_of))
+
     def verify(
         self, account: str | None = None, *, progress: Callable[[int], None] | None = None
     ) -> Steps[Verification]:
@@ -479,17 +531,23 @@ class Asking:
         author: str,
         reason: str,
         overrides: Mapping[str, Sequence[Price]] | None = None,
+        products: Products | None = None,
     ) -> Steps[PriceVersion]:
         """Ask for a new version of the price book; the same content gives the same version."""
         if not author.strip() or not reason.strip():
             raise InvalidInput("a price version needs an author and a reason")
-        sealed = new_version(1, prices, overrides=overrides, author=author, reason=reason)
+        sold = NOTHING if products is None else products
+        sealed = new_version(
+            1, prices, overrides=overrides, products=sold, author=author, reason=reason
+        )
         body = {
             "prices": plain(sealed.prices),
             "overrides": plain(sealed.overrides),
             "author": author,
             "reason": reason,
         }
+        if products is not None:
+            body["products"] = plain(products)
         call = send_call("apply_prices", "POST", "/v1/prices", body, writes=True)
         return (yield from self._ask(call, self.rules.ends(), answers.version_of))
 

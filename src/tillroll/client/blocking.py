@@ -109,6 +109,8 @@ class ClientPreview:
     settle = _preview(Verbs.settle)
     release = _preview(Verbs.release)
     refund = _preview(Verbs.refund)
+    buy = _preview(Verbs.buy)
+    redeem = _preview(Verbs.redeem)
 
 
 class Client:
@@ -313,6 +315,12 @@ class Client:
     set_recurring = _sync(Verbs.set_recurring)
     stop_recurring = _sync(Verbs.stop_recurring)
     configure = _sync(Verbs.configure)
+    buy = _sync(Verbs.buy)
+    redeem = _sync(Verbs.redeem)
+    subscribe = _sync(Verbs.subscribe)
+    entitle = _sync(Verbs.entitle)
+    change_entitlement = _sync(Verbs.change_entitlement)
+    end_entitlement = _sync(Verbs.end_entitlement)
 
     balance = _read(Reads.balance)
     statement = _read(Reads.statement)
@@ -322,6 +330,9 @@ class Client:
     verify = _read(Reads.verify)
     overview = _read(Reads.overview)
     knows = _read(Reads.knows)
+    access = _read(Reads.access)
+    entitlements = _read(Reads.entitlements)
+    holdings = _read(Reads.holdings)
     history = _read(Reads.history)
     receipt = _read(Reads.receipt)
     prices = _read(Reads.prices)

@@ -55,6 +55,12 @@ ROUTES: dict[str, Route] = {
     "set_recurring": Route("PUT", f"{_ACCOUNT}/recurring/{{name}}"),
     "stop_recurring": Route("DELETE", f"{_ACCOUNT}/recurring/{{name}}"),
     "configure": Route("PATCH", f"{_ACCOUNT}/settings"),
+    "buy": Route("POST", f"{_ACCOUNT}/purchases"),
+    "redeem": Route("POST", f"{_ACCOUNT}/redemptions"),
+    "subscribe": Route("POST", f"{_ACCOUNT}/subscriptions"),
+    "entitle": Route("PUT", f"{_ACCOUNT}/entitlements/{{name}}"),
+    "change_entitlement": Route("PATCH", f"{_ACCOUNT}/entitlements/{{name}}"),
+    "end_entitlement": Route("DELETE", f"{_ACCOUNT}/entitlements/{{name}}"),
 }
 
 
@@ -78,7 +84,11 @@ def write_call(
     """
     given, request = _checked(verbs, verb, args, kwargs)
     route = ROUTES[verb]
-    named = {name: given.pop(name) for name in ("hold_id", "grant_id", "name") if name in given}
+    named = {
+        name: given.pop(name)
+        for name in ("hold_id", "grant_id", "name")
+        if f"{{{name}}}" in route.path
+    }
     pattern = route.path.replace("{account}", "{account}/preview") if preview else route.path
     path = pattern.format(
         account=part(request.account), **{name: part(str(value)) for name, value in named.items()}
@@ -146,6 +156,9 @@ def _checked(
     applies_to = bound.get("applies_to")
     if applies_to is not None and not isinstance(applies_to, str):
         bound["applies_to"] = list(applies_to)  # an iterator can be read once only
+    grants = bound.get("grants")
+    if isinstance(grants, Iterable) and not isinstance(grants, str | Mapping):
+        bound["grants"] = list(grants)
     request = build(verbs, **bound)
     if request.request_id != request.request_id.strip(" \t"):
         raise InvalidInput("request_id must not begin or end with a blank: HTTP cannot carry it")

@@ -191,6 +191,8 @@ class Preview:
     settle = _preview(Verbs.settle)
     release = _preview(Verbs.release)
     refund = _preview(Verbs.refund)
+    buy = _preview(Verbs.buy)
+    redeem = _preview(Verbs.redeem)
 
 
 class Ledger(Reads, _Batches):
@@ -337,6 +339,7 @@ class AsyncLedger(_Batches):
     knows = _threaded(Reads.knows)
     access = _threaded(Reads.access)
     entitlements = _threaded(Reads.entitlements)
+    holdings = _threaded(Reads.holdings)
     history = _threaded(Reads.history)
     receipt = _threaded(Reads.receipt)
     verify = _threaded(Reads.verify)

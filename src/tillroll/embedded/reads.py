@@ -20,6 +20,7 @@ from tillroll.ledger.errors import Unpriced as UnpricedError
 from tillroll.ledger.pricing import Unpriced, explain_hold, new_version, price_hold
 from tillroll.ledger.products import check_products
 from tillroll.ledger.units import to_decimal
+from tillroll.ledger.verbs import question
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from tillroll.ledger.receipts import Receipt
     from tillroll.ledger.units import Units
     from tillroll.ledger.verbs import Meter, Span, Verbs
-    from tillroll.queries import Balance, Page, Proven, Verification
+    from tillroll.queries import Balance, Held, Page, Proven, Verification
     from tillroll.stores.base import Store, Writer
 
 
@@ -233,7 +234,8 @@ class Reads:
             at: A moment of the past: answered from the history as it was known then, with the
                 catalog that was in force.
         """
-        request = self._verbs.asking(
+        request = question(
+            self._verbs,
             account,
             operation,
             feature=feature,
@@ -259,6 +261,13 @@ class Reads:
         account = _sound(account, "account")
         then = None if at is None else calendar.instant(at, "at")
         return queries.entitlements(self.store, self.project, account, at=self._now(), as_of=then)
+
+    def holdings(self) -> list[Held]:
+        """Return how many accounts hold each pack, plan and pass, by the version of its terms.
+
+        It reads every account: ask it before a catalog is changed, not before a charge.
+        """
+        return queries.holders(self.store, self.project, at=self._now())
 
     def knows(self, account: str) -> bool:
         """Return whether an account has a history."""

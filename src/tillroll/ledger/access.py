@@ -15,7 +15,7 @@ from tillroll.ledger import commands as c
 from tillroll.ledger.book import Book, Case, Rules
 from tillroll.ledger.burn import headroom, pays, spendable
 from tillroll.ledger.decide import decide, gate
-from tillroll.ledger.entitlements import BRINGING, bringing, period_end, value_of
+from tillroll.ledger.entitlements import BRINGING, bringing, period_end, show_end, value_of
 from tillroll.ledger.products import is_on
 from tillroll.ledger.types import NEVER, Account, Entitlement, Entry, Feature, Refusal
 from tillroll.ledger.units import show_units
@@ -309,15 +309,15 @@ def holdings(account: Account, scale: int, at: int) -> Iterator[dict[str, object
             "available": show_units(grant.remaining, scale),
             "held": show_units(grant.pinned, scale),
             "starts_at": calendar.show_instant(terms.effective_at),
-            "ends_at": _shown(terms.expires_at),
+            "ends_at": show_end(terms.expires_at),
             "source": terms.source,
         }
 
 
 def _held(account: Account, held: Entitlement, scale: int, at: int) -> dict[str, object]:
-    next_at = None
+    period_ends_at = None
     if held.kind == "subscription":
-        next_at = calendar.show_instant(period_end(account, held, at))
+        period_ends_at = calendar.show_instant(period_end(account, held, at))
     return {
         "name": held.name,
         "kind": held.kind,
@@ -327,16 +327,16 @@ def _held(account: Account, held: Entitlement, scale: int, at: int) -> dict[str,
         "features": dict(held.features),
         "grants": list(_granting(account, held, scale)),
         "starts_at": calendar.show_instant(held.starts_at),
-        "period_ends_at": next_at,
-        "trial_ends_at": _shown(held.trial_ends_at),
-        "ends_at": _shown(held.ends_at),
-        "paid_until": _shown(held.paid_until),
+        "period_ends_at": period_ends_at,
+        "trial_ends_at": show_end(held.trial_ends_at),
+        "ends_at": show_end(held.ends_at),
+        "paid_until": show_end(held.paid_until),
         "next": None
         if held.next is None
         else {
             "product": held.next.product,
             "version": held.next.version,
-            "at": _shown(held.next_at),
+            "at": show_end(held.next_at),
         },
         "source": held.source,
     }
@@ -351,11 +351,7 @@ def _granting(account: Account, held: Entitlement, scale: int) -> Iterator[dict[
             "units": show_units(grant.units, scale),
             "wallet": grant.wallet,
             "available": show_units(current.remaining if current else 0, scale),
-            "renews_at": _shown(
+            "renews_at": show_end(
                 recurring.next_at if recurring and recurring.next_at < NEVER else None
             ),
         }
-
-
-def _shown(at: int | None) -> str | None:
-    return None if at is None else calendar.show_instant(at)

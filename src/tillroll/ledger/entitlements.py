@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from tillroll.ledger import calendar
 from tillroll.ledger.products import Products, best, is_on
 from tillroll.ledger.types import NEVER, Account, Entitlement, Entry, Feature, RecurringTerms
+from tillroll.ledger.units import show_units
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,3 +114,47 @@ def of_entry(entry: Entry) -> Entitlement:
     held = entry.entitlement
     assert held is not None, f"entry {entry.seq} is about no entitlement"
     return held
+
+
+def shown(held: Entitlement, scale: int) -> dict[str, object]:
+    """Return an entitlement as an entry carries it, as plain values for JSON."""
+    following = held.next
+    return {
+        "name": held.name,
+        "kind": held.kind,
+        "status": held.status,
+        "product": held.product,
+        "version": held.version,
+        "features": dict(held.features),
+        "grants": [
+            {
+                "name": grant.name,
+                "units": show_units(grant.units, scale),
+                "every": grant.every,
+                "count": grant.count,
+                "rollover_min": show_units(grant.rollover_min, scale),
+                "rollover_max": show_units(grant.rollover_max, scale),
+                "wallet": grant.wallet,
+                "priority": grant.priority,
+                "applies_to": list(grant.applies_to),
+            }
+            for grant in held.grants
+        ],
+        "every": held.every,
+        "count": held.count,
+        "anchor": held.anchor,
+        "starts_at": calendar.show_instant(held.starts_at),
+        "trial_ends_at": show_end(held.trial_ends_at),
+        "ends_at": show_end(held.ends_at),
+        "paid_until": show_end(held.paid_until),
+        "source": held.source,
+        "next": None
+        if following is None
+        else {"product": following.product, "version": following.version},
+        "next_at": show_end(held.next_at),
+    }
+
+
+def show_end(at: int | None) -> str | None:
+    """Return an instant as text, None where there is none."""
+    return None if at is None else calendar.show_instant(at)

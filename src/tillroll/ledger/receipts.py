@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from tillroll.ledger.calendar import show_instant, to_datetime
+from tillroll.ledger.entitlements import shown as entitlement_shown
 from tillroll.ledger.moves import available_before
 from tillroll.ledger.units import show_units, to_decimal
 
@@ -13,6 +14,21 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from tillroll.ledger.types import Entry
+
+
+def sold(entry: Entry, scale: int) -> dict[str, object]:
+    """Return what few entries have: the feature of the work, what was bought, an entitlement."""
+    found: dict[str, object] = {}
+    if entry.feature is not None:
+        found["feature"] = entry.feature
+    if entry.coupon is not None:
+        found["coupon"] = entry.coupon
+    if entry.opens and entry.opens[0].product is not None:
+        found["product"] = entry.opens[0].product
+        found["catalog_version"] = entry.opens[0].version
+    if entry.entitlement is not None:
+        found["entitlement"] = entitlement_shown(entry.entitlement, scale)
+    return found
 
 
 class Receipt:
@@ -135,6 +151,19 @@ class Receipt:
         return None
 
     @property
+    def product(self) -> str | None:
+        """What was bought, or what the entitlement is on; None where it is nothing of a catalog."""
+        if self.entry.entitlement is not None:
+            return self.entry.entitlement.product
+        return self.entry.opens[0].product if self.entry.opens else None
+
+    @property
+    def entitlement(self) -> dict[str, object] | None:
+        """The entitlement as it stands from then on; None where the entry is about none."""
+        held = self.entry.entitlement
+        return None if held is None else entitlement_shown(held, self._scale)
+
+    @property
     def price_version(self) -> int | None:
         """The price version that made the amount; None where the caller gave units."""
         return self.entry.price.version if self.entry.price else None
@@ -190,7 +219,7 @@ class Receipt:
             "actor": entry.actor,
             "replayed": self.replayed,
         }
-        return shown
+        return shown | sold(entry, scale)
 
     def __repr__(self) -> str:
         """Show what a person debugging wants to see first."""

@@ -565,32 +565,6 @@ class Verbs:
         )
         return self._request(account, command, request_id, how)
 
-    def asking(
-        self,
-        account: str,
-        operation: str | None = None,
-        *,
-        feature: str | None = None,
-        units: Units | None = None,
-        meters: Mapping[str, Meter] | None = None,
-        model: str | None = None,
-        attributes: Mapping[str, str] | None = None,
-        wallet: str | None = None,
-        tags: Mapping[str, str] | None = None,
-    ) -> c.Request:
-        """Return the consume that a question about access asks of; it is never carried out."""
-        work: _Work = {}
-        if operation is not None or units is not None:
-            work = self._work(
-                account, operation, units, meters, model, attributes, wallet, None, None
-            )
-        elif meters or model or attributes or wallet:
-            raise InvalidInput("give an operation or units, which these belong to")
-        if feature is not None:
-            work["feature"] = _feature(feature)
-        command = c.Consume(**work, **self._common(tags, {}))
-        return self._request(account, command, "access", {})
-
     def _plan_grant(self, grant: Mapping[str, Any]) -> PlanGrant:
         """Check one of an entitlement's grants; Any: a mapping from the caller."""
         if not isinstance(grant, Mapping):
@@ -1244,6 +1218,43 @@ class Verbs:
         return _instant(expires_at, "expires_at"), None
 
 
+def question(
+    verbs: Verbs,
+    account: str,
+    operation: str | None = None,
+    *,
+    feature: str | None = None,
+    units: Units | None = None,
+    meters: Mapping[str, Meter] | None = None,
+    model: str | None = None,
+    attributes: Mapping[str, str] | None = None,
+    wallet: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> c.Request:
+    """Return the consume that a question about access asks of; it is never carried out.
+
+    With neither operation nor units it is none that could be.
+    """
+    if operation is not None or units is not None:
+        return verbs.consume(
+            account,
+            operation,
+            feature=feature,
+            units=units,
+            meters=meters,
+            model=model,
+            attributes=attributes,
+            wallet=wallet,
+            tags=tags,
+        )
+    if meters or model or attributes or wallet or tags:
+        raise InvalidInput("give an operation or units, which these belong to")
+    asked = verbs.consume(account, units=1, feature=feature)
+    return msgspec.structs.replace(
+        asked, command=c.Consume(feature=getattr(asked.command, "feature", None))
+    )
+
+
 # ---------------------------------------------------------------- values at the border
 
 
@@ -1436,4 +1447,4 @@ def _anchor(value: object) -> str:
     raise InvalidInput("anchor must be a date or a local date and time")
 
 
-__all__ = ["How", "Meter", "Verbs"]
+__all__ = ["How", "Meter", "Verbs", "question"]

@@ -13,6 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from tillroll.ledger.calendar import show_instant
 from tillroll.ledger.moves import available_before
+from tillroll.ledger.receipts import sold
 from tillroll.ledger.types import Bucket, Kind
 from tillroll.ledger.units import show_units
 
@@ -72,6 +73,13 @@ class Receipt(Struct, gc=False):
     reason: str | None
     actor: str | None
     replayed: bool
+    feature: (
+        Annotated[str, Meta(description="What the work had to be entitled to.")] | UnsetType
+    ) = UNSET
+    coupon: Annotated[str, Meta(description="The coupon that was redeemed.")] | UnsetType = UNSET
+    product: Annotated[str, Meta(description="The pack, pass or plan.")] | UnsetType = UNSET
+    catalog_version: int | UnsetType = UNSET
+    entitlement: dict[str, Any] | UnsetType = UNSET
 
 
 class Problem(Struct, omit_defaults=True):
@@ -148,6 +156,48 @@ class Account(Struct):
     as_of: Instant
     wallets: list[Balance]
     recurring: list[dict[str, Any]]
+
+
+class Access(Struct):
+    """Whether an account may do something, why, until when, and what would help."""
+
+    account: str
+    allowed: bool
+    reason: str
+    message: str
+    feature: str | None
+    value: bool | int | str | None
+    needed: Exact | None
+    available: Exact | None
+    tightest: str | None
+    left: Exact | None
+    ends_at: Instant | None
+    ways_out: list[dict[str, str]]
+    by: list[str]
+    as_of: Instant
+    seq: int
+
+
+class Entitlements(Struct):
+    """All that an account may use: subscriptions, time passes, features, usage packs."""
+
+    account: str
+    entitlements: list[dict[str, Any]]
+
+
+class Holding(Struct):
+    """How many accounts hold a product on the terms of one version of the catalog."""
+
+    section: Literal["pack", "plan", "pass"]
+    name: str
+    version: int
+    accounts: int
+
+
+class Holdings(Struct):
+    """Who holds what."""
+
+    holdings: list[Holding]
 
 
 class Accounts(Struct):
@@ -263,6 +313,10 @@ class PriceVersion(Struct):
     author: str
     reason: str
     applied_at: Instant
+    products: (
+        Annotated[dict[str, Any], Meta(description="What is sold, as in `tillroll.toml`.")]
+        | UnsetType
+    ) = UNSET
 
 
 class Prices(Struct):
@@ -329,22 +383,29 @@ class LicenzyError(Struct):
 
 
 class LicenzyAllowed(Struct):
-    """Whether the subject has access."""
+    """Whether the subject has access; why, to who asked for more than that."""
 
     subject_ref: str
     allowed: bool
+    reason: str | UnsetType = UNSET
+    message: str | UnsetType = UNSET
+    value: bool | int | str | UnsetType | None = UNSET
+    tightest: str | UnsetType | None = UNSET
+    ends_at: Instant | UnsetType | None = UNSET
+    ways_out: list[dict[str, str]] | UnsetType = UNSET
 
 
 class LicenzyEntitlement(Struct):
-    """One right of a subject; a usage pack is a grant."""
+    """One right of a subject; a usage pack is a grant, and it alone has usage."""
 
-    kind: str
+    kind: Literal["subscription", "time_pass", "usage_pack", "feature"]
     status: str
     available: bool
-    usage_total: int | float
-    usage_remaining: int | float
     expires_at: Instant | None
     entitlement_id: str
+    usage_total: int | float | UnsetType = UNSET
+    usage_remaining: int | float | UnsetType = UNSET
+    product_code: str | UnsetType = UNSET
 
 
 class LicenzyAccess(Struct):
@@ -370,6 +431,7 @@ def receipt(entry: Entry, scale: int, account: str, *, replayed: bool) -> Receip
     if until is None and entry.opens:
         until = entry.opens[0].expires_at
     price = entry.price
+    few = sold(entry, scale) if entry.feature or entry.opens or entry.entitlement else _NOTHING
     return Receipt(
         account=account,
         seq=entry.seq,
@@ -407,7 +469,11 @@ def receipt(entry: Entry, scale: int, account: str, *, replayed: bool) -> Receip
         reason=entry.reason,
         actor=entry.actor,
         replayed=replayed,
+        **few,  # type: ignore[arg-type]  # the fields of these names
     )
+
+
+_NOTHING: dict[str, object] = {}
 
 
 render = msgspec.json.Encoder(decimal_format="string").encode

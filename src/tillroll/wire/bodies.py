@@ -11,10 +11,22 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from tillroll.ledger.commands import Above, ExpiredPolicy
+from tillroll.ledger import types
+from tillroll.ledger.commands import Above, Change, ExpiredPolicy
 from tillroll.ledger.errors import InvalidInput
-from tillroll.ledger.types import Category, Every, Period
-from tillroll.ledger.verbs import BULK_MAX, ID_MAX, PRIORITY_MAX, REASON_MAX, TAGS_MAX
+from tillroll.ledger.types import Category, EntitlementKind, Every, Period
+from tillroll.ledger.verbs import (
+    BULK_MAX,
+    ENTITLEMENT_NAME_MAX,
+    FEATURE_NAME_MAX,
+    FEATURES_MAX,
+    GRANTS_MAX,
+    ID_MAX,
+    PRIORITY_MAX,
+    QUANTITY_MAX,
+    REASON_MAX,
+    TAGS_MAX,
+)
 
 B = TypeVar("B", bound=Struct)
 
@@ -46,6 +58,34 @@ Anchor = Annotated[
     Meta(description="A date, or a local date and time without a zone.", examples=["2026-01-31"]),
 ]
 Reason = Annotated[str, Meta(min_length=1, max_length=REASON_MAX, description="Why.")]
+Feature = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=FEATURE_NAME_MAX,
+        description="What the account must be entitled to, checked in the same step.",
+    ),
+]
+Values = Annotated[
+    dict[str, bool | int | str],
+    Meta(
+        max_length=FEATURES_MAX,
+        description="Feature to value: a switch, a limit, a setting.",
+        examples=[{"hd": True, "seats": 5}],
+    ),
+]
+End = Annotated[
+    str,
+    Meta(
+        description='ISO 8601 with a zone; "never" takes it back.',
+        examples=["2026-07-31T12:00:00Z", "never"],
+    ),
+]
+Product = Annotated[str, Meta(min_length=1, max_length=64, description="Its name in the catalog.")]
+EntitlementName = Annotated[
+    str, Meta(min_length=1, max_length=ENTITLEMENT_NAME_MAX, description="What it is called.")
+]
+Version = Annotated[int, Meta(ge=1, lt=2**31, description="Of the catalog; the one in force.")]
 Priority = Annotated[int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX, description="Lower burns first")]
 
 
@@ -105,6 +145,7 @@ class Consume(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
     wallet: str | UnsetType | None = UNSET
     quote: str | UnsetType | None = UNSET
     effective_at: When | UnsetType | None = UNSET
+    feature: Feature | UnsetType | None = UNSET
     tags: Labels | UnsetType | None = UNSET
 
 
@@ -195,6 +236,93 @@ class Settings(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
     late_settlement: bool | UnsetType | None = UNSET
 
 
+class Buy(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """A pack or a pass of the catalog."""
+
+    product: Product
+    quantity: Annotated[int, Meta(ge=1, le=QUANTITY_MAX)] | UnsetType = UNSET
+    version: Version | UnsetType | None = UNSET
+    cost_basis: Units | UnsetType | None = UNSET
+    source: Id | UnsetType | None = UNSET
+    tags: Labels | UnsetType = UNSET
+
+
+class Redeem(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """A coupon of the catalog."""
+
+    coupon: Product
+    tags: Labels | UnsetType = UNSET
+
+
+class Standing(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """How an entitlement stands and when it ends; what is left out stays."""
+
+    status: types.Standing | UnsetType | None = UNSET
+    trial_ends_at: When | UnsetType | None = UNSET
+    ends_at: End | UnsetType | None = UNSET
+    paid_until: End | UnsetType | None = UNSET
+
+
+class Subscribe(Standing, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """A plan of the catalog to be on, or to move to."""
+
+    plan: Product
+    name: EntitlementName | UnsetType = UNSET
+    when: Change | UnsetType = UNSET
+    version: Version | UnsetType | None = UNSET
+    started_at: When | UnsetType | None = UNSET
+    trial: bool | UnsetType = UNSET
+    source: Id | UnsetType | None = UNSET
+
+
+class PlanGrant(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """Units that an entitlement brings again and again."""
+
+    units: Units
+    name: Product | UnsetType = UNSET
+    every: Every | UnsetType = UNSET
+    count: Annotated[int, Meta(ge=1, le=1_000)] | UnsetType = UNSET
+    rollover_min: Units | UnsetType = UNSET
+    rollover_max: Units | UnsetType = UNSET
+    wallet: str | UnsetType = UNSET
+    priority: Priority | UnsetType = UNSET
+    applies_to: list[Id] | UnsetType = UNSET
+
+
+class Entitle(Standing, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """An entitlement on terms of your own."""
+
+    kind: EntitlementKind | UnsetType = UNSET
+    features: Values | UnsetType | None = UNSET
+    grants: Annotated[list[PlanGrant], Meta(max_length=GRANTS_MAX)] | UnsetType = UNSET
+    every: Every | UnsetType = UNSET
+    count: Annotated[int, Meta(ge=1, le=1_000)] | UnsetType = UNSET
+    product: Id | UnsetType | None = UNSET
+    started_at: When | UnsetType | None = UNSET
+    lasts: Span | UnsetType | None = UNSET
+    source: Id | UnsetType | None = UNSET
+
+
+class EndEntitlement(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """When it is to end."""
+
+    when: Change | UnsetType = UNSET
+
+
+class AccessTo(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """What would be done: a feature, work, both, or nothing in particular."""
+
+    operation: Id | UnsetType | None = UNSET
+    feature: Feature | UnsetType | None = UNSET
+    units: Units | UnsetType | None = UNSET
+    meters: Quantities | UnsetType | None = UNSET
+    model: Id | UnsetType | None = UNSET
+    attributes: Labels | UnsetType | None = UNSET
+    wallet: str | UnsetType | None = UNSET
+    tags: Labels | UnsetType | None = UNSET
+    at: When | UnsetType | None = UNSET
+
+
 class QuoteFor(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
     """What would be done; `lock_for` has the price signed and good for so long."""
 
@@ -225,6 +353,10 @@ class NewPrices(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
     author: Id
     reason: Reason
     overrides: dict[str, list[dict[str, Any]]] | UnsetType = UNSET
+    products: (
+        Annotated[dict[str, Any], Meta(description="What is sold; as in force, if left out.")]
+        | UnsetType
+    ) = UNSET
 
 
 class NewKey(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
@@ -250,8 +382,8 @@ class LicenzyConsume(Struct, kw_only=True, forbid_unknown_fields=True, gc=False)
     units: Annotated[int, Meta(gt=0)]
 
 
-class LicenzySubject(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
-    """Whose access."""
+class LicenzySubject(AccessTo, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """Whose access; with anything more, the answer says why."""
 
     subject_ref: Id
 
@@ -270,11 +402,14 @@ def parse(shape: type[B], body: bytes) -> B:
 
 def arguments(body: Struct) -> dict[str, Any]:
     """Return what a body gives, as arguments of the verb."""
-    return {
+    given = {
         name: value
         for name in body.__struct_fields__
         if (value := getattr(body, name)) is not UNSET
     }
+    if isinstance(body, Entitle) and "grants" in given:
+        given["grants"] = [arguments(grant) for grant in given["grants"]]
+    return given
 
 
 def _decoder(shape: type[B]) -> msgspec.json.Decoder[B]:
