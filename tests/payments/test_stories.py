@@ -10,9 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytest
+from msgspec.structs import replace
 
 import tillroll
-from tests.payments.conftest import ONE, World
+from tests.payments.conftest import ONE, PRODUCTS, World
+from tillroll.ledger.pricing import new_version
+from tillroll.ledger.products import Plan
+from tillroll.payments import subscribing
 from tillroll.payments.facts import owed
 
 Event = dict[str, Any]
@@ -294,15 +298,17 @@ def test_a_plan_that_the_catalog_lacks_waits_for_it(world: World):
     world.fake.update(made, price="price_of_nothing")
     world.deliver(world.new_events())
     with world.ledger.store.read() as reader:
-        [note] = [n for n in reader.notes() if n.kind == "subscription"]
-    assert "price_of_nothing" in note.document
+        [known] = subscribing.subscriptions_of(reader, "default", "acme")
+    assert "price_of_nothing" in (known.refused or "")
     assert subscriptions(world) == [("basic", "active")], "as it was paid"
     assert world.desk.again() == 0
-    world.fake.update(made, price="price_pro")
+    team = Plan(features={"api": True}, stripe_price="price_of_nothing")
+    products = replace(PRODUCTS, plans={**PRODUCTS.plans, "team": team})
+    version = new_version(2, [], products=products, author="ann", reason="a new plan")
+    world.ledger._engine.perform(lambda tx: tx.add_price_version("default", version))
     world.wait(hours=2)
     assert world.desk.again() == 1
-    world.deliver(world.new_events())
-    assert subscriptions(world) == [("pro", "active")]
+    assert subscriptions(world) == [("team", "active")]
 
 
 def test_it_ends_by_the_clock(world: World):

@@ -86,10 +86,11 @@ class Cursor(Struct, frozen=True):
 
 
 class Pulled(Struct, frozen=True):
-    """What a pull found: how many events it heard, up to when."""
+    """What a pull found: how many events it heard, up to when, and whether there are more."""
 
     heard: int
     until: int
+    more: bool = False
 
 
 class Desk:
@@ -371,11 +372,12 @@ class Desk:
         with self.engine.store.read() as reader:
             note = reader.note(key)
         last = 0 if note is None else msgspec.json.decode(note.document, type=Cursor).at
-        heard, until = 0, max(last, at - REACH)
+        heard, until, more = 0, max(last, at - REACH), False
         for happened_at, told in self.asked.pull(max(last - OVERLAP, at - REACH), at):
             self.hear(told)
             heard, until = heard + 1, max(until, happened_at)
-            if heard >= EVENTS_MAX:
+            if heard >= EVENTS_MAX and until > last:
+                more = True
                 break
 
         def act(tx: Writer) -> None:
@@ -385,7 +387,7 @@ class Desk:
                 put(tx, there or self._note(key), Cursor(until))
 
         self.engine.perform(act)
-        return Pulled(heard, until)
+        return Pulled(heard, until, more)
 
     def again(self) -> int:
         """Try again to follow subscriptions that the ledger could not; return how many."""

@@ -338,19 +338,23 @@ class _Work:
 def _plan_of(prices: PriceBook, price: str | None, latest: SubscriptionTold) -> tuple[str, int]:
     """Return the plan that a price is of, and the version of the catalog to take it from.
 
-    The plan that was offered is taken as it was then, another one as it is now.
+    The plan that was offered is taken as it was then; another one from the newest version that has
+    the price.
+
+    Raises:
+        _Unknown: No version has it.
     """
-    named = None
-    if price is not None:
-        plans = prices.products.plans.items()
-        named = next((name for name, plan in plans if plan.stripe_price == price), None)
-    if latest.plan is not None and named in (None, latest.plan):
-        version = prices.versions.get(latest.version or prices.current)
-        if version is not None and latest.plan in version.products.plans:
-            return latest.plan, version.number
-    if named is None:
-        raise _Unknown(f"no plan of the catalog has the price {price!r}")
-    return named, prices.current
+    offered = prices.versions.get(latest.version or prices.current)
+    named = latest.plan or ""
+    if offered is not None and named in offered.products.plans:
+        plan = offered.products.plans[named]
+        if price is None or price == plan.stripe_price:
+            return named, offered.number
+    for number in sorted(prices.versions, reverse=True):
+        for name, plan in prices.versions[number].products.plans.items():
+            if price is not None and plan.stripe_price == price:
+                return name, number
+    raise _Unknown(f"no plan of the catalog has the price {price!r}")
 
 
 def _is_dearer(products: Products, plan: str, before: str) -> bool:

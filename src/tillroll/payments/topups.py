@@ -275,12 +275,12 @@ def _begin(tx: Writer, desk: Desk, seen: Note) -> TopUp | None:
     if note.due_at > at:
         return None  # another process was here
     if topup.pending is not None:
-        _write(tx, desk, note, topup, at)
+        _write(tx, desk, note, topup, at + EVERY)
         return topup
     with desk.engine.store.read() as reader:
         account = look(reader, desk.ledger, topup.account, at)
     begun = _decide(desk, topup, account, at)
-    _write(tx, desk, note, begun, at)
+    _write(tx, desk, note, begun, at + EVERY)
     return begun if begun.pending is not None else None
 
 
@@ -388,7 +388,7 @@ def resolved(desk: Desk, told: ChargeTold) -> None:
         pending = topup.pending
         if pending is None or pending.attempt != told.attempt or told.state == "pending":
             return
-        _write(tx, desk, note, _after(topup, pending, told, at), at)
+        _write(tx, desk, note, _after(topup, pending, told, at), at + EVERY)
 
     desk.engine.perform(act)
 
@@ -438,10 +438,9 @@ def _key(desk: Desk, account: str, wallet: str) -> NoteKey:
     return account_id(desk.ledger, account), KIND, wallet
 
 
-def _write(tx: Writer, desk: Desk, note: Note | None, topup: TopUp, at: int) -> None:
-    """Write a top-up, due when it is to be looked at next."""
+def _write(tx: Writer, desk: Desk, note: Note | None, topup: TopUp, due_at: int) -> None:
+    """Write a top-up, due then, or when it may be looked at again."""
     key = _key(desk, topup.account, topup.wallet)
-    due_at = at + EVERY if note is not None else at
     if topup.state == "waiting":
         due_at = topup.not_before
     elif topup.state == "paused":
