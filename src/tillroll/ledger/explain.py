@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec import Struct
 
 from tillroll.ledger.calendar import show_instant
@@ -64,7 +65,7 @@ def explain(facts: Facts) -> dict[str, object]:
         "timeline": [_line(entry, facts.scale) for entry in story],
         "replays": facts.replays,
         "last_replay_at": show_instant(facts.last_replay_at) if facts.replays else None,
-        "metadata": facts.metadata,
+        "metadata": None if facts.metadata is None else msgspec.json.decode(facts.metadata),
         "sentences": _sentences(facts, root, story),
     }
 
