@@ -37,6 +37,9 @@ BODIES = {
     "set_overdraft": {"limit": 1},
     "set_budget": {"cap": 1},
     "set_recurring": {"units": 1, "anchor": "2026-01-01"},
+    "buy": {"product": "starter"},
+    "redeem": {"coupon": "welcome"},
+    "subscribe": {"plan": "pro"},
     "make_key": {"name": "k", "scopes": ["read"]},
 }
 

@@ -19,6 +19,10 @@ BODIES = {
     "set_budget": {"cap": 5},
     "set_recurring": {"units": 5, "anchor": "2026-01-01"},
     "quote": {"operation": "x"},
+    "buy": {"product": "starter"},
+    "redeem": {"coupon": "welcome"},
+    "subscribe": {"plan": "pro"},
+    "change_entitlement": {"status": "paused"},
 }
 THEIRS = {
     "account": "acme",
@@ -40,6 +44,10 @@ def theirs(api, key):
         made = api.call("POST", f"/v1/accounts/acme/{path}", body, key=key, once=once)
         assert made.status_code == 200
     made = api.call(
+        "PUT", "/v1/accounts/acme/entitlements/their-budget", key=key, once="their-right"
+    )
+    assert made.status_code == 200
+    made = api.call(
         "PUT", "/v1/accounts/acme/budgets/their-budget", {"cap": 50}, key=key, once="their-set"
     )
     assert made.status_code == 200
@@ -47,7 +55,7 @@ def theirs(api, key):
 
 def state_of(api, key):
     """Return all that can be seen of the stranger, to see later that nothing moved."""
-    paths = ("", "/entries", "/statement", "/verify")
+    paths = ("", "/entries", "/statement", "/verify", "/entitlements")
     seen = [api.call("GET", f"/v1/accounts/acme{path}", key=key).json() for path in paths]
     seen[0].pop("as_of")
     for wallet in seen[0]["wallets"]:
@@ -90,11 +98,12 @@ def test_nobody_else_reaches_it(strangers, route):
     assert state_of(api, api.admin) == before
 
 
-# Writes make an account of that name in the caller's own project, Licenzy's reads say "no access",
+# Writes make an account of that name in the caller's own project, reads of access say "no access",
 # and erasing metadata or a charge's id finds nothing there.
 MADE_ANEW = {
     *("grant", "consume", "adjust", "hold", "freeze", "unfreeze", "close_account", "configure"),
     *("set_overdraft", "set_budget", "remove_budget", "set_recurring", "stop_recurring"),
+    *("entitle", "access", "entitlements"),
     *("preview_grant", "preview_adjust", "licenzy_access", "licenzy_entitlements"),
 }
 

@@ -30,7 +30,7 @@ def check(served, folder, examples, *options):
 
 def test_the_service_does_what_it_says(serve, store_url, tmp_path):
     said = check(serve(store_url), tmp_path, 3)
-    assert "Tested: 5" in said  # some fifty operations
+    assert "Tested: 6" in said  # some sixty operations
     assert "Stateful" in said
 
 

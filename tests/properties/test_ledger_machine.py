@@ -28,6 +28,17 @@ from tests.conftest import appending
 from tests.servers.cluster import Cluster
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.pricing import Price, Rate
+from tillroll.ledger.products import (
+    UNLIMITED,
+    Allowance,
+    Coupon,
+    FeatureTerms,
+    Pack,
+    Pass,
+    Plan,
+    Products,
+)
+from tillroll.ledger.types import DAY
 from tillroll.testing.auditor import Auditor, Call, compare, entry_pairs
 from tillroll.testing.model import Account
 
@@ -56,7 +67,41 @@ steps = st.sampled_from(
         timedelta(days=31),
     ]
 )
+features = st.sampled_from(["hd", "seats", "4k"])
+rights = st.sampled_from(["subscription", "subscription", "second", "day", "hd"])
+standings = st.sampled_from([None, None, "active", "trialing", "past_due", "paused"])
+moments = st.sampled_from([None, None, None, timedelta(days=1), timedelta(days=40), "never"])
 spans = st.sampled_from(["1s", "15m", "1h", "1d", "9d", "40d"])
+
+PRODUCTS = Products(
+    packs={
+        "starter": Pack(Decimal(20), expires=9 * DAY),
+        "gpus": Pack(Decimal("1.5"), wallet="gpu"),
+    },
+    plans={
+        "free": Plan(features={"hd": True}, grants=(Allowance(Decimal(3)),)),
+        "pro": Plan(
+            grants=(
+                Allowance(Decimal(30), rollover_max=Decimal(5)),
+                Allowance(Decimal(2), name="daily", every="day", count=9, wallet="gpu"),
+            ),
+            features={"hd": True, "seats": 5},
+            trial=8 * DAY,
+        ),
+        "year": Plan(
+            grants=(
+                Allowance(
+                    Decimal(9), every="week", rollover_min=Decimal(1), rollover_max=Decimal(9)
+                ),
+            ),
+            features={"seats": UNLIMITED, "4k": False},
+            every="year",
+        ),
+    },
+    passes={"day": Pass(DAY, {"4k": True}), "week": Pass(7 * DAY, {"hd": True})},
+    features={"hd": FeatureTerms(), "4k": FeatureTerms(), "seats": FeatureTerms("limit", 0)},
+    coupons={"welcome": Coupon(Decimal(5), expires=DAY), "twice": Coupon(Decimal(1), most=2)},
+)
 
 
 def price(operation: str, model: str | None, meters: dict[str, int]) -> Decimal | None:
@@ -80,8 +125,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledgers = [tillroll.open(url, clock=lambda: self.now) for url in urls]
         prices = [Price(operation="image.generate", rates={"images": Rate(units=PER_IMAGE)})]
         for ledger in self.ledgers:
-            ledger.apply_prices(prices, author="ops", reason="first prices")
-        self.auditor = Auditor(price)
+            ledger.apply_prices(prices, author="ops", reason="first prices", products=PRODUCTS)
+        self.auditor = Auditor(price, products=PRODUCTS)
         self.made = []
         self.holds = ["nothing"]
         self.charges = ["nothing"]
@@ -439,6 +484,132 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(account=accounts, late=st.booleans())
     def configure(self, account: str, late: Any):
         self.ask("configure", account, late_settlement=late)
+
+    # ------------------------------------------------------------ what is sold
+
+    @rule(
+        account=accounts,
+        product=st.sampled_from(["starter", "gpus", "day", "week", "nothing"]),
+        quantity=st.sampled_from([1, 1, 3]),
+    )
+    def buy(self, account: str, product: str, quantity: int):
+        made = self.ask("buy", account, product=product, quantity=quantity)
+        if made and made.kind == "grant":
+            self.grants.append(made.request_id)
+
+    @rule(account=accounts, coupon=st.sampled_from(["welcome", "twice"]))
+    def redeem(self, account: str, coupon: str):
+        made = self.ask("redeem", account, coupon=coupon)
+        if made:
+            self.grants.append(made.request_id)
+
+    @rule(
+        account=accounts,
+        plan=st.sampled_from(["free", "pro", "year"]),
+        name=rights,
+        when=st.sampled_from(["now", "now", "period_end"]),
+        trial=st.booleans(),
+        status=standings,
+        started=st.sampled_from([None, None, timedelta(days=20)]),
+        ends=moments,
+        paid=moments,
+    )
+    def subscribe(
+        self,
+        *,
+        account: str,
+        plan: str,
+        name: str,
+        when: str,
+        trial: bool,
+        status: str | None,
+        started: timedelta | None,
+        ends: Any,
+        paid: Any,
+    ):
+        self.ask(
+            "subscribe",
+            account,
+            plan=plan,
+            name=name,
+            when=when,
+            trial=trial,
+            status=status,
+            started_at=started and self.now - started,
+            ends_at=self.moment(ends),
+            paid_until=self.moment(paid),
+        )
+
+    def moment(self, span: Any) -> Any:
+        return self.now + span if isinstance(span, timedelta) else span
+
+    @rule(
+        account=accounts,
+        name=rights,
+        brings=st.sampled_from(
+            [
+                {},
+                {"features": {"seats": 2, "4k": True}},
+                {"grants": [{"units": 4, "every": "week", "rollover_max": 2}]},
+            ]
+        ),
+        lasts=st.sampled_from([None, None, "9d"]),
+        tried=st.sampled_from([None, None, timedelta(days=2)]),
+        product=st.sampled_from([None, "deal"]),
+    )
+    def entitle(
+        self,
+        *,
+        account: str,
+        name: str,
+        brings: dict[str, Any],
+        lasts: str | None,
+        tried: timedelta | None,
+        product: str | None,
+    ):
+        self.ask(
+            "entitle",
+            account,
+            name=name,
+            lasts=lasts,
+            product=product,
+            trial_ends_at=tried and self.now + tried,
+            **brings,
+        )
+
+    @rule(account=accounts, name=rights, status=standings, ends=moments, paid=moments)
+    def change_entitlement(self, account: str, name: str, status: Any, ends: Any, paid: Any):
+        if status is None and ends is None and paid is None:
+            paid = "never"
+        self.ask(
+            "change_entitlement",
+            account,
+            name=name,
+            status=status,
+            ends_at=self.moment(ends),
+            paid_until=self.moment(paid),
+        )
+
+    @rule(account=accounts, name=rights, when=st.sampled_from(["now", "period_end"]))
+    def end_entitlement(self, account: str, name: str, when: str):
+        self.ask("end_entitlement", account, name=name, when=when)
+
+    @rule(account=accounts, feature=features, hold=st.booleans())
+    def work_with_a_feature(self, account: str, feature: str, *, hold: bool):
+        verb = "hold" if hold else "consume"
+        made = self.ask(verb, account, units=1, feature=feature)
+        if made:
+            (self.holds if hold else self.charges).append(made.request_id)
+
+    @invariant()
+    def access_agrees(self):
+        for name in ACCOUNTS:
+            account = self.auditor.at(name, self.now)
+            for feature in ("hd", "seats", "4k"):
+                value = account.brings(feature)
+                usable = value not in (None, False, 0) and account.status == "open"
+                for ledger in self.ledgers:
+                    assert ledger.access(name, feature=feature).allowed == usable
 
     # ------------------------------------------------------------ repeats and reads
 

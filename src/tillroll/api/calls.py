@@ -17,11 +17,12 @@ from tillroll.wire.answers import render
 from tillroll.wire.problems import IdempotencyKeyMissing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tillroll.api.followers import Followers
     from tillroll.api.keys import ApiKey
     from tillroll.engine import Engine
+    from tillroll.payments.desk import Desk
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 B = TypeVar("B", bound=msgspec.Struct)
@@ -69,6 +70,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
         name: Its operation id.
         summary: What it does, in a sentence.
         body_max: The bytes that the body may have.
+        signed: Whether no key is needed: the body is signed, and its handler checks that.
     """
 
     method: str
@@ -86,6 +88,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     licenzy: bool = False
     whole_project: bool = False
     body_max: int = BODY_MAX
+    signed: bool = False
 
     @property
     def has_account(self) -> bool:
@@ -110,11 +113,15 @@ class Tenant:
 class Call:
     """What a handler is given."""
 
-    __slots__ = ("body", "followers", "headers", "key", "params", "query_string", "route", "tenant")
+    __slots__ = (
+        *("body", "desks", "followers", "headers", "key", "params", "query_string", "route"),
+        "tenant",
+    )
 
     def __init__(
         self,
         followers: Followers,
+        desks: Sequence[Desk],
         route: Route,
         params: list[str],
         headers: Mapping[bytes, bytes],
@@ -122,6 +129,7 @@ class Call:
     ) -> None:
         """Begin with what the head of a request says; who calls and the body come later."""
         self.followers = followers
+        self.desks = desks
         self.route = route
         self.params = params
         self.headers = headers
@@ -190,9 +198,13 @@ class Call:
         if len(given) != len(pairs):
             raise InvalidInput("a name comes twice in the query")
         try:
-            return msgspec.convert(given, shape, strict=False)
+            asked = msgspec.convert(given, shape, strict=False)
         except msgspec.ValidationError as problem:
             raise InvalidInput(str(problem).replace("Object", "The query")) from None
+        for name, text in given.items():
+            if getattr(asked, name) is None:  # where text is read leniently, "null" becomes None
+                raise InvalidInput(f"{name} must not be {text!r}; leave it out")
+        return asked
 
 
 def answered(value: object) -> Answer:

@@ -20,6 +20,8 @@ PARAMETERS = {
     "request_id": "Your id of an event: a charge, a hold, a grant, a refused request.",
     "name": "What it is called.",
     "key_id": "The id of an API key, not the key itself.",
+    "provider": "The payment provider's short name, such as `stripe`.",
+    "wallet": "The kind of credits, such as `credits`.",
     "ref": "Your own id of the subject: an account.",
     "code": "A stable code, as in `code` of a problem.",
 }
@@ -117,6 +119,9 @@ def _operation(route: Route, schemas: dict[str, Any], shared: _Responses) -> dic
         "parameters": [*_in_path(route.path), *_in_query(route, schemas), *_in_header(route)],
         "responses": _responses(route, shared),
     }
+    if route.signed:
+        operation["security"] = []
+        operation["description"] = "Needs no key: the provider's signature says who calls."
     if route.scopes:
         scopes = " or ".join(sorted(route.scopes | {"admin"}))
         operation["description"] = f"Needs a key with the scope {scopes}."
@@ -212,7 +217,8 @@ def _responses(route: Route, shared: _Responses) -> dict[str, Any]:
 
 def _codes(route: Route) -> list[str]:
     """Return the codes that may be answered instead."""
-    codes = [*route.refusals, *_EDGE, *_ALWAYS]
+    edge = ("not_found", "invalid_input") if route.signed else _EDGE
+    codes = [*route.refusals, *edge, *_ALWAYS]
     if route.body is not None:
         codes += _BODY
     if route.keyed:

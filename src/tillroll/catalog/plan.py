@@ -287,12 +287,13 @@ class Effect(msgspec.Struct, frozen=True):
     def lines(self) -> list[Line]:
         """Write the effect as (sign, text) lines."""
         noun = "account holds" if self.accounts == 1 else "accounts hold"
-        head = f"{self.section}.{self.name}: {self.accounts:,} {noun} it as of {self.version}"
+        head = f"{self.section}.{self.name}: {self.accounts:,} {noun} it on version {self.version}"
         if self.gone:
-            return [("!", f"{head}; it is sold no more, they keep it")]
-        lines = [("!", f"{head} and keep that until moved")]
-        lines += [("+", f"  moved, they gain {text}") for text in self.gained]
-        lines += [("-", f"  moved, they lose {text}") for text in self.lost]
+            return [("!", f"{head}; it is sold no more, what is held stays")]
+        then = "bought again" if self.section == "pack" else "moved to this version"
+        lines = [("!", f"{head}, which stays so; {then}:")]
+        lines += [("+", f"  gains {text}") for text in self.gained]
+        lines += [("-", f"  loses {text}") for text in self.lost]
         return lines
 
 
@@ -329,9 +330,9 @@ def _gained(old: Mapping[str, str], new: Mapping[str, str]) -> tuple[tuple[str, 
     for field in _compared(old, new):
         if field.field.split(".")[0] not in told:
             continue
-        if field.new is not None:
+        if field.new not in (None, "false"):
             gained.append(f"{field.field} {field.new}")
-        if field.old is not None:
+        if field.old not in (None, "false"):
             lost.append(f"{field.field} {field.old}")
     return tuple(gained), tuple(lost)
 

@@ -13,8 +13,19 @@ from cyclopts import App, CycloptsError, Parameter
 
 import tillroll
 from tillroll import catalog
+from tillroll.cli import entitled, views
 from tillroll.cli import terminal as c
-from tillroll.cli import views
+from tillroll.cli.options import (
+    Actor,
+    Attribute,
+    Feature,
+    Metadata,
+    Meter,
+    Reason,
+    RequestId,
+    Tag,
+    Units,
+)
 from tillroll.cli.terminal import Common, print_json, show_receipt
 
 app = App(
@@ -30,29 +41,13 @@ app.command(bench_app)
 keys_app = App(name="keys", help="API keys of the service: create, list, revoke.")
 projects_app = App(name="projects", help="Projects of the service: create, list.")
 config_app = App(name="config", help="Settings of the service.")
-for group in (keys_app, projects_app, config_app):
+catalog_app = App(
+    name="catalog", help="All of tillroll.toml, what is sold too: plan, apply, list, show versions."
+)
+for group in (keys_app, projects_app, config_app, catalog_app):
     app.command(group)
-
-RequestId = Annotated[
-    str | None,
-    Parameter(name=["--request-id", "--key"], help="Your id of this event; repeat it to retry."),
-]
-
-Meter = Annotated[
-    list[str] | None, Parameter(name="--meter", negative=(), help="METER=QUANTITY, repeatable.")
-]
-Tag = Annotated[
-    list[str] | None, Parameter(name="--tag", negative=(), help="NAME=VALUE, repeatable.")
-]
-Attribute = Annotated[
-    list[str] | None, Parameter(name="--attribute", negative=(), help="NAME=VALUE, repeatable.")
-]
-Units = Annotated[
-    str | None, Parameter(help="An exact amount; priced by the price book if absent.")
-]
-Reason = Annotated[str | None, Parameter(help="Why, in your words.")]
-Actor = Annotated[str | None, Parameter(help="Who acts.")]
-Metadata = Annotated[str | None, Parameter(help="A JSON object kept beside the entry.")]
+for command in entitled.COMMANDS:
+    app.command(command)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -223,6 +218,7 @@ def consume(
     wallet: str | None = None,
     quote: str | None = None,
     effective_at: str | None = None,
+    feature: Feature = None,
     tag: Tag = None,
     reason: Reason = None,
     actor: Actor = None,
@@ -246,6 +242,7 @@ def consume(
             wallet=wallet,
             quote=quote,
             effective_at=effective_at,
+            feature=feature,
             tags=c.pairs(tag or (), "--tag"),
             reason=reason,
             actor=actor,
@@ -270,6 +267,7 @@ def hold(
     request_id: RequestId = None,
     wallet: str | None = None,
     quote: str | None = None,
+    feature: Feature = None,
     tag: Tag = None,
     reason: Reason = None,
     actor: Actor = None,
@@ -294,6 +292,7 @@ def hold(
             request_id=request_id,
             wallet=wallet,
             quote=quote,
+            feature=feature,
             tags=c.pairs(tag or (), "--tag"),
             reason=reason,
             actor=actor,
@@ -915,6 +914,20 @@ def keys_revoke(key_id: str, /, *, common: Common | None = None) -> int:
 # ---------------------------------------------------------------- prices
 
 
+@catalog_app.command(name="plan")
+def catalog_plan(
+    file: Path = Path("tillroll.toml"),
+    /,
+    *,
+    days: Annotated[int, Parameter(help="How much real usage to price anew.")] = 30,
+    common: Common | None = None,
+) -> None:
+    """Show what a catalog file would change, who is affected, and what real usage would cost."""
+    from tillroll.cli import prices  # noqa: PLC0415 - only when asked for
+
+    prices.plan(common or Common(), file, days)
+
+
 @prices_app.command(name="plan")
 def prices_plan(
     file: Path = Path("tillroll.toml"),
@@ -944,6 +957,7 @@ def prices_plan(
         prices.plan(common, file, days)
 
 
+@catalog_app.command(name="apply")
 @prices_app.command(name="apply")
 def prices_apply(
     file: Path = Path("tillroll.toml"),
@@ -959,6 +973,7 @@ def prices_apply(
     prices.apply(common or Common(), file, author or getpass.getuser(), reason)
 
 
+@catalog_app.command(name="list")
 @prices_app.command(name="list")
 def prices_list(*, common: Common | None = None) -> None:
     """List the price versions, newest first."""
@@ -967,6 +982,7 @@ def prices_list(*, common: Common | None = None) -> None:
     prices.show_versions(common or Common())
 
 
+@catalog_app.command(name="show")
 @prices_app.command(name="show")
 def prices_show(version: int | None = None, /, *, common: Common | None = None) -> None:
     """Show one price version as a price file; the one in force if no number is given."""
@@ -975,6 +991,7 @@ def prices_show(version: int | None = None, /, *, common: Common | None = None) 
     prices.show_version(common or Common(), version)
 
 
+@catalog_app.command(name="schema")
 @prices_app.command(name="schema")
 def prices_schema(*, common: Common | None = None) -> None:
     """Print the JSON Schema of the price file, for editors; it is JSON either way."""

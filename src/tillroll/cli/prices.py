@@ -10,10 +10,11 @@ import msgspec
 import tillroll
 from tillroll import catalog
 from tillroll.catalog.plan import UsageRecord
-from tillroll.cli.terminal import Common, out, print_json
+from tillroll.cli.terminal import Common, counted, out, print_json
 from tillroll.cli.views import table, when
 from tillroll.ledger.calendar import show_instant
 from tillroll.ledger.pricing import PriceVersion, new_version
+from tillroll.ledger.products import SECTIONS, check_products
 from tillroll.ledger.units import parse_decimal
 
 if TYPE_CHECKING:
@@ -34,8 +35,13 @@ def plan(common: Common, file: Path, days: int) -> None:
     with common.open() as ledger:
         book = ledger.prices()
         current = book.versions.get(book.current)
-        changes = catalog.diff(current, wanted.prices, wanted.overrides)
+        check_products(wanted.products, ledger.scale)
+        changes = catalog.diff(current, wanted.prices, wanted.overrides, wanted.products)
         draft = new_version(book.current + 1, wanted.prices, overrides=wanted.overrides)
+        affected: list[catalog.Effect] = []
+        if changes.products:
+            held = (catalog.Holding(**msgspec.structs.asdict(one)) for one in ledger.holdings())
+            affected = catalog.effects(held, book, wanted.products)
         effect = None
         if current is not None and not changes.empty:
             usage = _past_usage(ledger, days)
@@ -45,6 +51,7 @@ def plan(common: Common, file: Path, days: int) -> None:
             {
                 "plan": changes.to_dict(),
                 "impact": None if effect is None else effect.to_dict(),
+                "affected": msgspec.to_builtins(affected),
                 "days": days,
             }
         )
@@ -53,6 +60,10 @@ def plan(common: Common, file: Path, days: int) -> None:
         out.print("[bold green]ok[/] nothing would change")
         return
     _show_lines(changes.lines())
+    if affected:
+        out.print("\n[bold]Who holds what would change[/]")
+    for one in affected:
+        _show_lines(one.lines())
     if effect is not None:
         out.print(f"\n[bold]On the usage of the last {days} days[/]")
         _show_lines(effect.lines())
@@ -128,7 +139,11 @@ def apply(common: Common, file: Path, author: str, reason: str) -> None:
     with common.open() as ledger:
         before = ledger.prices().current
         version = ledger.apply_prices(
-            wanted.prices, overrides=wanted.overrides, author=author, reason=reason
+            wanted.prices,
+            overrides=wanted.overrides,
+            products=wanted.products,
+            author=author,
+            reason=reason,
         )
     if common.json:
         print_json({**_summary(version), "new": version.number != before})
@@ -138,8 +153,18 @@ def apply(common: Common, file: Path, author: str, reason: str) -> None:
         return
     out.print(
         f"[bold green]ok[/] price version {version.number} is in force: {len(version.prices)} "
-        f"prices, digest {version.digest[:12]}"
+        f"prices, {_sold(version)}digest {version.digest[:12]}"
     )
+
+
+def _sold(version: PriceVersion) -> str:
+    """Say how many products a version sells; nothing of none."""
+    count = _products(version)
+    return f"{counted(count, 'product')}, " if count else ""
+
+
+def _products(version: PriceVersion) -> int:
+    return sum(len(getattr(version.products, field)) for field in SECTIONS)
 
 
 def _summary(version: PriceVersion) -> dict[str, object]:
@@ -148,6 +173,7 @@ def _summary(version: PriceVersion) -> dict[str, object]:
         "digest": version.digest,
         "prices": len(version.prices),
         "overrides": sum(len(rules) for rules in version.overrides.values()),
+        "products": _products(version),
         "author": version.author,
         "reason": version.reason,
         "applied_at": show_instant(version.applied_at),
@@ -193,7 +219,7 @@ def show_version(common: Common, number: int | None) -> None:
     if not book.current:
         raise tillroll.NotFound("no price version yet")
     version = book.version(book.current if number is None else number)
-    text = catalog.dump(version.prices, version.overrides)
+    text = catalog.dump(version.prices, version.overrides, version.products)
     if common.json:
         print_json({**_summary(version), "toml": text})
         return

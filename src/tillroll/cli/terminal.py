@@ -143,6 +143,11 @@ def show_receipt(receipt: Receipt, common: Common) -> None:
     parts = [f"[bold green]ok[/] {done}"]
     if receipt.kind in _DONE:
         parts.append(f"[bold]{receipt.units:,f}[/] {receipt.wallet}")
+    held = receipt.entry.entitlement
+    if held is not None:
+        on = f" on {escape(held.product)}" if held.product not in (None, held.name) else ""
+        ends = "ended" if receipt.kind == "entitlement_ended" else held.status.replace("_", " ")
+        parts = [f"[bold green]ok[/] {held.kind.replace('_', ' ')} {escape(held.name)}{on} {ends}"]
     tail = [f"{receipt.available:,f} available"]
     if receipt.held:
         tail.append(f"{receipt.held:,f} held")

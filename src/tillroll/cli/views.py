@@ -13,8 +13,9 @@ from rich.table import Table
 from tillroll.cli.terminal import counted, out, say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from tillroll.ledger.access import Access
     from tillroll.ledger.receipts import Receipt
     from tillroll.queries import Balance, Page, Verification
 
@@ -55,6 +56,49 @@ def grouped(units: str) -> str:
     """Return a decimal string with thousands set apart."""
     whole, point, part = units.partition(".")
     return f"{int(whole):,}{point}{part}" if whole != "-0" else units
+
+
+def show_access(found: Access) -> None:
+    """Show an answer about access, and what would help where it is no."""
+    label = "[bold green]yes[/]" if found.allowed else "[bold red]no[/]"
+    said = f"{label} {escape(found.message)}"
+    if not found.allowed:
+        said += f" ({found.reason.replace('_', ' ')})"
+    if found.value is not None and not isinstance(found.value, bool):
+        said += f", {escape(str(found.feature))} is {escape(str(found.value))}"
+    if found.ends_at is not None:
+        said += f", until {until(found.ends_at)}"
+    say(said)
+    if found.by:
+        say(f"  by {', '.join(found.by)}", style="dim", markup=False)
+    if found.left is not None:
+        say(f"  tightest: {found.tightest}, {grouped(found.left)} left", style="dim", markup=False)
+    for way in found.ways_out:
+        say(f"  - {way['text']}", markup=False)
+
+
+def show_entitlements(found: Sequence[Mapping[str, Any]]) -> None:
+    """Show what an account may use, a line a right."""
+    if not found:
+        say("nothing", style="dim")
+        return
+    lines = table("kind", "name", "product", "state", "brings", "ends")
+    for one in found:
+        if one["kind"] == "usage_pack":
+            brings = f"{grouped(one['available'])} of {grouped(one['units'])} {one['wallet']}"
+        else:
+            rights = [
+                name if value is True else f"{name} {value}"
+                for name, value in one["features"].items()
+            ]
+            rights += [f"{grouped(g['units'])} {g['wallet']}" for g in one["grants"]]
+            brings = ", ".join(rights)
+        product = f"{one['product'] or ''}"
+        if one["version"]:
+            product += f" (version {one['version']})"
+        cells = (one["kind"], one["name"], product, one["status"], brings, until(one["ends_at"]))
+        lines.add_row(*(escape(str(cell)) for cell in cells))
+    out.print(lines)
 
 
 def show_balance(balance: Balance) -> None:

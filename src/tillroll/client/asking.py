@@ -439,11 +439,11 @@ class Asking:
             "wallet": wallet,
             "tags": tags,
         }
+        path = f"/v1/accounts/{_name(account)}/access"
         question(verbs, account, **asked)  # type: ignore[arg-type]  # each as it was given
         body: dict[str, object] = {n: value for n, value in asked.items() if value is not None}
         if at is not None:
             body["at"] = _moment(at, "at")
-        path = f"/v1/accounts/{part(account)}/access"
         call = send_call("access", "POST", path, body, writes=False)
         return (yield from self._ask(call, ends, answers.access_of))
 

@@ -236,7 +236,7 @@ class Reads:
         """
         request = question(
             self._verbs,
-            account,
+            _sound(account, "account"),
             operation,
             feature=feature,
             units=units,

@@ -24,6 +24,7 @@ from tillroll.ledger.types import (
     WALLET_DEFAULT,
     Entitlement,
     Entry,
+    Feature,
     PlanGrant,
     Refusal,
     Standing,
@@ -31,7 +32,7 @@ from tillroll.ledger.types import (
 from tillroll.ledger.units import UNITS_MAX, parse_limit, parse_units
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from decimal import Decimal
 
 # Of one account; each is about 300 bytes of its state document.
@@ -87,7 +88,7 @@ def _buy_pass(case: Case, command: c.Buy, timed: Pass, number: int) -> Entry:
         kind="time_pass",
         product=command.product,
         version=number,
-        features=dict(sorted(timed.features.items())),
+        features=_sorted(timed.features),
         anchor=held.anchor if held else _local(case, case.at),
         starts_at=held.starts_at if held else case.at,
         ends_at=_later(from_then, timed.lasts * command.quantity),
@@ -134,7 +135,7 @@ def _subscribe(case: Case, command: c.Subscribe) -> Entry:
         "kind": "subscription",
         "product": command.plan,
         "version": number,
-        "features": dict(sorted(plan.features.items())),
+        "features": _sorted(plan.features),
         "grants": tuple(_plan_grant(case, grant) for grant in plan.grants),
         "every": plan.every,
         "count": plan.count,
@@ -149,7 +150,7 @@ def _entitle(case: Case, command: c.Entitle) -> Entry:
     terms = {
         "kind": command.kind,
         "product": command.product,
-        "features": dict(sorted(command.features.items())),
+        "features": command.features,
         "grants": command.grants,
         "every": command.every,
         "count": command.count,
@@ -280,6 +281,11 @@ def _plan_grant(case: Case, grant: Allowance) -> PlanGrant:
         priority=grant.priority,
         applies_to=grant.applies_to,
     )
+
+
+def _sorted(features: Mapping[str, Feature]) -> dict[str, Feature]:
+    """Return features in the order that an entry's canonical bytes have them in."""
+    return dict(sorted(features.items()))
 
 
 def _units(case: Case, units: Decimal, quantity: int) -> int:

@@ -1233,25 +1233,30 @@ def question(
 ) -> c.Request:
     """Return the consume that a question about access asks of; it is never carried out.
 
-    With neither operation nor units it is none that could be.
+    With neither operation nor units it is none that could be. Any account may be asked about: one
+    of a name that none can have has nothing.
     """
-    if operation is not None or units is not None:
-        return verbs.consume(
-            account,
-            operation,
-            feature=feature,
-            units=units,
-            meters=meters,
-            model=model,
-            attributes=attributes,
-            wallet=wallet,
-            tags=tags,
-        )
-    if meters or model or attributes or wallet or tags:
+    works = operation is not None or units is not None
+    if not works and (meters or model or attributes or wallet or tags):
         raise InvalidInput("give an operation or units, which these belong to")
-    asked = verbs.consume(account, units=1, feature=feature)
+    asked = verbs.consume(
+        "anybody",
+        operation,
+        feature=feature,
+        units=units if works else 1,
+        meters=meters,
+        model=model,
+        attributes=attributes,
+        wallet=wallet,
+        tags=tags,
+    )
+    command = asked.command
+    assert isinstance(command, c.Consume)
     return msgspec.structs.replace(
-        asked, command=c.Consume(feature=getattr(asked.command, "feature", None))
+        asked,
+        account=account,
+        account_id=c.account_id(verbs.project, account),
+        command=command if works else c.Consume(feature=command.feature),
     )
 
 

@@ -137,7 +137,7 @@ class Stripe:
     ) -> None:
         """Be ready to be asked; nothing is sent yet."""
         bases: Any = {} if api_base is None else {"base_addresses": {"api": api_base}}
-        self.ledger_mode: Literal["test", "live"] = "live" if "_live_" in secret_key else "test"
+        self.ledger_mode: Literal["test", "live"] = mode_of(secret_key)
         self._secrets = webhook_secrets
         self._ledger = ledger
         self._success_url = success_url
@@ -417,6 +417,11 @@ class Stripe:
         return told
 
 
+def mode_of(secret_key: str) -> Literal["test", "live"]:
+    """Return the mode that a key is of."""
+    return "live" if "_live_" in secret_key else "test"
+
+
 @contextmanager
 def _asking() -> Iterator[None]:
     """Put Stripe's errors into ours; a card that is declined stays what it is."""
@@ -558,4 +563,4 @@ def _is_proration(line: Thing) -> bool:
     return bool(details.get("proration"))
 
 
-__all__ = ["TOPICS", "Stripe"]
+__all__ = ["TOPICS", "Stripe", "mode_of"]

@@ -19,7 +19,7 @@ from tillroll.api.calls import Answer
 from tillroll.embedded import open_engine
 from tillroll.jobs import Upkeep
 from tillroll.ledger.errors import NotFound, TillrollError
-from tillroll.server import logs, metrics, traces
+from tillroll.server import logs, metrics, paying, traces
 from tillroll.server.settings import Settings
 from tillroll.wire.answers import render
 
@@ -63,6 +63,7 @@ class Application:
         self._stack = contextlib.AsyncExitStack()
         self._upkeep: Upkeep | None = None
         self._task: asyncio.Task[None] | None = None
+        self._rounds: list[asyncio.Task[None]] = []
 
     async def __call__(
         self,
@@ -111,8 +112,10 @@ class Application:
             waiting_max=settings.waiting_max,
             read_url=settings.read_database_url,
         )
+        desks = paying.desks(settings, engine)
         self._service = service = Service(
             engine,
+            desks=desks,
             public={"/livez": self._livez, "/readyz": self._readyz, "/metrics": self._page},
             topup_url=settings.topup_url,
             per_key_max=settings.per_key_max,
@@ -121,6 +124,11 @@ class Application:
         engine.observe = self._observe
         self._upkeep = Upkeep(engine, settings.upkeep_seconds, self._looked)
         self._task = asyncio.create_task(self._upkeep.run())
+        self._rounds = [
+            asyncio.create_task(paying.keep(one, _failed))
+            for desk in desks
+            for one in paying.rounds(desk)
+        ]
         self._agents = _agents(service) if settings.mcp else None
         if self._agents is not None:
             await self._stack.enter_async_context(self._agents.run())
@@ -137,9 +145,10 @@ class Application:
         assert self._service is not None
         self._service.stop()
         await self._stack.aclose()
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        for task in (self._task, *self._rounds):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         await asyncio.to_thread(self._engine.close)
         if self._traces is not None:
             await asyncio.to_thread(self._traces.close)
@@ -215,6 +224,10 @@ class Application:
             log.error("call failed", problem=str(problem), **facts)
         else:
             log.info("call", **facts)
+
+
+def _failed(name: str, problem: TillrollError) -> None:
+    log.warning("a round failed", round=name, code=problem.code, problem=str(problem))
 
 
 def _look(engine: Engine) -> str | None:

@@ -21,6 +21,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from tillroll.ledger.products import NOTHING, Products
 from tillroll.testing.model import (
     OVERDRAFT,
     Account,
@@ -28,9 +29,11 @@ from tillroll.testing.model import (
     Charge,
     Lot,
     Move,
+    Right,
     Series,
     Written,
     end_of_day,
+    local,
     period_at,
 )
 
@@ -100,10 +103,12 @@ class Auditor:
     Attributes:
         price: What operations cost; nothing is priced if left out.
         scale: Decimals of the units: prices are rounded up to it.
+        products: What the catalog in force sells.
     """
 
     price: Price = field(default=lambda _operation, _model, _meters: None)
     scale: int = 6
+    products: Products = NOTHING
     accounts: dict[str, Account] = field(default_factory=dict)
     known: dict[tuple[str, str], _Known] = field(default_factory=dict)
 
@@ -254,6 +259,7 @@ class Auditor:
         effective_at = args.get("effective_at") or at
         if not at - LATE_MAX <= effective_at <= at + EARLY_MAX:
             raise _No("invalid_input")
+        self._check_feature(account, args.get("feature"))
         units = args.get("units")
         if units is None:
             units = self._priced(args["operation"], args.get("model"), args.get("meters"))
@@ -270,6 +276,16 @@ class Auditor:
             attributes=args.get("attributes"),
         )
         return charge, effective_at
+
+    def _check_feature(self, account: Account, feature: str | None) -> None:
+        """Refuse work whose feature no entitlement brings, and that is not there by default."""
+        if feature is None:
+            return
+        value = account.brings(feature)
+        if value is None and feature in self.products.features:
+            value = self.products.features[feature].default
+        if value is None or value is False or value == 0:
+            raise _No("not_entitled")
 
     def _priced(self, operation: str, model: str | None, meters: object) -> Fraction:
         exact = self.price(operation, model, meters or {})  # type: ignore[arg-type]  # a mapping
@@ -562,6 +578,7 @@ class Auditor:
     def _close_account(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
         account.status = "closed"
         account.series.clear()
+        account.rights.clear()
         return account.write("close", at, "credits", request_id=args["request_id"])
 
     def _set_overdraft(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
@@ -608,6 +625,8 @@ class Auditor:
         if terms["rollover_min"] > terms["rollover_max"]:
             raise _No("invalid_input")
         old = account.series.get(args["name"])
+        if old is not None and old.owner is not None:
+            raise _No("invalid_input")
         series = Series(terms, 0)
         series.next = period_at(series, at, account.zone)
         if old is not None:
@@ -625,6 +644,206 @@ class Auditor:
         wallet = str(series.terms["wallet"])
         return account.write("recurring", at, wallet, request_id=args["request_id"])
 
+    # ------------------------------------------------------------ what is sold
+
+    def _buy(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        name, quantity = args["product"], args.get("quantity", 1)
+        pack, timed = self.products.packs.get(name), self.products.passes.get(name)
+        if pack is not None:
+            life = None if pack.expires is None else timedelta(microseconds=pack.expires)
+            lot = Lot(
+                id=args["request_id"],
+                wallet=pack.wallet,
+                units=Fraction(pack.units) * quantity,
+                category=pack.category,
+                priority=pack.priority,
+                effective_at=at,
+                expires_at=None if life is None else at + life,
+                applies_to=pack.applies_to,
+            )
+            return self._bring(account, lot, at)
+        if timed is None:
+            raise _No("invalid_input")
+        right = account.rights.get(name)
+        if right is not None and right.kind != "time_pass":
+            raise _No("invalid_input")
+        lasts = timedelta(microseconds=timed.lasts) * quantity
+        begins = at if right is None or right.ends_at is None else right.ends_at
+        bought = Right(
+            name=name,
+            kind="time_pass",
+            status="active",
+            brings=_brought(name, dict(timed.features), [], local(at, account.zone)),
+            starts_at=at if right is None else right.starts_at,
+            ends_at=begins + lasts,
+        )
+        if right is not None:
+            bought.brings["anchor"] = right.brings["anchor"]
+        return self._stands(account, bought, args, at)
+
+    def _bring(self, account: Account, lot: Lot, at: datetime) -> Written:
+        self._check_size(account, lot)
+        moves = account.issue(lot)
+        account.lots[lot.id] = lot
+        return account.write("grant", at, lot.wallet, lot.units, moves, request_id=lot.id)
+
+    def _redeem(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        coupon = self.products.coupons.get(args["coupon"])
+        if coupon is None:
+            raise _No("invalid_input")
+        if account.redeemed.count(args["coupon"]) >= coupon.most:
+            raise _No("coupon_used")
+        life = None if coupon.expires is None else timedelta(microseconds=coupon.expires)
+        lot = Lot(
+            id=args["request_id"],
+            wallet=coupon.wallet,
+            units=Fraction(coupon.units),
+            category="promo",
+            priority=coupon.priority,
+            effective_at=at,
+            expires_at=None if life is None else at + life,
+            applies_to=coupon.applies_to,
+        )
+        written = self._bring(account, lot, at)
+        account.redeemed.append(args["coupon"])
+        return written
+
+    def _subscribe(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        plan = self.products.plans.get(args["plan"])
+        if plan is None:
+            raise _No("invalid_input")
+        grants = [
+            {
+                "name": one.name or one.wallet,
+                "units": Fraction(one.units),
+                "every": one.every,
+                "count": one.count,
+                "rollover_min": Fraction(one.rollover_min),
+                "rollover_max": Fraction(one.rollover_max),
+                "wallet": one.wallet,
+                "priority": one.priority,
+                "applies_to": one.applies_to,
+            }
+            for one in plan.grants
+        ]
+        brings = _brought(args["plan"], dict(plan.features), grants, None)
+        brings |= {"every": plan.every, "count": plan.count}
+        name = args.get("name", "subscription")
+        ends = args.get("trial_ends_at")
+        if name not in account.rights and ends is None and args.get("trial", True) and plan.trial:
+            ends = (args.get("started_at") or at) + timedelta(microseconds=plan.trial)
+        args = {**args, "name": name, "kind": "subscription", "trial_ends_at": ends}
+        return self._put(account, args, brings, at)
+
+    def _entitle(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        grants = [
+            {
+                "name": one.get("name", one.get("wallet", "credits")),
+                "units": Fraction(one["units"]),
+                "every": one.get("every", "month"),
+                "count": one.get("count", 1),
+                "rollover_min": Fraction(one.get("rollover_min", 0)),
+                "rollover_max": Fraction(one.get("rollover_max", 0)),
+                "wallet": one.get("wallet", "credits"),
+                "priority": one.get("priority", 0),
+                "applies_to": tuple(one.get("applies_to", ())),
+            }
+            for one in args.get("grants", ())
+        ]
+        features = args.get("features")
+        if features is None:
+            features = {} if grants else {args["name"]: True}
+        brings = _brought(args.get("product"), features, grants, None)
+        brings |= {"every": args.get("every", "month"), "count": args.get("count", 1)}
+        args = {"kind": "feature", **args}
+        if "lasts" in args:
+            right = account.rights.get(args["name"])
+            begins = at if right is None or right.ends_at is None else right.ends_at
+            args["ends_at"] = begins + args["lasts"]
+        if "trial_ends_at" in args:
+            args.setdefault("status", "trialing")
+        return self._put(account, args, brings, at)
+
+    def _put(
+        self, account: Account, args: dict[str, Any], brings: dict[str, object], at: datetime
+    ) -> Written:
+        """Begin an entitlement, or put the one there is on other terms, at once or at the end."""
+        right = account.rights.get(args["name"])
+        started = args.get("started_at") or at
+        if started > at and not (right is not None and args.get("when") == "period_end"):
+            raise _No("invalid_input")
+        if right is None:
+            trial = args.get("trial_ends_at")
+            brings["anchor"] = local(started, account.zone)
+            status = args.get("status") or ("trialing" if trial else "active")
+            fresh = Right(args["name"], args["kind"], status, brings, started)
+            fresh.trial_ends_at = trial if status == "trialing" else None
+            return self._stands(account, _ending(fresh, args), args, at)
+        moved = copy.copy(right)
+        moved.status = args.get("status") or right.status
+        trial = args.get("trial_ends_at") or right.trial_ends_at
+        moved.trial_ends_at = trial if moved.status == "trialing" else None
+        moved.then = moved.then_at = None
+        _ending(moved, args)
+        if args.get("when") == "period_end":
+            moved.then, moved.then_at = brings, account.period_end(right, at)
+            if moved.ends_at is not None and moved.ends_at <= moved.then_at:
+                raise _No("invalid_input")
+            same = all(brings[key] == right.brings[key] for key in ("every", "count"))
+            anchor = right.brings["anchor"]
+            brings["anchor"] = anchor if same else local(moved.then_at, account.zone)
+            return self._stands(account, moved, args, at)
+        moved.kind = args["kind"]
+        anew = brings["product"] != right.brings["product"] or args.get("started_at")
+        brings["anchor"] = local(started, account.zone) if anew else right.brings["anchor"]
+        moved.brings = brings
+        return self._stands(account, moved, args, at)
+
+    def _stands(
+        self, account: Account, right: Right, args: dict[str, Any], at: datetime
+    ) -> Written:
+        """Write that an entitlement stands so from now on."""
+        if right.ends_at is not None and right.ends_at <= at:
+            raise _No("invalid_input")
+        account.rights[right.name] = right
+        account.run_grants(right, at)
+        ref = f"~{right.name}/entitlement"
+        return account.write(
+            "entitlement", at, "credits", request_id=args["request_id"], ref=ref, right=right
+        )
+
+    def _change_entitlement(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        right = account.rights.get(args["name"])
+        if right is None:
+            raise _No("entitlement_not_found")
+        changed = copy.copy(right)
+        changed.status = args.get("status") or right.status
+        trial = args.get("trial_ends_at") or right.trial_ends_at
+        changed.trial_ends_at = trial if changed.status == "trialing" else None
+        return self._stands(account, _ending(changed, args), args, at)
+
+    def _end_entitlement(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
+        right = account.rights.get(args["name"])
+        if right is None:
+            raise _No("entitlement_not_found")
+        if args.get("when") == "period_end":
+            ending = copy.copy(right)
+            end = account.period_end(right, at)
+            ending.ends_at = end if right.ends_at is None else min(end, right.ends_at)
+            ending.then = ending.then_at = None
+            return self._stands(account, ending, args, at)
+        account.drop(right.name)
+        return account.write(
+            "entitlement_ended",
+            at,
+            "credits",
+            request_id=args["request_id"],
+            ref=f"~{right.name}/entitlement",
+            right=right,
+        )
+
+    # ------------------------------------------------------------ settings
+
     def _configure(self, account: Account, args: dict[str, Any], at: datetime) -> Written:
         account.zone = args.get("time_zone") or account.zone
         if args.get("late_settlement") is not None:
@@ -636,8 +855,16 @@ class Auditor:
 
 
 _UNITS = ("units", "floor", "limit", "cap", "rollover_min", "rollover_max")
-_SPANS = ("expires_in", "extend_by", "deadline_in", "window")
-_TIMES = ("effective_at", "ends_at", "expires_at", "anchor")
+_SPANS = ("expires_in", "extend_by", "deadline_in", "window", "lasts")
+_TIMES = (
+    "effective_at",
+    "ends_at",
+    "expires_at",
+    "anchor",
+    "started_at",
+    "trial_ends_at",
+    "paid_until",
+)
 _SIZES = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 
 
@@ -651,7 +878,7 @@ def _plain(call: Call) -> Call:
             args[name] = Fraction(value)
         elif name in _SPANS:
             args[name] = _span(value)
-        elif name in _TIMES:
+        elif name in _TIMES and value != "never":
             args[name] = _time(value)
             if name == "anchor" and not isinstance(args[name], datetime):
                 args[name] = datetime.combine(args[name], time.min)
@@ -677,6 +904,31 @@ def _time(value: object) -> datetime | date:
     if isinstance(value, datetime) and value.tzinfo is not None:
         return value.astimezone(UTC)
     return value
+
+
+def _brought(
+    product: str | None,
+    features: dict[str, Any],
+    grants: list[dict[str, Any]],
+    anchor: datetime | None,
+) -> dict[str, object]:
+    """Return what an entitlement brings, with a period of a month."""
+    return {
+        "product": product,
+        "features": features,
+        "grants": grants,
+        "every": "month",
+        "count": 1,
+        "anchor": anchor,
+    }
+
+
+def _ending(right: Right, args: dict[str, Any]) -> Right:
+    """Set the ends that were asked for; "never" takes one back."""
+    for name in ("ends_at", "paid_until"):
+        if name in args:
+            setattr(right, name, None if args[name] == "never" else args[name])
+    return right
 
 
 def _asked(call: Call) -> object:
@@ -751,9 +1003,25 @@ def entry_pairs(wanted: Written, receipt: Any) -> dict[str, tuple[object, object
     pairs["moves"] = moves["wanted"], moves["got"]
     pairs["recorded_at"] = wanted.at, receipt.recorded_at
     pairs["effective_at"] = wanted.effective_at, receipt.effective_at
+    if wanted.right is not None:
+        shown = receipt.entitlement or {}
+        pairs |= {
+            f"entitlement.{name}": (value, _stated(shown, name))
+            for name, value in wanted.right.items()
+        }
     if wanted.deadline is not None:
         pairs["deadline"] = wanted.deadline, receipt.expires_at
     return pairs
+
+
+def _stated(shown: Mapping[str, Any], name: str) -> object:
+    """Return what a receipt's entitlement says, in the model's own terms."""
+    value = shown.get(name)
+    if name == "next":
+        return value and value["product"]
+    if name == "anchor" or (name.endswith(("_at", "_until")) and value is not None):
+        return datetime.fromisoformat(str(value))
+    return value
 
 
 def _exact(value: object) -> object:

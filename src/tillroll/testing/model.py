@@ -48,6 +48,7 @@ class Written:
     shortfall: Fraction
     deadline: datetime | None
     buckets: dict[str, Fraction]
+    right: dict[str, object] | None = None
 
 
 @dataclass
@@ -127,6 +128,51 @@ class Series:
     terms: dict[str, object]
     next: int
     current: str | None = None
+    owner: str | None = None
+    waits: bool = False
+
+
+@dataclass
+class Right:
+    """An entitlement: what it brings, how it stands, and what the clock will do to it.
+
+    `brings` is all that another plan would replace: product, features, grants, every, count,
+    anchor. `then` takes its place at `then_at`.
+    """
+
+    name: str
+    kind: str
+    status: str
+    brings: dict[str, object]
+    starts_at: datetime
+    trial_ends_at: datetime | None = None
+    ends_at: datetime | None = None
+    paid_until: datetime | None = None
+    then: dict[str, object] | None = None
+    then_at: datetime | None = None
+
+    def shown(self) -> dict[str, object]:
+        """Return what an entry about it must say, a copy that does not change with it."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "status": self.status,
+            "product": self.brings["product"],
+            "features": self.brings["features"],
+            "anchor": self.brings["anchor"],
+            "starts_at": self.starts_at,
+            "trial_ends_at": self.trial_ends_at,
+            "ends_at": self.ends_at,
+            "paid_until": self.paid_until,
+            "next": None if self.then is None else self.then["product"],
+            "next_at": self.then_at,
+        }
+
+    def due(self) -> datetime | None:
+        """Return when the clock changes it next."""
+        tried = self.trial_ends_at if self.status == "trialing" else None
+        dates = [one for one in (self.ends_at, self.then_at, tried) if one is not None]
+        return min(dates, default=None)
 
 
 @dataclass
@@ -142,6 +188,8 @@ class Account:
     caps: dict[str, Cap] = field(default_factory=dict)
     series: dict[str, Series] = field(default_factory=dict)
     limits: dict[str, Fraction] = field(default_factory=dict)
+    rights: dict[str, Right] = field(default_factory=dict)
+    redeemed: list[str] = field(default_factory=list)
     status: str = "open"
     zone: str = "UTC"
     late_settlement: bool = False
@@ -302,6 +350,7 @@ class Account:
         effective_at: datetime | None = None,
         shortfall: Fraction | int = 0,
         deadline: datetime | None = None,
+        right: Right | None = None,
     ) -> Written:
         """Write an entry: its movements happen now, the buckets afterwards are summed up."""
         moves = moves or []
@@ -319,6 +368,7 @@ class Account:
             shortfall=Fraction(shortfall),
             deadline=deadline,
             buckets=self.buckets(wallet),
+            right=None if right is None else right.shown(),
         )
         self.written.append(written)
         return written
@@ -336,27 +386,35 @@ class Account:
             if due is None or due[0] > at:
                 return
             when, sort, name = due
-            (self._end_hold, self._renew, self._expire, self._begin)[sort](name, when, at)
+            steps = (self._end_hold, self._turn, self._renew, self._expire, self._begin)
+            steps[sort](name, when, at)
 
     def _due(self) -> list[tuple[datetime, int, str]]:
         """Return what the clock will bring: when, of what sort, and its name.
 
-        At one instant holds end, then grants renew, then grants expire, then grants begin.
+        At one instant holds end, then entitlements change or end, then grants renew, then grants
+        expire, then grants begin.
         """
         due = [
             (hold.deadline, 0, hold.id)
             for hold in self.charges.values()
             if hold.is_hold and hold.ending is None
         ]
+        for name, right in self.rights.items():
+            turns_at = right.due()
+            if turns_at is not None:
+                due.append((turns_at, 1, name))
         for name, series in self.series.items():
             when = occurrence(series, series.next, self.zone)
-            if when < min(FOREVER, _moment(series.terms["ends_at"]) or FOREVER):
-                due.append((when, 1, name))
+            if not series.waits and when < min(
+                FOREVER, _moment(series.terms["ends_at"]) or FOREVER
+            ):
+                due.append((when, 2, name))
         for lot in self.lots.values():
             if not lot.begun and not lot.voided:
-                due.append((lot.effective_at, 3, lot.id))
+                due.append((lot.effective_at, 4, lot.id))
             elif lot.expires_at is not None and self.left(lot.id, lot.wallet):
-                due.append((lot.expires_at, 2, lot.id))
+                due.append((lot.expires_at, 3, lot.id))
         return due
 
     def _end_hold(self, name: str, when: datetime, at: datetime) -> None:
@@ -371,6 +429,66 @@ class Account:
         units = sum((move.units for move in moves), Fraction(0))
         hold.asked = (units, None)
         hold.ending = self.write(kind, at, hold.wallet, units, moves, ref=name, effective_at=when)
+
+    def _turn(self, name: str, when: datetime, at: datetime) -> None:
+        """End an entitlement, put it on what was to come, or end its trial."""
+        right = self.rights[name]
+        kind = "entitlement"
+        if right.ends_at is not None and right.ends_at <= when:
+            kind = "entitlement_ended"
+        elif right.then is not None and right.then_at is not None and right.then_at <= when:
+            right.brings, right.then, right.then_at = right.then, None, None
+        else:
+            right.status, right.trial_ends_at = "active", None
+        self.write(kind, at, "credits", ref=f"~{name}/entitlement", effective_at=when, right=right)
+        if kind == "entitlement_ended":
+            self.drop(name)
+        else:
+            self.run_grants(right, when)
+
+    def drop(self, name: str) -> None:
+        """Have an entitlement bring nothing any more."""
+        self.rights.pop(name, None)
+        self.series = {n: one for n, one in self.series.items() if one.owner != name}
+
+    def run_grants(self, right: Right, when: datetime) -> None:
+        """Have the grants of an entitlement come as it says; past periods bring nothing."""
+        before = {n: one for n, one in self.series.items() if one.owner == right.name}
+        self.series = {n: one for n, one in self.series.items() if one.owner != right.name}
+        for brought in _list(right.brings["grants"]):
+            name = f"{right.name}/{brought['name']}"
+            ends = [one for one in (right.ends_at, right.paid_until) if one is not None]
+            terms = {**brought, "anchor": right.brings["anchor"], "category": "plan"}
+            series = Series({**terms, "ends_at": min(ends, default=None)}, 0, owner=right.name)
+            series.waits = right.status in ("paused", "past_due")
+            series.next = period_at(series, when, self.zone)
+            old = before.get(name)
+            if old is not None:
+                series.current = old.current
+                shape = ("anchor", "every", "count")
+                if all(old.terms[key] == series.terms[key] for key in shape):
+                    series.next = max(series.next, old.next)
+            self.series[name] = series
+
+    def period_end(self, right: Right, at: datetime) -> datetime:
+        """Return when the period of an entitlement at hand ends."""
+        period = Series({key: right.brings[key] for key in ("anchor", "every", "count")}, 0)
+        return occurrence(period, period_at(period, at, self.zone) + 1, self.zone)
+
+    def brings(self, feature: str) -> object:
+        """Return the value of a feature that its entitlements bring, None where none does."""
+        found = []
+        for right in sorted(self.rights.values(), key=lambda one: (one.starts_at, one.name)):
+            features = right.brings["features"]
+            assert isinstance(features, dict)
+            if right.status != "paused" and feature in features:
+                found.append(features[feature])
+        if not found:
+            return None
+        texts = [one for one in found if isinstance(one, str)]
+        if "unlimited" in texts:
+            return "unlimited"
+        return texts[-1] if texts else max(found)
 
     def _renew(self, name: str, when: datetime, at: datetime) -> None:
         series = self.series[name]
@@ -404,7 +522,8 @@ class Account:
         self.write("grant_renewed", at, wallet, lot.units, moves, ref=lot.id, effective_at=when)
         series.next += 1
         series.current = lot.id
-        if lot.expires_at and lot.expires_at >= (_moment(terms["ends_at"]) or FOREVER):
+        over = lot.expires_at and lot.expires_at >= (_moment(terms["ends_at"]) or FOREVER)
+        if over and series.owner is None:
             del self.series[name]
 
     def _expire(self, name: str, when: datetime, at: datetime) -> None:
@@ -468,6 +587,16 @@ def _node(cap: Cap, charge: Charge) -> tuple[str, ...] | None:
             return None
         node.append(value)
     return tuple(node)
+
+
+def local(at: datetime, zone: str) -> datetime:
+    """Return an instant as the local time of a zone, without the zone."""
+    return at.astimezone(ZoneInfo(zone)).replace(tzinfo=None)
+
+
+def _list(value: object) -> list[dict[str, object]]:
+    assert isinstance(value, list)
+    return value
 
 
 def _moment(value: object) -> datetime | None:

@@ -144,7 +144,7 @@ REFUSALS: dict[str, Kind] = {
     "entitlement_not_found": Kind(
         404, "Check the account and the name: `entitlements` lists them. One that ended is gone"
     ),
-    "coupon_used": Kind(409, "Nothing: the account has what the coupon gives"),
+    "coupon_used": Kind(410, "Nothing: the account has what the coupon gives"),
     "hold_finalized": Kind(
         409, "Nothing: the hold has ended. `details` says how, and by which request"
     ),
