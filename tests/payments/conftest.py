@@ -72,15 +72,14 @@ class World:
         self.desk = Desk(engine, "default", self.stripe())
         self.heard = 0  # events that were taken for delivery
 
-    def stripe(self, **settings: Any) -> Stripe:
+    def stripe(self, ledger: str = "default") -> Stripe:
         return Stripe(
             "sk_test_of_a_test",
             (SECRET,),
-            ledger="default",
+            ledger=ledger,
             success_url="https://shop.test/thanks",
             cancel_url="https://shop.test/",
             api_base=self.api_base,
-            **settings,
         )
 
     def wait(self, **span: float) -> None:
