@@ -13,7 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 import tillroll
 from tillroll import catalog
-from tillroll.cli import entitled, views
+from tillroll.cli import entitled, paying, views
 from tillroll.cli import terminal as c
 from tillroll.cli.options import (
     Actor,
@@ -44,7 +44,7 @@ config_app = App(name="config", help="Settings of the service.")
 catalog_app = App(
     name="catalog", help="All of tillroll.toml, what is sold too: plan, apply, list, show versions."
 )
-for group in (keys_app, projects_app, config_app, catalog_app):
+for group in (keys_app, projects_app, config_app, catalog_app, *paying.APPS):
     app.command(group)
 for command in entitled.COMMANDS:
     app.command(command)
