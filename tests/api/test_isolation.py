@@ -31,6 +31,8 @@ THEIRS = {
     "grant_id": "their-grant",
     "request_id": "their-charge",
     "name": "their-budget",
+    "wallet": "credits",
+    "provider": "stripe",
 }
 
 

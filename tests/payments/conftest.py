@@ -131,4 +131,5 @@ def fake() -> Iterator[tuple[FakeStripe, str]]:
 def world(fake: tuple[FakeStripe, str]) -> Iterator[World]:
     made = World("memory://", fake[1], fake[0])
     yield made
+    made.desk.close()
     made.ledger.close()

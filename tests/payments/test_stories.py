@@ -191,7 +191,7 @@ def subscriptions(world: World) -> list[tuple[Any, Any]]:
     return [(one["product"], one["status"]) for one in held if one["kind"] == "subscription"]
 
 
-def check(world: World, story: Story) -> None:
+def check_end(world: World, story: Story) -> None:
     found = world.ledger.balance("acme")
     assert found.available == story.available
     with world.ledger.store.read() as reader:
@@ -216,7 +216,7 @@ def test_in_every_order(world: World, name: str):
         other = fresh(world)
         with other.ledger:
             other.deliver(order)
-            check(other, story)
+            check_end(other, story)
         counted += 1
     assert counted >= 1
 
@@ -226,9 +226,9 @@ def test_all_webhooks_lost_and_pulled(world: World, name: str):
     story = STORIES[name]
     story.act(world)
     world.desk.pull()
-    check(world, story)
+    check_end(world, story)
     world.desk.pull()
-    check(world, story)
+    check_end(world, story)
 
 
 @pytest.mark.parametrize("name", STORIES)
@@ -246,7 +246,7 @@ def test_as_it_happens(world: World, name: str):
     world.fake.tell = told  # type: ignore[method-assign]
     story.act(world)
     world.fake.tell = tell  # type: ignore[method-assign]
-    check(world, story)
+    check_end(world, story)
 
 
 def test_a_renewal_racing_a_consume(world: World):
@@ -290,7 +290,7 @@ def test_two_tellings_of_one_second_are_asked_about(world: World):
         other = fresh(world)
         with other.ledger:
             other.deliver(order)
-            check(other, Story(paused, 100, "basic", "active"))
+            check_end(other, Story(paused, 100, "basic", "active"))
 
 
 def test_a_plan_that_the_catalog_lacks_waits_for_it(world: World):

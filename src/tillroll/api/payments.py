@@ -147,7 +147,7 @@ async def top_up(call: Call) -> Answer:
 
 async def set_top_up(call: Call) -> Answer:
     """Have an account topped up when it runs low, within bounds; what was spent still counts."""
-    given = bodies.arguments(call.parse(bodies.TopUp))
+    given = bodies.arguments(call.parse(bodies.SetTopUp))
     return await _topped(call, topups.set_top_up, wallet=_wallet(call), **given)
 
 
@@ -186,7 +186,7 @@ async def overage(call: Call) -> Answer:
 
 async def set_overage(call: Call) -> Answer:
     """Report what an account uses beyond its units to a meter of the provider's, from now on."""
-    meter = call.parse(bodies.Overage).meter
+    meter = call.parse(bodies.SetOverage).meter
     return await _reported(call, overages.set_overage, meter, wallet=_wallet(call))
 
 

@@ -241,11 +241,11 @@ def _payments() -> Iterator[Route]:
         ("GET", ACCOUNT + "/payments", p.payments, None, a.Payments, frozenset({"read"})),
         ("GET", "/v1/payments", p.unplaced_payments, None, a.Payments, frozenset({"read"})),
         ("GET", TOPUP, p.top_up, None, a.TopUp, frozenset({"read"})),
-        ("PUT", TOPUP, p.set_top_up, b.TopUp, a.TopUp, admin),
+        ("PUT", TOPUP, p.set_top_up, b.SetTopUp, a.TopUp, admin),
         ("POST", TOPUP + "/pause", p.pause_top_up, b.Nothing, a.TopUp, admin),
         ("POST", TOPUP + "/resume", p.resume_top_up, b.Nothing, a.TopUp, admin),
         ("GET", OVERAGE, p.overage, None, a.Overage, frozenset({"read"})),
-        ("PUT", OVERAGE, p.set_overage, b.Overage, a.Overage, admin),
+        ("PUT", OVERAGE, p.set_overage, b.SetOverage, a.Overage, admin),
         ("POST", OVERAGE + "/stop", p.stop_overage, b.Nothing, a.Overage, admin),
         ("POST", OVERAGE + "/resolve", p.resolve_overage, b.Arrived, a.Overage, admin),
     ):

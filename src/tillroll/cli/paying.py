@@ -48,6 +48,7 @@ def _desk(common: Common) -> Iterator[Desk]:
                 "TILLROLL_STRIPE_SUCCESS_URL"
             )
         yield desks[0]
+        desks[0].close()
     finally:
         engine.close()
 

@@ -18,6 +18,7 @@ from tillroll.ledger.commands import account_id
 from tillroll.ledger.errors import IdempotencyConflict, InvalidInput
 from tillroll.ledger.types import DAY, HOUR, MINUTE, NEVER, SECOND
 from tillroll.ledger.units import parse_units
+from tillroll.ledger.verbs import ID_MAX
 from tillroll.payments import settling, subscribing
 from tillroll.payments.facts import Bought, decimals_of
 from tillroll.payments.provider import (
@@ -122,6 +123,12 @@ class Desk:
         if not hasattr(self.provider, "checkout"):
             raise InvalidInput(f"{self.provider.name} has no checkout: it only tells of payments")
         return self.provider  # type: ignore[return-value]  # a Provider has what a Listener lacks
+
+    def close(self) -> None:
+        """Let go of what the provider keeps open."""
+        close = getattr(self.provider, "close", None)
+        if close is not None:
+            close()
 
     def key(self, *parts: object) -> str:
         """Return our key for something that we ask the provider: of this ledger and no other."""
@@ -248,7 +255,7 @@ class Desk:
             IdempotencyConflict: The id was used for another product.
             ProviderUnavailable: Ask again with the same id.
         """
-        if not account or len(account) > 255 or not request_id or len(request_id) > 255:  # noqa: PLR2004 - the ledger's own bound
+        if not (0 < len(account) <= ID_MAX and 0 < len(request_id) <= ID_MAX):
             raise InvalidInput("account and request_id have 1 to 255 characters")
         answered = self._answered(account, product, request_id)
         if answered is not None:

@@ -8,6 +8,7 @@ under the same identifier, which counts once. What is less than one whole unit i
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -157,14 +158,14 @@ def round_of(desk: Desk) -> int:
         due = reader.notes_due(desk.ledger, KIND, desk.engine.clock(), ROUND_MAX)
     arrived = 0
     for note in due:
-        noted = desk.engine.perform(lambda tx, note=note: _noted(tx, desk, note))  # type: ignore[misc]
+        noted = desk.engine.perform(partial(_noted, desk=desk, seen=note))
         if noted is not None:
             _report(desk, noted)
             arrived += 1
     return arrived
 
 
-def _noted(tx: Writer, desk: Desk, seen: Note) -> Overage | None:
+def _noted(tx: Writer, *, desk: Desk, seen: Note) -> Overage | None:
     """Note the next batch, or return the one that is under way; None where there is none."""
     note = tx.note(seen.key)
     assert note is not None, "a note is never removed"

@@ -102,6 +102,16 @@ def decoded(note: Note) -> Payment:
     return msgspec.json.decode(note.document, type=Payment)
 
 
+def claimed(tx: Writer, note: Note) -> Note:
+    """Return a note that nobody else can write before this transaction ends.
+
+    Read without a lock it may be old by the time that the account is locked, and verbs that follow
+    from what is old would take the request ids of those that followed from what is new.
+    """
+    tx.put_note(note)
+    return replace(note, version=note.version + 1)
+
+
 class _Take(NamedTuple):
     """Units to take of one line; the last of them asks for what is not there as well."""
 
@@ -132,9 +142,10 @@ class _Work:
             payment = merge(payment, fact)
         if payment == before:
             return before
-        payment = self._booked(tx, payment)
         owner, kind, name = self._key
-        note = note or Note(owner=owner, kind=kind, name=name, project=self._project, document="")
+        fresh = Note(owner=owner, kind=kind, name=name, project=self._project, document="")
+        note = claimed(tx, note or fresh)
+        payment = self._booked(tx, payment)
         account = payment.bought.account if payment.bought is not None else ""
         document = msgspec.json.encode(payment).decode()
         tx.put_note(replace(note, document=document, account=account))
@@ -337,4 +348,4 @@ def cost_basis(bought: Bought, scale: int) -> Decimal:
         return each.quantize(Decimal(1).scaleb(-_COST_DECIMALS), ROUND_HALF_EVEN).normalize() + 0
 
 
-__all__ = ["cost_basis", "decoded", "key_of", "known", "payments_of", "settle"]
+__all__ = ["claimed", "cost_basis", "decoded", "key_of", "known", "payments_of", "settle"]

@@ -35,6 +35,7 @@ from tillroll.wire.problems import BadSignature, ProviderRefused, ProviderUnavai
 
 TOLERANCE = 300 * SECOND  # between Stripe's clock and ours: as its own libraries have it
 PAGE = 100  # events of one page, the most that Stripe gives
+SECONDS = (5.0, 20.0)  # to connect, and to be answered
 RETRIES = 2  # of one call, by the stripe package, with the same key
 # The names that our metadata has at Stripe.
 ACCOUNT, PRODUCT, VERSION = "tillroll_account", "tillroll_product", "tillroll_version"
@@ -136,17 +137,24 @@ class Stripe:
         api_base: str | None = None,
     ) -> None:
         """Be ready to be asked; nothing is sent yet."""
-        bases: Any = {} if api_base is None else {"base_addresses": {"api": api_base}}
+        more: Any = {} if api_base is None else {"base_addresses": {"api": api_base}}
+        self._http = stripe.RequestsClient(timeout=SECONDS)
         self.ledger_mode: Literal["test", "live"] = mode_of(secret_key)
         self._secrets = webhook_secrets
         self._ledger = ledger
         self._success_url = success_url
         self._cancel_url = cancel_url
-        self._client = stripe.StripeClient(secret_key, max_network_retries=RETRIES, **bases)
+        self._client = stripe.StripeClient(
+            secret_key, max_network_retries=RETRIES, http_client=self._http, **more
+        )
 
     def __repr__(self) -> str:
         """Show which it is, and no secret."""
         return f"<Stripe {self.ledger_mode} for {self._ledger!r}>"
+
+    def close(self) -> None:
+        """Close the connections of this thread."""
+        self._http.close()  # type: ignore[no-untyped-call]  # the package has no types there
 
     # ------------------------------------------------------------ what is told
 

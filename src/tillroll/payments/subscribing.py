@@ -27,6 +27,7 @@ from tillroll.ledger.commands import account_id
 from tillroll.ledger.errors import TillrollError
 from tillroll.ledger.types import HOUR, NEVER, Refusal
 from tillroll.payments.provider import InvoiceTold, SubscriptionTold
+from tillroll.payments.settling import claimed
 from tillroll.stores.base import Note
 
 if TYPE_CHECKING:
@@ -183,12 +184,11 @@ class _Work:
             subscription = merge(subscription, one)
         if subscription == before and before.refused is None:
             return before
+        owner, kind, name = self._key
+        fresh = Note(owner=owner, kind=kind, name=name, project=self._project, document="")
+        note = claimed(tx, note or fresh)
         at = self._engine.clock()
         subscription = self._carried_out(tx, replace(subscription, refused=None), at)
-        if subscription == before:
-            return before
-        owner, kind, name = self._key
-        note = note or Note(owner=owner, kind=kind, name=name, project=self._project, document="")
         latest = subscription.latest
         tx.put_note(
             replace(

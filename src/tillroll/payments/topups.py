@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_CEILING, Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 from zoneinfo import ZoneInfo
 
@@ -259,14 +260,14 @@ def round_of(desk: Desk) -> int:
         due = reader.notes_due(desk.ledger, KIND, desk.engine.clock(), ROUND_MAX)
     charges = 0
     for note in due:
-        topup = desk.engine.perform(lambda tx, note=note: _begin(tx, desk, note))  # type: ignore[misc]
+        topup = desk.engine.perform(partial(_begin, desk=desk, seen=note))
         if topup is not None:
             charges += 1
             _charge(desk, topup)
     return charges
 
 
-def _begin(tx: Writer, desk: Desk, seen: Note) -> TopUp | None:
+def _begin(tx: Writer, *, desk: Desk, seen: Note) -> TopUp | None:
     """Begin an attempt where one is needed; return the top-up whose attempt is to be charged."""
     note = tx.note(seen.key)
     assert note is not None, "a note is never removed"

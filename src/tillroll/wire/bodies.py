@@ -401,7 +401,7 @@ class PaymentWebhook(Struct, kw_only=True, gc=False):
     """What a payment provider sends, in its own shape, signed in its own way."""
 
 
-class TopUp(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+class SetTopUp(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
     """When an account is topped up, up to what, and within which bounds of money."""
 
     threshold: Units
@@ -414,7 +414,7 @@ class TopUp(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
     cool_down: Span | UnsetType | None = UNSET
 
 
-class Overage(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+class SetOverage(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
     """To which of the provider's meters usage beyond the units is reported."""
 
     meter: Annotated[str, Meta(min_length=1, max_length=100)]
