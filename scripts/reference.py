@@ -179,8 +179,19 @@ GOVERN = (
     "unfreeze",
     "close_account",
 )
+SOLD = (
+    "buy",
+    "redeem",
+    "subscribe",
+    "entitle",
+    "change_entitlement",
+    "end_entitlement",
+)
 READS = (
     "balance",
+    "access",
+    "entitlements",
+    "holdings",
     "statement",
     "usage",
     "explain",
@@ -227,6 +238,7 @@ def python_page() -> str:
             *group("## Units in", UNITS_IN),
             *group("## Units out", UNITS_OUT),
             *group("## Holds", HOLDS),
+            *group("## What is sold, and what may be used", SOLD),
             *group("## What may happen from now on", GOVERN),
             *group("## Reading", READS),
             *group("## Prices", PRICES),
@@ -245,11 +257,12 @@ def python_page() -> str:
     )
 
 
-CATALOG = ("load", "parse", "dump", "template", "diff", "impact", "propose")
+CATALOG = ("load", "parse", "dump", "template", "diff", "effects", "impact", "propose")
 ANSWERS: tuple[type, ...] = (
     tillroll.Receipt,
     tillroll.OpenHold,
     tillroll.Balance,
+    tillroll.Access,
     tillroll.Page,
     tillroll.Quote,
     tillroll.Outcome,

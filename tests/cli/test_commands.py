@@ -298,3 +298,97 @@ def test_race_and_completion(shell):
     assert found["tillroll"] == {"granted": 10, "refused": 30, "left": 0}
     for name in ("bash", "zsh", "fish"):
         assert "tillroll" in shell.run("completion", name)
+
+
+SOLD = """
+[pack.starter]
+units = 500
+
+[feature.hd]
+
+[plan.pro]
+grants = [{ units = 100 }]
+features = { hd = true }
+
+[pass.day]
+lasts = "24h"
+features = { hd = true }
+
+[coupon.welcome]
+units = 5
+"""
+
+
+@pytest.fixture
+def shop(shell):
+    (shell.folder / "tillroll.toml").write_text(PRICES + SOLD)
+    shell.run("catalog", "apply", "--reason", "a shop")
+    return shell
+
+
+def test_a_catalog_is_planned_applied_and_shown(shop):
+    same = shop.json("catalog", "plan")
+    assert (same["plan"]["empty"], same["affected"]) == (True, [])
+    assert shop.json("catalog", "apply", "--reason", "again")["new"] is False
+    shown = shop.json("catalog", "show")
+    assert (shown["version"], shown["products"]) == (2, 5)
+    assert "[plan.pro]" in shown["toml"]
+    assert "[plan.pro]" in shop.run("prices", "show")
+    assert [one["products"] for one in shop.json("catalog", "list")] == [5, 0]
+    shop.run("subscribe", "acme", "pro", "--request-id", "s1")
+    (shop.folder / "less.toml").write_text(PRICES + SOLD.replace("units = 100", "units = 80"))
+    told = shop.json("catalog", "plan", "less.toml")
+    assert told["affected"] == [
+        {
+            "section": "plan",
+            "name": "pro",
+            "version": 2,
+            "accounts": 1,
+            "gained": ["grants.credits units = 80"],
+            "lost": ["grants.credits units = 100"],
+            "gone": False,
+        }
+    ]
+    assert "plan.pro: 1 account holds it on version 2" in shop.run("catalog", "plan", "less.toml")
+    (shop.folder / "none.toml").write_text(PRICES)
+    assert "it is sold no more, what is held stays" in shop.run("catalog", "plan", "none.toml")
+
+
+def test_what_is_bought_may_be_used(shop):
+    no = shop.json("access", "acme", "--feature", "hd", code=3)
+    assert (no["allowed"], no["reason"]) == (False, "not_entitled")
+    assert "buy the pass 'day'" in shop.run("access", "acme", "--feature", "hd", code=3)
+    shop.run("buy", "acme", "day", "--request-id", "b1")
+    assert "until" in shop.run("access", "acme", "--feature", "hd")
+    taken = shop.json("consume", "acme", "image.generate", "--feature", "hd")
+    assert taken["feature"] == "hd"
+    assert shop.json("hold", "acme", "--units", "1", "--feature", "hd")["feature"] == "hd"
+    assert shop.json("buy", "acme", "starter", "--quantity", "2")["units"] == "1000"
+    assert shop.json("redeem", "acme", "welcome")["coupon"] == "welcome"
+    assert shop.json("redeem", "acme", "welcome", code=3)["error"]["code"] == "coupon_used"
+    kinds = [one["kind"] for one in shop.json("entitlements", "acme")]
+    assert kinds == ["time_pass", "usage_pack", "usage_pack"]
+    assert "usage_pack" in shop.run("entitlements", "acme")
+    assert shop.run("entitlements", "nobody") == "nothing\n"
+    assert "tightest: credits" in shop.run("access", "acme", "image.generate")
+
+
+def test_an_entitlement_is_changed_and_ended(shop):
+    assert "subscription subscription on pro active" in shop.run("subscribe", "acme", "pro")
+    moved = shop.json("subscribe", "acme", "pro", "--name", "second", "--ends-at", "never")
+    assert moved["entitlement"]["name"] == "second"
+    paused = shop.run("change-entitlement", "acme", "second", "--status", "paused")
+    assert "second on pro paused" in paused
+    assert "ended" in shop.run("end-entitlement", "acme", "second")
+    given = shop.json(
+        *("entitle", "acme", "deal", "--feature", "seats=5", "--feature", "hd"),
+        *("--feature", "model=large", "--feature", "old=false", "--lasts", "9d"),
+    )
+    assert given["entitlement"]["features"] == (
+        {"hd": True, "model": "large", "old": False, "seats": 5}
+    )
+    assert "deal" in shop.run("statement", "acme")
+    assert "seats is 5" in shop.run("access", "acme", "--feature", "seats")
+    assert "the feature 'deal' is active" in " ".join(
+        shop.run("explain", "deal", "--account", "acme").split()
+    )

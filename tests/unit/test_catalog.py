@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import tillroll.catalog
 from tillroll import catalog
 from tillroll.catalog import (
+    Holding,
     InvalidPriceBook,
     PriceFile,
     PricesPackageMissing,
@@ -28,6 +29,7 @@ from tillroll.catalog import (
     book,
     diff,
     dump,
+    effects,
     impact,
     load,
     models_in_book,
@@ -36,6 +38,7 @@ from tillroll.catalog import (
     schema,
     template,
 )
+from tillroll.catalog.products import TABLES, GrantTable, MoneyTable
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.pricing import (
     Price,
@@ -44,15 +47,82 @@ from tillroll.ledger.pricing import (
     PriceVersion,
     Rate,
     Tier,
+    content_digest,
+    decode_version,
+    encode_version,
     new_version,
     price_request,
     problems_of,
 )
+from tillroll.ledger.products import UNLIMITED, Coupon, Products, best, check_products
 
 D = Decimal
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference" / "price-book.md"
 CONCEPTS = ROOT / "docs" / "concepts" / "prices.md"
+
+SOLD = """
+[pack.starter]
+units = 500
+price = { amount = "9.99", currency = "USD" }
+expires = "365d"
+wallet = "gpu"
+category = "promo"
+priority = 2
+applies_to = ["image.*"]
+stripe_price = "price_1"
+
+[plan.pro]
+grants = [
+  { units = 1_000, rollover_min = 1, rollover_max = "200.5" },
+  { units = 5, name = "bonus", every = "week", count = 2, priority = 1, applies_to = ["x"] },
+]
+features = { "hd" = true, seats = "unlimited" }
+every = "year"
+count = 2
+trial = "1d12h30m0.500000s"
+price = { amount = 99, currency = "USD" }
+stripe_price = "price_2"
+
+[pass.day]
+lasts = "90s"
+features = { model = "large" }
+price = { amount = "1.5", currency = "EUR" }
+
+[feature.hd]
+
+[feature.seats]
+kind = "limit"
+default = 1
+
+[feature.model]
+kind = "config"
+default = "small"
+
+[coupon.welcome]
+units = "2.5"
+expires = "7d"
+most = 3
+wallet = "gpu"
+priority = -1
+applies_to = ["image.generate"]
+
+[alert.low]
+wallet = "gpu"
+below = "1.5"
+
+[alert.part]
+percent = 20
+
+[alert.days]
+days_left = 3
+
+[alert.caps]
+budget = [80, 90, 100]
+
+[alert.soon]
+expiring = [30, 7, 1]
+"""
 
 FULL = """
 [[price]]
@@ -335,7 +405,9 @@ class TestSchema:
 
     def test_every_field_has_a_description(self):
         tables = schema()["$defs"]
-        assert set(tables) == {"BookTable", "OverrideTable", "PriceTable", "RateTable", "TierTable"}
+        of_prices = {"BookTable", "OverrideTable", "PriceTable", "RateTable", "TierTable"}
+        of_products = {"GrantTable", "MoneyTable", *(kind.__name__ for kind in TABLES.values())}
+        assert set(tables) == of_prices | of_products
         for table in tables.values():
             assert table["additionalProperties"] is False
             for field, said in table["properties"].items():
@@ -350,6 +422,10 @@ class TestSchema:
             ("[[price]]\noperation = 'x'\nweight = 5", False),
             ("[[price]]\noperation = 'x'\nrounding = 'down'", False),
             ("[[override]]\noperation = 'x'", False),
+            (SOLD, True),
+            ("[pack.x]\nprice = { amount = 1, currency = 'USD' }", False),
+            ("[pass.x]\nlasts = '1d'\nfeatures = { hd = 1.5 }", False),
+            ("[plan.x]\ngrants = [{ units = 1, weekly = true }]", False),
         ],
     )
     def test_it_accepts_and_refuses_what_the_reader_does(self, text: str, *, valid: bool):
@@ -358,6 +434,156 @@ class TestSchema:
         validator = jsonschema.Draft202012Validator(schema())
         validator.check_schema(schema())
         assert validator.is_valid(document) is valid
+
+
+# --- products --------------------------------------------------------------------------------
+
+
+class TestProducts:
+    def test_what_is_written_is_read_back(self):
+        read = parse(SOLD)
+        assert parse(dump(read.prices, read.overrides, read.products)) == read
+        assert read.products.plans["pro"].trial == 131_400_500_000
+        assert read.products.plans["pro"].grants[0].called == "credits"
+
+    def test_a_version_keeps_them_and_its_digest(self):
+        read = parse(SOLD)
+        version = new_version(1, [IMAGE], products=read.products)
+        assert decode_version(encode_version(version)) == version
+        plain = new_version(1, [IMAGE])
+        assert version.digest != plain.digest == content_digest([IMAGE], {})
+        assert b"products" not in encode_version(plain)
+        assert PriceBook({1: version}, 1).products == read.products
+        assert not PriceBook().products
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("\n[pack.x]\nunits = 1.5", "tillroll.toml:2: [pack.x]: units = 1.5: floats"),
+            ("[pack.x]\nunit = 1", "known fields: units, price, expires"),
+            ("[pack.x]\nunits = 0", "units must be greater than 0"),
+            ("[pack.x]\nunits = '0.0000000000001'", "more than 12 decimals"),
+            ("[pack.x]\nunits = 1\nexpires = '3q'", "expires is not a span"),
+            ("[pack.x]\nunits = 1\nwallet = 'No'", "wallet must be"),
+            ("[pack.x]\nunits = 1\npriority = 5000", "priority must be"),
+            ("[pack.x]\nunits = 1\napplies_to = ['']", "applies_to must have 1 to 255"),
+            ('[pack.x]\nunits = 1\nstripe_price = "a\\u0007"', "no control characters"),
+            ("[pack.x]\nunits = 1\nprice = { amounts = 1 }", "known fields: amount, currency"),
+            ("[pack.x]\nunits = 1\nprice = { amount = -1, currency = 'USD' }", "0 or more"),
+            ("[pack.x]\nunits = 1\nprice = { amount = 1, currency = 'usd' }", "three letters"),
+            ("[pack.X]\nunits = 1", "a name has 1 to 64"),
+            ("[pack.x]\nunits = 1\n[coupon.x]\nunits = 1", "3: [coupon.x]: there is a pack of"),
+            ("[[pack]]\nunits = 1", "[pack.NAME], with one bracket"),
+            ("[packs.x]\nunits = 1", "unknown table or field 'packs'; known are [[price]]"),
+            ("[plan.x]\ngrants = [{ unit = 1 }]", "known fields: units, name, every"),
+            ("[plan.x]\ngrants = [{ units = 1 }, { units = 2 }]", "two grants are called"),
+            ("[plan.x]\ngrants = [{ units = 1, name = 'A' }]", "grants[1].name: a name has"),
+            ("[plan.x]\ngrants = [{ units = 1, rollover_min = 2 }]", "must not exceed"),
+            ("[plan.x]\ngrants = [{ units = 1, count = 0 }]", "count must be from 1"),
+            ("[plan.x]\ngrants = [" + "{ units = 1 }," * 21 + "]", "grants: at most 20"),
+            ("[plan.x]\nevery = 'moon'", "one of day, week, month, year"),
+            ("[plan.x]\nfeatures = { hd = true }", "there is no [feature.hd]"),
+            ("[feature.a]\n[pass.x]\nlasts = '1d'\nfeatures = { a = 1 }", "must be true or"),
+            ("[feature.a]\nkind = 'limit'\ndefault = -1", "must be a whole number, 0 or more"),
+            ("[feature.a]\nkind = 'limit'\ndefault = true", "must be a whole number, 0 or more"),
+            ("[feature.a]\nkind = 'config'\ndefault = 1", "default must be a text"),
+            ("[feature.a]\nkind = 'config'\ndefault = ''", "default must have 1 to 255"),
+            ("[feature.a]\nkind = 'switch'", "one of boolean, limit, config"),
+            ("[pass.x]", "the table has no field `lasts`"),
+            ("[coupon.x]\nunits = 1\nmost = 0", "most must be from 1"),
+            ("[alert.x]", "give exactly one of below"),
+            ("[alert.x]\nbelow = 1\npercent = 1", "give exactly one of below"),
+            ("[alert.x]\nbelow = 0", "below must be greater than 0"),
+            ("[alert.x]\npercent = 101", "a percentage is from 1 to 100"),
+            ("[alert.x]\nbudget = [0]", "a percentage is from 1 to 100"),
+            ("[alert.x]\ndays_left = 0", "days are from 1"),
+            ("[alert.x]\nexpiring = [5000]", "days are from 1"),
+        ],
+    )
+    def test_what_makes_no_sense_is_told_with_its_place(self, text: str, said: str):
+        with pytest.raises(InvalidPriceBook) as caught:
+            parse(text)
+        assert said in str(caught.value)
+
+    def test_the_scale_of_the_ledger_counts(self):
+        products = parse("[pack.x]\nunits = '0.25'\n[coupon.y]\nunits = 2_000_000_000").products
+        check_products(products)
+        for scale, said in ((1, "more than 1 decimals"), (9, "smallest unit")):
+            with pytest.raises(InvalidInput, match=said):
+                check_products(products, scale)
+
+    def test_there_are_not_too_many(self):
+        many = {f"c{n}": Coupon(D(1)) for n in range(1_001)}
+        with pytest.raises(InvalidInput, match="at most 1,000 of a kind"):
+            check_products(Products(coupons=many))
+
+    def test_the_better_value_counts(self):
+        assert best([1, 5, 3]) == 5
+        assert best([5, UNLIMITED]) == UNLIMITED
+        assert best([False, True]) is True
+        assert best(["small", "large"]) == "large"
+        assert best([]) is None
+
+    def test_changes_are_told_by_product(self):
+        old = new_version(1, [IMAGE], products=parse(SOLD).products)
+        text = SOLD.replace("1_000", "2_000").replace('"hd" = true', "hd = false")
+        text = text.replace("[pass.day]", "[pass.night]").replace('"7d"', '"8d"')
+        plan = diff(old, [IMAGE], {}, parse(text).products)
+        assert plan.lines() == [
+            *(("~", f"plan.pro {change}") for change in (
+                ('grants.credits units = 1_000, rollover_min = 1, rollover_max = "200.5" -> '
+                'units = 2_000, rollover_min = 1, rollover_max = "200.5"'),
+                "features.hd true -> false",
+            )),
+            (
+                "+",
+                ('pass.night: lasts 1m30s, features.model "large", '
+                'price { amount = "1.5", currency = "EUR" }'),
+            ),
+            ("~", "coupon.welcome expires 7d -> 8d"),
+            (
+                "-",
+                ('pass.day: lasts 1m30s, features.model "large", '
+                'price { amount = "1.5", currency = "EUR" }'),
+            ),
+            (" ", "1 added, 2 changed, 1 removed"),
+        ]  # fmt: skip
+        assert not plan.empty
+        assert not plan.reordered
+        assert plan.to_dict()["products"][0]["section"] == "plan"
+
+    def test_who_holds_what_is_told_what_they_gain_and_lose(self):
+        old = new_version(1, [], products=parse(SOLD).products)
+        text = SOLD.replace('"hd" = true, ', "").replace("units = 500", "units = 600")
+        new = parse(text.replace("[pass.day]", "[pass.night]")).products
+        held = [
+            Holding("pack", "starter", 1, 2),
+            Holding("pack", "welcome", 1, 2),  # a coupon's
+            Holding("pass", "day", 1, 1),
+            Holding("plan", "pro", 1, 1_200),
+            Holding("plan", "pro", 7, 1),
+        ]
+        told = [
+            line for effect in effects(held, PriceBook({1: old}, 1), new) for line in effect.lines()
+        ]
+        assert told == [
+            ("!", "pack.starter: 2 accounts hold it on version 1, which stays so; bought again:"),
+            ("+", "  gains units 600"),
+            ("-", "  loses units 500"),
+            (
+                "!",
+                "pass.day: 1 account holds it on version 1; it is sold no more, what is held stays",
+            ),
+            (
+                "!",
+                (
+                    "plan.pro: 1,200 accounts hold it on version 1, which stays so; moved to this "
+                    "version:"
+                ),
+            ),
+            ("-", "  loses features.hd true"),
+        ]
+        assert effects(held, PriceBook({1: old}, 1), old.products) == []
 
 
 # --- plans -----------------------------------------------------------------------------------
@@ -739,7 +965,19 @@ class TestPages:
         for name in catalog.__all__:
             assert getattr(catalog, name) is not None
 
-    @pytest.mark.parametrize("struct", [Price, Rate, Tier, PriceVersion, book.OverrideTable])
+    @pytest.mark.parametrize(
+        "struct",
+        [
+            Price,
+            Rate,
+            Tier,
+            PriceVersion,
+            book.OverrideTable,
+            GrantTable,
+            MoneyTable,
+            *TABLES.values(),
+        ],
+    )
     def test_the_reference_has_every_field(self, struct: type[msgspec.Struct]):
         text = REFERENCE.read_text(encoding="utf-8")
         missing = [name for name in struct.__struct_fields__ if f"`{name}`" not in text]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import tillroll
-from tillroll.ledger import calendar, chain, decide, fold, quotes
+from tillroll.ledger import calendar, chain, decide, fold, granting, quotes
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.pricing import Price, Rate
 from tillroll.stores.memory import MemoryReader
@@ -57,7 +57,8 @@ def price(ledger: tillroll.Ledger, units: str, **terms: Any) -> None:
 def test_an_account_holds_so_much_and_no_more(
     ledger: tillroll.Ledger, monkeypatch: pytest.MonkeyPatch, verb: str, args: dict[str, Any]
 ):
-    monkeypatch.setattr(decide, "LIVE_MAX", 2)
+    for module in (decide, granting):
+        monkeypatch.setattr(module, "LIVE_MAX", 2)
     calls = [{**args, "name": f"n{nth}"} if "name" in args else args for nth in range(4)]
     made = 0
     for call in calls:

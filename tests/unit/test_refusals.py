@@ -11,6 +11,7 @@ import pytest
 import tillroll
 from tillroll.ledger.errors import REFUSALS
 from tillroll.ledger.pricing import Price, Rate
+from tillroll.ledger.products import Coupon, Products
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -55,6 +56,12 @@ def nothing(_: Bench) -> None:
     """Leave the account as it is."""
 
 
+def redeemed(b: Bench) -> None:
+    products = Products(coupons={"welcome": Coupon(Decimal(1))})
+    b.ledger.apply_prices([], author="ann", reason="first", products=products)
+    b.ledger.redeem("acme", "welcome")
+
+
 def frozen(b: Bench) -> None:
     b.ledger.freeze("acme")
 
@@ -69,6 +76,33 @@ def budget(b: Bench) -> None:
 
 # The code that must be answered; what it outranks and applies too; how both come about.
 PAIRS: list[tuple[str, str, Callable[[Bench], str]]] = [
+    (
+        "account_frozen",
+        "not_entitled",
+        lambda b: (frozen(b), b.code("consume", units=1, feature="hd"))[1],
+    ),
+    (
+        "account_closed",
+        "not_entitled",
+        lambda b: (closed(b), b.code("hold", units=1, feature="hd"))[1],
+    ),
+    ("not_entitled", "unpriced", lambda b: b.code("consume", "unknown", feature="hd")),
+    ("not_entitled", "insufficient_units", lambda b: b.code("hold", units=50, feature="hd")),
+    (
+        "not_entitled",
+        "budget_exceeded",
+        lambda b: (budget(b), b.code("consume", units=5, feature="hd"))[1],
+    ),
+    (
+        "account_closed",
+        "entitlement_not_found",
+        lambda b: (closed(b), b.code("change_entitlement", "hd", status="paused"))[1],
+    ),
+    (
+        "account_closed",
+        "coupon_used",
+        lambda b: (redeemed(b), closed(b), b.code("redeem", "welcome"))[2],
+    ),
     ("account_frozen", "unpriced", lambda b: (frozen(b), b.code("consume", "unknown"))[1]),
     (
         "account_frozen",
@@ -173,11 +207,14 @@ def test_precedence(bench: Bench, upper: str, lower: str, ask: Callable[[Bench],
 ALONE: dict[str, Callable[[Bench], str]] = {
     "account_frozen": lambda b: (frozen(b), b.code("consume", units=1))[1],
     "account_closed": lambda b: (closed(b), b.code("freeze"))[1],
+    "not_entitled": lambda b: b.code("consume", units=1, feature="hd"),
     "unpriced": lambda b: b.code("consume", "unknown"),
     "quote_expired": lambda b: with_late_quote(b, nothing),
     "hold_not_found": lambda b: b.code("extend", "g", expires_in="1h"),
     "grant_not_found": lambda b: (b.hold(), b.code("void", "h"))[1],
     "charge_not_found": lambda b: b.code("refund", "g"),
+    "entitlement_not_found": lambda b: b.code("end_entitlement", "hd"),
+    "coupon_used": lambda b: (redeemed(b), b.code("redeem", "welcome"))[1],
     "hold_finalized": lambda b: (
         b.hold(),
         b.ledger.settle("acme", "h", units=1),
@@ -231,6 +268,12 @@ def test_work_in_flight_ends_on_a_frozen_or_closed_account(bench: Bench, verb: s
         ("set_recurring", {"name": "p", "units": 1, "anchor": "2026-01-01"}),
         ("stop_recurring", {"name": "p"}),
         ("configure", {"time_zone": "UTC"}),
+        ("buy", {"product": "starter"}),
+        ("redeem", {"coupon": "welcome"}),
+        ("subscribe", {"plan": "pro"}),
+        ("entitle", {"name": "hd"}),
+        ("change_entitlement", {"name": "hd", "status": "paused"}),
+        ("end_entitlement", {"name": "hd"}),
     ],
 )
 def test_a_closed_account_refuses_everything_else(bench: Bench, verb: str, args: dict[str, Any]):

@@ -384,6 +384,134 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/accounts/{account}/purchases": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Give what a pack or a pass of the catalog says: a grant of units, or time
+         * @description Needs a key with the scope admin or grant.
+         */
+        post: operations["buy"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/accounts/{account}/preview/purchases": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Decide as now, write nothing: give what a pack or a pass of the catalog says: a grant of units, or time
+         * @description Needs a key with the scope admin or grant.
+         */
+        post: operations["preview_buy"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/accounts/{account}/redemptions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Give what a coupon of the catalog says, as a promo grant
+         * @description Needs a key with the scope admin or grant.
+         */
+        post: operations["redeem"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/accounts/{account}/preview/redemptions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Decide as now, write nothing: give what a coupon of the catalog says, as a promo grant
+         * @description Needs a key with the scope admin or grant.
+         */
+        post: operations["preview_redeem"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/accounts/{account}/subscriptions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Put an account on a plan of the catalog, or move it to another plan or version
+         * @description Needs a key with the scope admin or grant.
+         */
+        post: operations["subscribe"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/accounts/{account}/entitlements/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Give an entitlement on terms of your own, without a catalog; given again, change it
+         * @description Needs a key with the scope admin or grant.
+         */
+        put: operations["entitle"];
+        post?: never;
+        /**
+         * End an entitlement. What it granted stays until it expires; nothing else is touched
+         * @description Needs a key with the scope admin or grant.
+         */
+        delete: operations["end_entitlement"];
+        options?: never;
+        head?: never;
+        /**
+         * Change how an entitlement stands or when it ends; what is left out stays
+         * @description Needs a key with the scope admin or grant.
+         */
+        patch: operations["change_entitlement"];
+        trace?: never;
+    };
     "/v1/accounts/{account}/freeze": {
         parameters: {
             query?: never;
@@ -856,6 +984,46 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/accounts/{account}/entitlements": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return all that an account may use, now or as of another time
+         * @description Needs a key with the scope admin or read.
+         */
+        get: operations["entitlements"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/holdings": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return how many accounts hold each product, by the version of the catalog; reads them all
+         * @description Needs a key with the scope admin or read.
+         */
+        get: operations["holdings"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/accounts/{account}/quotes": {
         parameters: {
             query?: never;
@@ -870,6 +1038,26 @@ export interface paths {
          * @description Needs a key with the scope admin or consume or read.
          */
         post: operations["quote"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/accounts/{account}/access": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Return whether an account may do something, why, until when, and what would help
+         * @description Needs a key with the scope admin or consume or read.
+         */
+        post: operations["access"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1011,7 +1199,7 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Say whether a subject has access now
+         * Say whether a subject has access now; who asks about something in particular hears why
          * @description Needs a key with the scope admin or consume or read.
          */
         post: operations["licenzy_check"];
@@ -1233,6 +1421,7 @@ export interface components {
             wallet?: string | null;
             quote?: string | null;
             effective_at?: string | null;
+            feature?: string | null;
             tags?: {
                 [key: string]: string;
             } | null;
@@ -1262,6 +1451,7 @@ export interface components {
             wallet?: string | null;
             quote?: string | null;
             effective_at?: string | null;
+            feature?: string | null;
             tags?: {
                 [key: string]: string;
             } | null;
@@ -1274,7 +1464,7 @@ export interface components {
             account: string;
             seq: number;
             /** @enum {unknown} */
-            kind: "adjust" | "budget" | "close" | "consume" | "extend" | "freeze" | "grant" | "grant_activated" | "grant_expired" | "grant_renewed" | "hold" | "hold_expired" | "in_doubt" | "overdraft" | "recurring" | "refund" | "release" | "settings" | "settle" | "unfreeze" | "void";
+            kind: "adjust" | "budget" | "close" | "consume" | "entitlement" | "entitlement_ended" | "extend" | "freeze" | "grant" | "grant_activated" | "grant_expired" | "grant_renewed" | "hold" | "hold_expired" | "in_doubt" | "overdraft" | "recurring" | "refund" | "release" | "settings" | "settle" | "unfreeze" | "void";
             request_id: string | null;
             ref: string | null;
             wallet: string;
@@ -1355,6 +1545,14 @@ export interface components {
             reason: string | null;
             actor: string | null;
             replayed: boolean;
+            /** @description What the work had to be entitled to. */
+            feature?: string;
+            /** @description The coupon that was redeemed. */
+            coupon?: string;
+            /** @description The pack, pass or plan. */
+            product?: string;
+            catalog_version?: number;
+            entitlement?: Record<string, unknown>;
         };
         /**
          * Posting
@@ -1408,6 +1606,7 @@ export interface components {
             wallet?: string | null;
             quote?: string | null;
             effective_at?: string | null;
+            feature?: string | null;
             tags?: {
                 [key: string]: string;
             } | null;
@@ -1546,6 +1745,138 @@ export interface components {
             tags?: {
                 [key: string]: string;
             };
+        };
+        /**
+         * Buy
+         * @description A pack or a pass of the catalog.
+         */
+        Buy: {
+            actor?: string | null;
+            metadata?: Record<string, unknown> | null;
+            retry_refused?: boolean;
+            reason?: string | null;
+            /** @description Its name in the catalog. */
+            product: string;
+            quantity?: number;
+            version?: number | null;
+            cost_basis?: (number | string) | null;
+            source?: string | null;
+            tags?: {
+                [key: string]: string;
+            };
+        };
+        /**
+         * Redeem
+         * @description A coupon of the catalog.
+         */
+        Redeem: {
+            actor?: string | null;
+            metadata?: Record<string, unknown> | null;
+            retry_refused?: boolean;
+            reason?: string | null;
+            /** @description Its name in the catalog. */
+            coupon: string;
+            tags?: {
+                [key: string]: string;
+            };
+        };
+        /**
+         * Subscribe
+         * @description A plan of the catalog to be on, or to move to.
+         */
+        Subscribe: {
+            actor?: string | null;
+            metadata?: Record<string, unknown> | null;
+            retry_refused?: boolean;
+            reason?: string | null;
+            status?: ("active" | "past_due" | "paused" | "trialing") | null;
+            trial_ends_at?: string | null;
+            ends_at?: string | null;
+            paid_until?: string | null;
+            /** @description Its name in the catalog. */
+            plan: string;
+            /** @description What it is called. */
+            name?: string;
+            /** @enum {unknown} */
+            when?: "now" | "period_end";
+            version?: number | null;
+            started_at?: string | null;
+            trial?: boolean;
+            source?: string | null;
+        };
+        /**
+         * Entitle
+         * @description An entitlement on terms of your own.
+         */
+        Entitle: {
+            actor?: string | null;
+            metadata?: Record<string, unknown> | null;
+            retry_refused?: boolean;
+            reason?: string | null;
+            status?: ("active" | "past_due" | "paused" | "trialing") | null;
+            trial_ends_at?: string | null;
+            ends_at?: string | null;
+            paid_until?: string | null;
+            /** @enum {unknown} */
+            kind?: "feature" | "subscription" | "time_pass";
+            features?: {
+                [key: string]: boolean | number | string;
+            } | null;
+            grants?: components["schemas"]["PlanGrant"][];
+            /** @enum {unknown} */
+            every?: "day" | "month" | "week" | "year";
+            count?: number;
+            product?: string | null;
+            started_at?: string | null;
+            lasts?: string | null;
+            source?: string | null;
+        };
+        /**
+         * PlanGrant
+         * @description Units that an entitlement brings again and again.
+         */
+        PlanGrant: {
+            /** @description An exact amount: a whole number or a decimal string. No float is exact. */
+            units: number | string;
+            /** @description Its name in the catalog. */
+            name?: string;
+            /** @enum {unknown} */
+            every?: "day" | "month" | "week" | "year";
+            count?: number;
+            /** @description An exact amount: a whole number or a decimal string. No float is exact. */
+            rollover_min?: number | string;
+            /** @description An exact amount: a whole number or a decimal string. No float is exact. */
+            rollover_max?: number | string;
+            wallet?: string;
+            /** @description Lower burns first */
+            priority?: number;
+            applies_to?: string[];
+        };
+        /**
+         * Standing
+         * @description How an entitlement stands and when it ends; what is left out stays.
+         */
+        Standing: {
+            actor?: string | null;
+            metadata?: Record<string, unknown> | null;
+            retry_refused?: boolean;
+            reason?: string | null;
+            status?: ("active" | "past_due" | "paused" | "trialing") | null;
+            trial_ends_at?: string | null;
+            ends_at?: string | null;
+            paid_until?: string | null;
+        };
+        /**
+         * EndEntitlement
+         * @description When it is to end.
+         */
+        EndEntitlement: {
+            actor?: string | null;
+            metadata?: Record<string, unknown> | null;
+            retry_refused?: boolean;
+            reason?: string | null;
+            /** @enum {unknown} */
+            when?: "now" | "period_end";
         };
         /**
          * Overdraft
@@ -1865,7 +2196,7 @@ export interface components {
         Step: {
             seq: number;
             /** @enum {unknown} */
-            kind: "adjust" | "budget" | "close" | "consume" | "extend" | "freeze" | "grant" | "grant_activated" | "grant_expired" | "grant_renewed" | "hold" | "hold_expired" | "in_doubt" | "overdraft" | "recurring" | "refund" | "release" | "settings" | "settle" | "unfreeze" | "void";
+            kind: "adjust" | "budget" | "close" | "consume" | "entitlement" | "entitlement_ended" | "extend" | "freeze" | "grant" | "grant_activated" | "grant_expired" | "grant_renewed" | "hold" | "hold_expired" | "in_doubt" | "overdraft" | "recurring" | "refund" | "release" | "settings" | "settle" | "unfreeze" | "void";
             /**
              * @description An exact decimal.
              * @example 980
@@ -1977,6 +2308,42 @@ export interface components {
              * @example 2026-07-31T12:00:00Z
              */
             applied_at: string;
+            /** @description What is sold, as in `tillroll.toml`. */
+            products?: Record<string, unknown>;
+        };
+        /**
+         * EntitlementsQuery
+         * @description As of when.
+         */
+        EntitlementsQuery: {
+            /** @default null */
+            at: string | null;
+        };
+        /**
+         * Entitlements
+         * @description All that an account may use: subscriptions, time passes, features, usage packs.
+         */
+        Entitlements: {
+            account: string;
+            entitlements: Record<string, unknown>[];
+        };
+        /**
+         * Holdings
+         * @description Who holds what.
+         */
+        Holdings: {
+            holdings: components["schemas"]["Holding"][];
+        };
+        /**
+         * Holding
+         * @description How many accounts hold a product on the terms of one version of the catalog.
+         */
+        Holding: {
+            /** @enum {unknown} */
+            section: "pack" | "pass" | "plan";
+            name: string;
+            version: number;
+            accounts: number;
         };
         /**
          * QuoteFor
@@ -2027,6 +2394,54 @@ export interface components {
             expires_at: string | null;
         };
         /**
+         * AccessTo
+         * @description What would be done: a feature, work, both, or nothing in particular.
+         */
+        AccessTo: {
+            operation?: string | null;
+            feature?: string | null;
+            units?: (number | string) | null;
+            meters?: {
+                [key: string]: number | string;
+            } | null;
+            model?: string | null;
+            attributes?: {
+                [key: string]: string;
+            } | null;
+            wallet?: string | null;
+            tags?: {
+                [key: string]: string;
+            } | null;
+            at?: string | null;
+        };
+        /**
+         * Access
+         * @description Whether an account may do something, why, until when, and what would help.
+         */
+        Access: {
+            account: string;
+            allowed: boolean;
+            reason: string;
+            message: string;
+            feature: string | null;
+            value: boolean | number | string | null;
+            needed: string | null;
+            available: string | null;
+            tightest: string | null;
+            left: string | null;
+            ends_at: string | null;
+            ways_out: {
+                [key: string]: string;
+            }[];
+            by: string[];
+            /**
+             * @description ISO 8601 in UTC.
+             * @example 2026-07-31T12:00:00Z
+             */
+            as_of: string;
+            seq: number;
+        };
+        /**
          * Whoami
          * @description Whose key this is, what it may do, and with what it speaks.
          */
@@ -2060,6 +2475,8 @@ export interface components {
             overrides?: {
                 [key: string]: Record<string, unknown>[];
             };
+            /** @description What is sold; as in force, if left out. */
+            products?: Record<string, unknown>;
         };
         /**
          * Keys
@@ -2137,19 +2554,42 @@ export interface components {
         };
         /**
          * LicenzySubject
-         * @description Whose access.
+         * @description Whose access; with anything more, the answer says why.
          */
         LicenzySubject: {
+            operation?: string | null;
+            feature?: string | null;
+            units?: (number | string) | null;
+            meters?: {
+                [key: string]: number | string;
+            } | null;
+            model?: string | null;
+            attributes?: {
+                [key: string]: string;
+            } | null;
+            wallet?: string | null;
+            tags?: {
+                [key: string]: string;
+            } | null;
+            at?: string | null;
             /** @description 1 to 255 characters. */
             subject_ref: string;
         };
         /**
          * LicenzyAllowed
-         * @description Whether the subject has access.
+         * @description Whether the subject has access; why, to who asked for more than that.
          */
         LicenzyAllowed: {
             subject_ref: string;
             allowed: boolean;
+            reason?: string;
+            message?: string;
+            value?: boolean | number | string | null;
+            tightest?: string | null;
+            ends_at?: string | null;
+            ways_out?: {
+                [key: string]: string;
+            }[];
         };
         /**
          * LicenzyAccess
@@ -2163,16 +2603,18 @@ export interface components {
         };
         /**
          * LicenzyEntitlement
-         * @description One right of a subject; a usage pack is a grant.
+         * @description One right of a subject; a usage pack is a grant, and it alone has usage.
          */
         LicenzyEntitlement: {
-            kind: string;
+            /** @enum {unknown} */
+            kind: "feature" | "subscription" | "time_pass" | "usage_pack";
             status: string;
             available: boolean;
-            usage_total: number;
-            usage_remaining: number;
             expires_at: string | null;
             entitlement_id: string;
+            usage_total?: number;
+            usage_remaining?: number;
+            product_code?: string;
         };
         /**
          * LicenzyEntitled
@@ -2208,7 +2650,7 @@ export interface components {
                 };
             };
         };
-        /** @description `budget_exceeded`: A budget has not enough room left in its period; `insufficient_units`: The account has not enough units that may pay for this */
+        /** @description `not_entitled`: The work needs a feature that no entitlement of the account brings now; `budget_exceeded`: A budget has not enough room left in its period; `insufficient_units`: The account has not enough units that may pay for this */
         "No402-1": {
             headers: {
                 [name: string]: unknown;
@@ -2216,7 +2658,7 @@ export interface components {
             content: {
                 "application/problem+json": components["schemas"]["Refusal"] & {
                     /** @enum {unknown} */
-                    code?: "budget_exceeded" | "insufficient_units";
+                    code?: "not_entitled" | "budget_exceeded" | "insufficient_units";
                 };
             };
         };
@@ -2562,6 +3004,33 @@ export interface components {
                 }) | (components["schemas"]["Problem"] & {
                     /** @enum {unknown} */
                     code?: "invalid_input";
+                });
+            };
+        };
+        /** @description `coupon_used`: The account redeemed the coupon as often as it may */
+        "No410-3": {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Refusal"] & {
+                    /** @enum {unknown} */
+                    code?: "coupon_used";
+                };
+            };
+        };
+        /** @description `entitlement_not_found`: The account has no entitlement of that name, or it ended before; `not_found`: Nothing of that name exists here */
+        "No404-5": {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": (components["schemas"]["Refusal"] & {
+                    /** @enum {unknown} */
+                    code?: "entitlement_not_found";
+                }) | (components["schemas"]["Problem"] & {
+                    /** @enum {unknown} */
+                    code?: "not_found";
                 });
             };
         };
@@ -3400,6 +3869,354 @@ export interface operations {
             413: components["responses"]["No413-1"];
             415: components["responses"]["No415-1"];
             422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    buy: {
+        parameters: {
+            query?: never;
+            header: {
+                /** @description Your id of this one event, the same at every retry. */
+                "Idempotency-Key": string;
+            };
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Buy"];
+            };
+        };
+        responses: {
+            /** @description One entry of an account's history, with the balances of its wallet afterwards. */
+            200: {
+                headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Receipt"];
+                };
+            };
+            400: components["responses"]["No400-1"];
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-3"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-3"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    preview_buy: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Buy"];
+            };
+        };
+        responses: {
+            /** @description One entry of an account's history, with the balances of its wallet afterwards. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Receipt"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-3"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    redeem: {
+        parameters: {
+            query?: never;
+            header: {
+                /** @description Your id of this one event, the same at every retry. */
+                "Idempotency-Key": string;
+            };
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Redeem"];
+            };
+        };
+        responses: {
+            /** @description One entry of an account's history, with the balances of its wallet afterwards. */
+            200: {
+                headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Receipt"];
+                };
+            };
+            400: components["responses"]["No400-1"];
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-3"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            410: components["responses"]["No410-3"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-3"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    preview_redeem: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Redeem"];
+            };
+        };
+        responses: {
+            /** @description One entry of an account's history, with the balances of its wallet afterwards. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Receipt"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-3"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            410: components["responses"]["No410-3"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    subscribe: {
+        parameters: {
+            query?: never;
+            header: {
+                /** @description Your id of this one event, the same at every retry. */
+                "Idempotency-Key": string;
+            };
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Subscribe"];
+            };
+        };
+        responses: {
+            /** @description One entry of an account's history, with the balances of its wallet afterwards. */
+            200: {
+                headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Receipt"];
+                };
+            };
+            400: components["responses"]["No400-1"];
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-3"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-3"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    entitle: {
+        parameters: {
+            query?: never;
+            header: {
+                /** @description Your id of this one event, the same at every retry. */
+                "Idempotency-Key": string;
+            };
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+                /** @description What it is called. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["Entitle"];
+            };
+        };
+        responses: {
+            /** @description One entry of an account's history, with the balances of its wallet afterwards. */
+            200: {
+                headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Receipt"];
+                };
+            };
+            400: components["responses"]["No400-1"];
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-3"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-3"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    end_entitlement: {
+        parameters: {
+            query?: never;
+            header: {
+                /** @description Your id of this one event, the same at every retry. */
+                "Idempotency-Key": string;
+            };
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+                /** @description What it is called. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["EndEntitlement"];
+            };
+        };
+        responses: {
+            /** @description One entry of an account's history, with the balances of its wallet afterwards. */
+            200: {
+                headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Receipt"];
+                };
+            };
+            400: components["responses"]["No400-1"];
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-3"];
+            404: components["responses"]["No404-5"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-3"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    change_entitlement: {
+        parameters: {
+            query?: never;
+            header: {
+                /** @description Your id of this one event, the same at every retry. */
+                "Idempotency-Key": string;
+            };
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+                /** @description What it is called. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["Standing"];
+            };
+        };
+        responses: {
+            /** @description One entry of an account's history, with the balances of its wallet afterwards. */
+            200: {
+                headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Receipt"];
+                };
+            };
+            400: components["responses"]["No400-1"];
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-3"];
+            404: components["responses"]["No404-5"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-3"];
             429: components["responses"]["No429-1"];
             431: components["responses"]["No431-1"];
             500: components["responses"]["No500-1"];
@@ -4367,6 +5184,67 @@ export interface operations {
             503: components["responses"]["No503-1"];
         };
     };
+    entitlements: {
+        parameters: {
+            query?: {
+                at?: string;
+            };
+            header?: never;
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description All that an account may use: subscriptions, time passes, features, usage packs. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Entitlements"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    holdings: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Who holds what. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Holdings"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
     quote: {
         parameters: {
             query?: never;
@@ -4399,6 +5277,44 @@ export interface operations {
             413: components["responses"]["No413-1"];
             415: components["responses"]["No415-1"];
             422: components["responses"]["No422-2"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    access: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["AccessTo"];
+            };
+        };
+        responses: {
+            /** @description Whether an account may do something, why, until when, and what would help. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Access"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-6"];
             429: components["responses"]["No429-1"];
             431: components["responses"]["No431-1"];
             500: components["responses"]["No500-1"];
@@ -4789,7 +5705,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description Whether the subject has access. */
+            /** @description Whether the subject has access; why, to who asked for more than that. */
             200: {
                 headers: {
                     [name: string]: unknown;

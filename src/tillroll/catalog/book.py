@@ -446,7 +446,7 @@ def schema() -> dict[str, Any]:  # a JSON document
 def dump(
     prices: Sequence[Price],
     overrides: Mapping[str, Sequence[Price]] | None = None,
-    products: Products = NOTHING,
+    products: Products | None = None,
 ) -> str:
     """Write rules and products as TOML that `parse` reads back to the same.
 
@@ -457,7 +457,7 @@ def dump(
     for account, rules in (overrides or {}).items():
         head = ["[[override]]", f"account = {quoted(account)}"]
         written += ["\n".join([*head, *_price_lines(price)]) for price in rules]
-    written += tables(products)
+    written += tables(products or NOTHING)
     return "\n\n".join(written) + "\n" if written else ""
 
 

@@ -173,7 +173,7 @@ def diff(
     old: PriceVersion | None,
     new_prices: Sequence[Price],
     new_overrides: Mapping[str, Sequence[Price]] | None = None,
-    new_products: Products = NOTHING,
+    new_products: Products | None = None,
 ) -> Plan:
     """Compare the version in force with new rules and products.
 
@@ -192,8 +192,9 @@ def diff(
     for account in dict.fromkeys([*after, *before]):
         changes += _changes(account, before.get(account, ()), after.get(account, ()))
     changes.sort(key=lambda change: change.sign == "-")
-    digest = content_digest(new_prices, overrides, new_products)
-    sold = tuple(_product_changes(NOTHING if old is None else old.products, new_products))
+    new = new_products or NOTHING
+    digest = content_digest(new_prices, overrides, new)
+    sold = tuple(_product_changes(NOTHING if old is None else old.products, new))
     return Plan(
         old_number=None if old is None else old.number,
         old_digest=None if old is None else old.digest,

@@ -925,7 +925,7 @@ def catalog_plan(
     """Show what a catalog file would change, who is affected, and what real usage would cost."""
     from tillroll.cli import prices  # noqa: PLC0415 - only when asked for
 
-    prices.plan(common or Common(), file, days)
+    prices.plan(common or Common(), file, days, "catalog")
 
 
 @prices_app.command(name="plan")

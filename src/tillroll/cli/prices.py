@@ -29,7 +29,7 @@ def _show_lines(lines: Sequence[tuple[str, str]]) -> None:
         out.print(f"{sign} {text}", style=_COLORS.get(sign, ""), markup=False, soft_wrap=True)
 
 
-def plan(common: Common, file: Path, days: int) -> None:
+def plan(common: Common, file: Path, days: int, group: str = "prices") -> None:
     """Show what a price file would change, and what it would have done to real usage."""
     wanted = catalog.load(file)
     with common.open() as ledger:
@@ -67,7 +67,9 @@ def plan(common: Common, file: Path, days: int) -> None:
     if effect is not None:
         out.print(f"\n[bold]On the usage of the last {days} days[/]")
         _show_lines(effect.lines())
-    out.print("\nnothing was written; to apply: tillroll prices apply --reason '...'", style="dim")
+    out.print(
+        f"\nnothing was written; to apply: tillroll {group} apply --reason '...'", style="dim"
+    )
 
 
 def _past_usage(ledger: tillroll.Ledger, days: int) -> Iterator[UsageRecord]:

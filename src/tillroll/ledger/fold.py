@@ -310,8 +310,14 @@ def _schedule(account: Account, recurring: Recurring) -> None:
 
 
 def _apply_entitlement(account: Account, entry: Entry) -> None:
-    """Have an entitlement stand as the entry says, and run its recurring grants."""
+    """Have an entitlement stand as the entry says, and run its recurring grants.
+
+    Of another product the period at hand is granted whatever was granted before, in place of what
+    is left of that. Of periods past, which were held back or came before, none comes later.
+    """
     held = of_entry(entry)
+    before = account.entitlements.get(held.name)
+    same_product = before is not None and before.product == held.product
     account.entitlements[held.name] = held
     account.next_due_at = min(account.next_due_at, due_of(held))
     zone = account.settings.time_zone
@@ -321,10 +327,13 @@ def _apply_entitlement(account: Account, entry: Entry) -> None:
     for name, terms in wanted.items():
         old = account.recurring.get(name)
         shape = terms.anchor, terms.every, terms.count
-        # What was held back meanwhile is gone: of periods past, none comes later.
         recurring = Recurring(terms, current=old.current if old else None)
         recurring.next = calendar.current(*shape, entry.effective_at, zone)
-        if old is not None and (old.terms.anchor, old.terms.every, old.terms.count) == shape:
+        if (
+            old is not None
+            and same_product
+            and (old.terms.anchor, old.terms.every, old.terms.count) == shape
+        ):
             recurring.next = max(recurring.next, old.next)
         _schedule(account, recurring)
         account.recurring[name] = recurring

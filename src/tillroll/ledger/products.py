@@ -29,6 +29,8 @@ MOST_MAX = 1_000_000
 TEXT_MAX = 255
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?\Z", re.ASCII)
+# C0 and C1 controls, and surrogates, which no valid text has alone.
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _CURRENCY = re.compile(r"[A-Z]{3}\Z", re.ASCII)
 _WIDE = Context(prec=18)  # digits of a price a unit, where a division does not end
 
@@ -368,13 +370,8 @@ def _value_problems(where: str, kind: FeatureKind, value: Feature) -> Iterator[s
 
 
 def _text_problems(name: str, text: str, *, least: int = 0) -> Iterator[str]:
-    if not least <= len(text) <= TEXT_MAX or not all(map(_is_fit, text)):
+    if not least <= len(text) <= TEXT_MAX or _UNFIT.search(text):
         yield f"{name} must have {least} to {TEXT_MAX} characters, no control characters"
-
-
-def _is_fit(letter: str) -> bool:
-    code = ord(letter)
-    return code >= ord(" ") and not (0x7F <= code <= 0x9F or 0xD800 <= code <= 0xDFFF)  # noqa: PLR2004 - C0, C1 and surrogates
 
 
 # Any: each looks at the terms of its own kind.

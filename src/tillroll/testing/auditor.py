@@ -805,8 +805,10 @@ class Auditor:
         """Write that an entitlement stands so from now on."""
         if right.ends_at is not None and right.ends_at <= at:
             raise _No("invalid_input")
+        old = account.rights.get(right.name)
         account.rights[right.name] = right
-        account.run_grants(right, at)
+        anew = old is not None and old.brings["product"] != right.brings["product"]
+        account.run_grants(right, at, anew=anew)
         ref = f"~{right.name}/entitlement"
         return account.write(
             "entitlement", at, "credits", request_id=args["request_id"], ref=ref, right=right
@@ -988,7 +990,8 @@ def compare(expected: Expected, answer: object) -> list[str]:
 def entry_pairs(wanted: Written, receipt: Any) -> dict[str, tuple[object, object]]:
     """Return what an entry should say beside what a receipt says."""
     entry = receipt.entry
-    one = Fraction(receipt.units) / entry.units if entry.units else Fraction(1)
+    known = [(receipt.units, entry.units), (receipt.issued, entry.issued)]
+    one = next((Fraction(exact) / count for exact, count in known if count), Fraction(1))
     moves = {
         "wanted": sorted((m.line, m.source, m.target, m.units) for m in wanted.moves),
         "got": sorted((p.line, p.source, p.target, p.units * one) for p in entry.postings),

@@ -29,7 +29,16 @@ from tillroll.embedded import Ledger
 from tillroll.ledger import errors
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.pricing import Price, Rate
-from tillroll.ledger.types import NEVER
+from tillroll.ledger.products import (
+    Allowance,
+    Coupon,
+    FeatureTerms,
+    Pack,
+    Pass,
+    Plan,
+    Products,
+)
+from tillroll.ledger.types import DAY, NEVER
 from tillroll.queries import Balance
 from tillroll.stores.base import Note, Writer
 
@@ -1052,6 +1061,186 @@ def _apply(b: Bench, operation: str, units: str) -> None:
     others = kept.version(kept.current).prices if kept.current else ()
     prices = [*(other for other in others if other.operation != operation), price]
     b.ledger.apply_prices(prices, author="conformance", reason="a check")
+
+
+# ---------------------------------------------------------------- what is sold, what may be used
+
+
+@check
+def a_plan_brings_its_units_and_features(b: Bench) -> None:
+    """A subscription brings the features of its plan at once, and its units each period."""
+    names = _sell(b)
+    b.refused("not_entitled", "consume", units=1, feature=names["feature"])
+    b.ledger.subscribe(b.account, names["pro"], request_id="sub")
+    assert b.balance().available == 100  # noqa: PLR2004 - the plan's
+    b.ledger.consume(b.account, units=30, feature=names["feature"])
+    with b.ledger.hold(b.account, units=30, feature=names["feature"]):
+        pass
+    b.now = datetime(2026, 2, 28, 12, 0, tzinfo=UTC)  # of the 31st, in February
+    assert b.buckets() == (110, 0, 60, 30), "40 were left, of which 10 are carried over"
+    assert b.ledger.access(b.account, feature=names["feature"]).allowed
+    assert b.ledger.verify(b.account).ok
+
+
+@check
+def a_plan_edit_touches_nothing_that_runs(b: Bench) -> None:
+    """A new version of a plan changes no subscription until it is moved, and never paid units."""
+    names = _sell(b)
+    b.grant(500, "paid")
+    b.ledger.subscribe(b.account, names["pro"], request_id="sub")
+    _sell(b, names, units=7, brings=False)
+    assert b.ledger.access(b.account, feature=names["feature"]).allowed
+    b.wait(days=31)
+    assert b.balance().available == 610, "the terms that it was given"  # noqa: PLR2004
+    b.ledger.subscribe(b.account, names["pro"], request_id="moved")
+    b.refused("not_entitled", "consume", units=1, feature=names["feature"])
+    assert b.balance().available == 610, "units change with the next period"  # noqa: PLR2004
+    b.wait(days=31)
+    assert b.balance().available == 517, "500 paid, 7, and 10 carried over"  # noqa: PLR2004
+
+
+@check
+def moving_to_another_plan_replaces_what_it_issued(b: Bench) -> None:
+    """Another plan begins a period of its own; at the period's end it takes over by itself."""
+    names = _sell(b)
+    b.grant(500, "paid")
+    b.ledger.subscribe(b.account, names["pro"])
+    b.ledger.subscribe(b.account, names["max"])
+    assert b.balance().available == 1500, "1000 new, 500 paid, nothing old"  # noqa: PLR2004
+    b.ledger.subscribe(b.account, names["pro"], when="period_end")
+    b.wait(days=27)
+    assert b.balance().available == 1500  # noqa: PLR2004 - not yet
+    b.wait(days=1)
+    assert b.balance().available == 610, "100, 10 carried over, 500 paid"  # noqa: PLR2004
+    kinds = [one.kind for one in b.ledger.statement(b.account, limit=3).receipts]
+    assert set(kinds) <= {"entitlement", "grant_renewed"}, kinds
+
+
+@check
+def an_entitlement_ends_by_the_clock(b: Bench) -> None:
+    """An entitlement ends at its time, whoever looks; what it granted stays until it expires."""
+    names = _sell(b)
+    b.ledger.subscribe(
+        b.account, names["pro"], ends_at=b.now + timedelta(days=10), request_id="sub"
+    )
+    b.wait(days=10, microseconds=-1)
+    assert b.ledger.access(b.account, feature=names["feature"]).allowed
+    b.wait(microseconds=1)
+    said = b.ledger.access(b.account, feature=names["feature"])
+    assert (said.allowed, said.reason) == (False, "not_entitled")
+    assert {way["product"] for way in said.ways_out} >= {names["max"], names["pass"]}
+    assert b.balance().available == 100  # noqa: PLR2004 - until it expires
+    b.refused("entitlement_not_found", "end_entitlement", "subscription")
+    story = b.ledger.explain("sub", account=b.account)
+    assert story["timeline"][-1]["kind"] == "entitlement_ended"  # type: ignore[index]  # a list
+
+
+@check
+def what_is_not_paid_is_not_renewed(b: Bench) -> None:
+    """While past due a plan may be used but is not renewed; paused it may not be used either."""
+    names = _sell(b)
+    b.ledger.subscribe(b.account, names["pro"], request_id="sub")
+    b.ledger.change_entitlement(b.account, "subscription", status="past_due")
+    b.wait(days=40)
+    assert b.balance().available == 0
+    assert b.ledger.access(b.account, feature=names["feature"]).allowed
+    b.ledger.change_entitlement(b.account, "subscription", status="paused")
+    b.refused("not_entitled", "consume", units=1, feature=names["feature"])
+    b.wait(days=60)
+    b.ledger.change_entitlement(b.account, "subscription", status="active")
+    assert b.balance().available == 100, "the period at hand, none of those past"  # noqa: PLR2004
+
+
+@check
+def a_pass_bought_again_lasts_longer(b: Bench) -> None:
+    """A time pass that is bought again while it runs ends later; a repeat prolongs nothing."""
+    names = _sell(b)
+    for _ in range(2):
+        b.ledger.buy(b.account, names["pass"], request_id="one")
+    b.wait(hours=12)
+    b.ledger.buy(b.account, names["pass"], request_id="two")
+    b.wait(hours=35, minutes=59)
+    assert b.ledger.access(b.account, feature=names["feature"]).allowed
+    b.wait(minutes=1)
+    assert not b.ledger.access(b.account, feature=names["feature"]).allowed
+
+
+@check
+def packs_and_coupons_are_grants(b: Bench) -> None:
+    """A pack is a grant that names its product; a coupon is redeemed as often as it may be."""
+    names = _sell(b)
+    bought = b.ledger.buy(b.account, names["pack"], quantity=2, request_id="order")
+    assert bought.units == 1000  # noqa: PLR2004 - two of 500
+    assert bought.product == names["pack"]
+    b.ledger.redeem(b.account, names["coupon"], request_id="first")
+    assert b.ledger.redeem(b.account, names["coupon"], request_id="first").replayed
+    b.refused("coupon_used", "redeem", names["coupon"], request_id="second")
+    kinds = [one["kind"] for one in b.ledger.entitlements(b.account)]
+    assert kinds == ["usage_pack", "usage_pack"]
+    b.ledger.void(b.account, "order")
+    assert b.balance().available == 5, "the coupon's"  # noqa: PLR2004
+
+
+@check
+def access_can_be_asked_of_the_past(b: Bench) -> None:
+    """What an account might do at a moment is answered from its history."""
+    names = _sell(b)
+    b.ledger.entitle(b.account, names["feature"], request_id="given")
+    b.wait(days=1)
+    b.ledger.end_entitlement(b.account, names["feature"], request_id="taken")
+    b.wait(days=1)
+    asked = [b.now - timedelta(hours=hours) for hours in (50, 30, 1)]
+    said = [b.ledger.access(b.account, feature=names["feature"], at=at).allowed for at in asked]
+    assert said == [False, True, False]
+    listed = [len(b.ledger.entitlements(b.account, at=at)) for at in asked]
+    assert listed == [0, 1, 0]
+
+
+@check
+def of_many_checks_and_charges_none_slips_through(b: Bench) -> None:
+    """Work that names a feature is checked and charged in one step: none after the end."""
+    b.grant(1000)
+    b.ledger.entitle(b.account, "hd")
+
+    def act(nth: int) -> object:
+        if nth == 4:  # noqa: PLR2004 - one of the eight
+            return b.ledger.end_entitlement(b.account, "hd", request_id="end")
+        return b.ledger.consume(b.account, units=1, feature="hd", request_id=f"c{nth}")
+
+    b.at_once(8, act)
+    kinds = [one.kind for one in b.ledger.history(b.account)]
+    assert "consume" not in kinds[kinds.index("entitlement_ended") :], kinds
+
+
+def _sell(
+    b: Bench, names: dict[str, str] | None = None, *, units: int = 100, brings: bool = True
+) -> dict[str, str]:
+    """Sell plans, a pack, a pass and a coupon of names that nobody else has; return the names."""
+    if names is None:
+        end = uuid.uuid4().hex[:12]
+        sold = ("feature", "pro", "max", "pass", "pack", "coupon")
+        names = {name: f"{name}-{end}" for name in sold}
+    kept = b.ledger.prices()
+    rules = kept.version(kept.current).prices if kept.current else ()
+    others = kept.products
+    brought = {names["feature"]: True} if brings else {}
+    carried = Allowance(Decimal(units), rollover_max=Decimal(10))
+    products = Products(
+        packs={**others.packs, names["pack"]: Pack(Decimal(500))},
+        plans={
+            **others.plans,
+            names["pro"]: Plan(grants=(carried,), features=brought),
+            names["max"]: Plan(
+                grants=(Allowance(Decimal(1000)),), features={names["feature"]: True}
+            ),
+        },
+        passes={**others.passes, names["pass"]: Pass(DAY, {names["feature"]: True})},
+        features={**others.features, names["feature"]: FeatureTerms()},
+        coupons={**others.coupons, names["coupon"]: Coupon(Decimal(5))},
+        alerts=others.alerts,
+    )
+    b.ledger.apply_prices(rules, author="conformance", reason="a check", products=products)
+    return names
 
 
 # ---------------------------------------------------------------- explained, and it adds up

@@ -434,6 +434,7 @@ class Account:
         """End an entitlement, put it on what was to come, or end its trial."""
         right = self.rights[name]
         kind = "entitlement"
+        before = right.brings["product"]
         if right.ends_at is not None and right.ends_at <= when:
             kind = "entitlement_ended"
         elif right.then is not None and right.then_at is not None and right.then_at <= when:
@@ -444,14 +445,14 @@ class Account:
         if kind == "entitlement_ended":
             self.drop(name)
         else:
-            self.run_grants(right, when)
+            self.run_grants(right, when, anew=right.brings["product"] != before)
 
     def drop(self, name: str) -> None:
         """Have an entitlement bring nothing any more."""
         self.rights.pop(name, None)
         self.series = {n: one for n, one in self.series.items() if one.owner != name}
 
-    def run_grants(self, right: Right, when: datetime) -> None:
+    def run_grants(self, right: Right, when: datetime, *, anew: bool) -> None:
         """Have the grants of an entitlement come as it says; past periods bring nothing."""
         before = {n: one for n, one in self.series.items() if one.owner == right.name}
         self.series = {n: one for n, one in self.series.items() if one.owner != right.name}
@@ -466,7 +467,7 @@ class Account:
             if old is not None:
                 series.current = old.current
                 shape = ("anchor", "every", "count")
-                if all(old.terms[key] == series.terms[key] for key in shape):
+                if not anew and all(old.terms[key] == series.terms[key] for key in shape):
                     series.next = max(series.next, old.next)
             self.series[name] = series
 
