@@ -1,5 +1,6 @@
 """The service against its own description, by schemathesis, links between operations followed."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,9 @@ def check(served, folder, examples, *options):
 
 def test_the_service_does_what_it_says(serve, store_url, tmp_path):
     said = check(serve(store_url), tmp_path, 3)
-    assert "Tested: 6" in said  # some sixty operations
+    tested = re.search(r"Tested: (\d+)", said)
+    assert tested is not None
+    assert int(tested[1]) >= 70, "more operations every time"
     assert "Stateful" in said
 
 
