@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 import tillroll
-from tests.payments.conftest import ONE, SECRET, World
+from tests.payments.conftest import ONE, PRODUCTS, SECRET, World
 from tillroll.ledger.calendar import instant
+from tillroll.ledger.pricing import new_version
+from tillroll.payments import desk
 from tillroll.wire.problems import BadSignature, ProviderRefused, ProviderUnavailable
 
 
@@ -185,6 +187,38 @@ def test_a_page_that_was_paid_is_not_shown_again(world: World):
     world.fake.pay(first.rsplit("/", 1)[1])
     assert world.desk.checkout("acme", "pack100", "two") != first
     assert world.available() == 100, "what was found out on the way counts"
+
+
+def test_what_cannot_be_followed_is_kept_and_tried_again(world: World):
+    world.buy()
+    lost = json.loads(json.dumps(world.fake.events[-1]))
+    lost["data"]["object"]["metadata"]["tillroll_version"] = "2"
+    lost["data"]["object"]["payment_intent"] = "pi_of_version_2"
+    world.fake.events.insert(0, lost)
+    found = world.desk.pull()
+    assert (found.heard, found.kept, world.available()) == (3, 1, 100)
+    assert world.desk.pull().kept == 0, "it is kept once"
+    assert world.desk.again() == 0
+    world.wait(hours=1)
+    assert (world.desk.again(), world.available()) == (1, 100)
+    version = new_version(2, [], products=PRODUCTS, author="ann", reason="what was sold")
+    world.ledger._engine.perform(lambda tx: tx.add_price_version("default", version))
+    world.wait(hours=1)
+    assert (world.desk.again(), world.available()) == (1, 200)
+    world.wait(hours=2)
+    assert world.desk.again() == 0
+
+
+def test_a_long_silence_is_heard_in_parts(world: World, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(desk, "EVENTS_MAX", 3)
+    for account in ("a", "b", "c", "d"):
+        world.buy(account)
+        world.wait(days=2)
+    pulls = [world.desk.pull()]
+    while pulls[-1].more:
+        pulls.append(world.desk.pull())
+    assert len(pulls) > 2
+    assert [world.available(account) for account in ("a", "b", "c", "d")] == [100] * 4
 
 
 def test_a_key_that_stripe_refuses_is_said(world: World):

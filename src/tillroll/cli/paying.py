@@ -121,9 +121,11 @@ def pull(*, common: Common | None = None) -> int:
     with _desk(common) as desk:
         found = desk.pull()
     if common.json:
-        c.print_json({"heard": found.heard, "more": found.more})
+        c.print_json({"heard": found.heard, "kept": found.kept, "more": found.more})
     else:
         c.say(f"[bold green]ok[/] {c.counted(found.heard, 'event')} heard")
+        if found.kept:
+            c.say(f"   {c.counted(found.kept, 'event')} cannot be followed yet: tried again hourly")
     return c.OK
 
 

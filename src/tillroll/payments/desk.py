@@ -8,6 +8,8 @@ asked is in the store, so any process may go on where another one ended.
 from __future__ import annotations
 
 import hmac
+from functools import partial
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -29,6 +31,7 @@ from tillroll.payments.provider import (
     SessionTold,
     Sold,
     SubscriptionTold,
+    Told,
 )
 from tillroll.stores.base import Note
 
@@ -38,10 +41,11 @@ if TYPE_CHECKING:
     from tillroll.engine import Engine
     from tillroll.ledger.pricing import PriceBook
     from tillroll.payments.facts import Fact
-    from tillroll.payments.provider import Listener, Provider, Told
-    from tillroll.stores.base import Writer
+    from tillroll.payments.provider import Listener, Provider
+    from tillroll.stores.base import NoteKey, Writer
 
-CHECKOUT, ASKED, CUSTOMER, CURSOR = "checkout", "checkout_asked", "customer", "cursor"
+CHECKOUT, ASKED, CUSTOMER = "checkout", "checkout_asked", "customer"
+CURSOR, KEPT = "cursor", "kept"
 # A provider forgets our keys after a day; so long we may ask again under the same one.
 KEY_LIFE = 23 * HOUR
 # A page that ends so soon is no use to a customer.
@@ -49,8 +53,10 @@ PAGE_LEFT_MIN = 5 * MINUTE
 # How far back of what was heard last the pull begins: what was listed late is heard as well.
 OVERLAP = 10 * MINUTE
 REACH = 29 * DAY  # how far back Stripe lists events: thirty days
+WINDOW = 6 * HOUR  # asked for at once: some thousands of events at a busy shop
 EVENTS_MAX = 5_000  # of one pull; the next one goes on
-AGAIN_MAX = 100  # subscriptions of one round that are tried again
+AGAIN_MAX = 100  # of one round that are tried again
+AGAIN = HOUR  # before they are
 
 
 class Opened(Struct, frozen=True, omit_defaults=True):
@@ -86,10 +92,26 @@ class Cursor(Struct, frozen=True):
     at: int
 
 
+class Kept(Struct, frozen=True, omit_defaults=True):
+    """What was told and cannot be followed, and why; None once it was."""
+
+    told: tuple[Told, ...]
+    at: int
+    problem: str | None = None
+
+
 class Pulled(Struct, frozen=True):
-    """What a pull found: how many events it heard, up to when, and whether there are more."""
+    """What a pull found.
+
+    Attributes:
+        heard: How many events there were.
+        kept: How many of them cannot be followed yet, and are tried again.
+        until: Up to when all was heard.
+        more: Whether there is more to be heard.
+    """
 
     heard: int
+    kept: int
     until: int
     more: bool = False
 
@@ -371,39 +393,86 @@ class Desk:
     def pull(self) -> Pulled:
         """Hear what happened since the last pull: whatever webhooks were lost comes this way.
 
+        What cannot be followed (a product that the catalog lacks) is kept for `again`, so that one
+        event does not keep the others from being heard.
+
         Raises:
             ProviderUnavailable: What came before is heard; the next pull goes on.
         """
         at = self.engine.clock()
-        key = (account_id(self.ledger, f"~{CURSOR}/{self.provider.name}"), CURSOR, "events")
+        heard = kept = 0
+        while True:
+            start, until = self._window(at)
+            for happened_at, told in self.asked.pull(start, until):
+                heard += 1
+                try:
+                    self.hear(told)
+                except (InvalidInput, IdempotencyConflict) as problem:
+                    kept += self._keep(told, happened_at, str(problem))
+            self.engine.perform(partial(self._heard, until=until))
+            if until >= at or heard >= EVENTS_MAX:
+                return Pulled(heard, kept, until, more=until < at)
+
+    def _window(self, at: int) -> tuple[int, int]:
+        """Return from when to when to ask next: from what was heard last, a few hours on."""
         with self.engine.store.read() as reader:
-            note = reader.note(key)
+            note = reader.note(self._cursor_key())
         last = 0 if note is None else msgspec.json.decode(note.document, type=Cursor).at
-        heard, until, more = 0, max(last, at - REACH), False
-        for happened_at, told in self.asked.pull(max(last - OVERLAP, at - REACH), at):
-            self.hear(told)
-            heard, until = heard + 1, max(until, happened_at)
-            if heard >= EVENTS_MAX and until > last:
-                more = True
-                break
+        start = max(last - OVERLAP, at - REACH)
+        return start, min(max(last, start) + WINDOW, at)
 
-        def act(tx: Writer) -> None:
-            there = tx.note(key)
-            known = 0 if there is None else msgspec.json.decode(there.document, type=Cursor).at
-            if until > known:
-                put(tx, there or self._note(key), Cursor(until))
+    def _heard(self, tx: Writer, *, until: int) -> None:
+        key = self._cursor_key()
+        there = tx.note(key)
+        known = 0 if there is None else msgspec.json.decode(there.document, type=Cursor).at
+        if until > known:
+            put(tx, there or self._note(key), Cursor(until))
 
-        self.engine.perform(act)
-        return Pulled(heard, until, more)
+    def _cursor_key(self) -> NoteKey:
+        return account_id(self.ledger, f"~{CURSOR}/{self.provider.name}"), CURSOR, "events"
+
+    def _keep(self, told: list[Told], happened_at: int, problem: str) -> int:
+        """Keep what cannot be followed yet, once; return how many."""
+        digest = sha256(msgspec.json.encode(told)).hexdigest()
+        key = (account_id(self.ledger, f"~{KEPT}/{digest}"), KEPT, f"{self.provider.name}:{digest}")
+        kept = Kept(told=tuple(told), problem=problem, at=happened_at)
+
+        def act(tx: Writer) -> int:
+            if tx.note(key) is not None:
+                return 0
+            put(tx, self._note(key), kept, self.engine.clock() + AGAIN)
+            return 1
+
+        return self.engine.perform(act)
 
     def again(self) -> int:
-        """Try again to follow subscriptions that the ledger could not; return how many."""
+        """Try again what the ledger could not follow; return how many were tried."""
         at = self.engine.clock()
         with self.engine.store.read() as reader:
             due = reader.notes_due(self.ledger, subscribing.KIND, at, AGAIN_MAX)
+            kept = reader.notes_due(self.ledger, KEPT, at, AGAIN_MAX)
         for note in due:
             self._follow(subscribing.decoded(note).id, [])
-        return len(due)
+        for note in kept:
+            self._hear_kept(note)
+        return len(due) + len(kept)
+
+    def _hear_kept(self, seen: Note) -> None:
+        kept = msgspec.json.decode(seen.document, type=Kept)
+        due_at = self.engine.clock() + AGAIN
+        try:
+            self.hear(kept.told)
+        except (InvalidInput, IdempotencyConflict) as problem:
+            kept = replace(kept, problem=str(problem))
+        else:
+            kept, due_at = replace(kept, problem=None), NEVER
+
+        def act(tx: Writer) -> None:
+            note = tx.note(seen.key)
+            if note == seen:  # or another process was here
+                put(tx, note, kept, due_at)
+
+        self.engine.perform(act)
 
     # ------------------------------------------------------------ what is shared
 

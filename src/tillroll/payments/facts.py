@@ -63,7 +63,7 @@ class Bought(Struct, frozen=True, omit_defaults=True, gc=False):
         return self.units if self.lasts is None else self.lasts
 
 
-class Refunded(Struct, frozen=True, gc=False):
+class Refunded(Struct, frozen=True, tag=True, gc=False):
     """A refund of a part or all of a payment."""
 
     id: str
@@ -71,7 +71,7 @@ class Refunded(Struct, frozen=True, gc=False):
     state: RefundState = "done"
 
 
-class Disputed(Struct, frozen=True, gc=False):
+class Disputed(Struct, frozen=True, tag=True, gc=False):
     """A dispute over a part or all of a payment; `at` is when the provider said so."""
 
     id: str

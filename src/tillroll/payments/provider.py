@@ -18,7 +18,7 @@ Standing = Literal["incomplete", "trialing", "active", "past_due", "paused", "en
 SessionState = Literal["open", "complete", "expired"]
 
 
-class Sold(Struct, frozen=True, kw_only=True):
+class Sold(Struct, frozen=True, kw_only=True, tag=True):
     """A purchase that was paid: a product of the catalog, or so many units.
 
     Attributes:
@@ -39,14 +39,14 @@ class Sold(Struct, frozen=True, kw_only=True):
     expires_in: int | None = None
 
 
-class PaymentTold(Struct, frozen=True, kw_only=True):
+class PaymentTold(Struct, frozen=True, kw_only=True, tag=True):
     """Something about one payment."""
 
     id: str
     facts: tuple[Sold | Refunded | Disputed, ...]
 
 
-class SubscriptionTold(Struct, frozen=True, kw_only=True):
+class SubscriptionTold(Struct, frozen=True, kw_only=True, tag=True):
     """A subscription as it stood at `at`.
 
     Attributes:
@@ -69,7 +69,7 @@ class SubscriptionTold(Struct, frozen=True, kw_only=True):
     ends_at: int | None = None
 
 
-class InvoiceTold(Struct, frozen=True, kw_only=True):
+class InvoiceTold(Struct, frozen=True, kw_only=True, tag=True):
     """Whether a whole period of a subscription was paid, and what for."""
 
     id: str
@@ -81,7 +81,7 @@ class InvoiceTold(Struct, frozen=True, kw_only=True):
     price: str | None = None
 
 
-class SessionTold(Struct, frozen=True, kw_only=True):
+class SessionTold(Struct, frozen=True, kw_only=True, tag=True):
     """What became of a checkout."""
 
     id: str
@@ -90,7 +90,7 @@ class SessionTold(Struct, frozen=True, kw_only=True):
     state: SessionState
 
 
-class ChargeTold(Struct, frozen=True, kw_only=True):
+class ChargeTold(Struct, frozen=True, kw_only=True, tag=True):
     """What became of an attempt to top up.
 
     Attributes:

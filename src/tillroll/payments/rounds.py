@@ -38,13 +38,13 @@ def rounds(desk: Desk) -> list[Round]:
         Round(f"{name}-pull", PULL_SECONDS, lambda: _pulled(desk)),
         Round(f"{name}-topups", TOPUP_SECONDS, lambda: {"charges": topups.round_of(desk)}),
         Round(f"{name}-overage", OVERAGE_SECONDS, lambda: {"batches": overage.round_of(desk)}),
-        Round(f"{name}-again", AGAIN_SECONDS, lambda: {"subscriptions": desk.again()}),
+        Round(f"{name}-again", AGAIN_SECONDS, lambda: {"again": desk.again()}),
     ]
 
 
 def _pulled(desk: Desk) -> Mapping[str, Any]:
     found = desk.pull()
-    return {"heard": found.heard, "more": found.more}
+    return {"heard": found.heard, "kept": found.kept, "more": found.more}
 
 
 __all__ = ["Round", "rounds"]
