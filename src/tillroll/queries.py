@@ -270,7 +270,7 @@ class Held(Struct, frozen=True):
     """How many accounts hold a product on the terms of one version of the catalog.
 
     Attributes:
-        section: pack, plan or pass.
+        section: pack, plan, pass or coupon.
         name: Of the product.
         version: Of the catalog that its terms are of.
         accounts: How many.
@@ -289,16 +289,23 @@ def holders(store: Store, project: str, *, at: int) -> list[Held]:
     """Return how many accounts hold each product of the catalog, by the version of its terms."""
     counts: dict[tuple[str, str, int], int] = {}
     with store.read() as reader:
+        book = reader.prices(project)
         for name in _names(reader, project):
             state = look(reader, project, name, at)
-            held = {
-                (_SECTIONS[str(one["kind"])], str(one["product"]), int(str(one["version"])))
+            for key in {
+                _held_as(book, str(one["kind"]), str(one["product"]), int(str(one["version"])))
                 for one in holdings(state, store.scale, at)
                 if one["kind"] in _SECTIONS and one["version"]
-            }
-            for key in held:
+            }:
                 counts[key] = counts.get(key, 0) + 1
     return [Held(*key, accounts) for key, accounts in sorted(counts.items())]
+
+
+def _held_as(book: PriceBook, kind: str, product: str, version: int) -> tuple[str, str, int]:
+    """Return the section, name and version of a product; units may be a pack's or a coupon's."""
+    if kind == "usage_pack" and product in book.version(version).products.coupons:
+        return "coupon", product, version
+    return _SECTIONS[kind], product, version
 
 
 def _as_of(

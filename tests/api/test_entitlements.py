@@ -82,7 +82,7 @@ def test_a_purchase_and_a_coupon(shop):
     said = shop.call("POST", ACME + "/redemptions", {"coupon": "welcome"}, once="red-2")
     assert (said.status_code, said.json()["code"]) == (410, "coupon_used")
     held = shop.call("GET", "/v1/holdings").json()["holdings"]
-    assert {one["name"]: one["accounts"] for one in held} == {"starter": 1, "welcome": 1}
+    assert {one["name"]: one["section"] for one in held} == {"starter": "pack", "welcome": "coupon"}
 
 
 def test_access_says_why(shop):

@@ -177,6 +177,13 @@ def test_work_with_a_feature_ends_with_whatever_ends_first(bench: Bench):
     assert bench.ask("image.generate", feature="4k").reason == "not_entitled"
 
 
+def test_what_may_be_owed_does_not_run_dry(bench: Bench):
+    bench.ledger.grant("acme", 10, expires_in="1d")
+    bench.ledger.set_overdraft("acme", 20)
+    assert bench.ask("image.generate").ends_at is None
+    assert bench.ask(units=25).ends_at == "2026-02-01T12:00:00Z"
+
+
 def test_units_that_come_back_do_not_run_dry(bench: Bench):
     bench.ledger.subscribe("acme", "pro")
     assert bench.ask("image.generate").ends_at is None

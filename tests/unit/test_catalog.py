@@ -558,7 +558,7 @@ class TestProducts:
         new = parse(text.replace("[pass.day]", "[pass.night]")).products
         held = [
             Holding("pack", "starter", 1, 2),
-            Holding("pack", "welcome", 1, 2),  # a coupon's
+            Holding("coupon", "welcome", 1, 2),
             Holding("pass", "day", 1, 1),
             Holding("plan", "pro", 1, 1_200),
             Holding("plan", "pro", 7, 1),

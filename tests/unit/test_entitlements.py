@@ -94,7 +94,8 @@ def check_invalid(bench: Bench, match: str, verb: str, *args: Any, **kwargs: Any
 
 
 def test_a_trial_ends_by_the_clock_and_is_active_then(bench: Bench):
-    bench.do("subscribe", "pro")
+    made = bench.do("subscribe", "pro")
+    assert (made.product, made.entitlement["status"]) == ("pro", "trialing")
     assert bench.only()["status"] == "trialing"
     assert bench.only()["trial_ends_at"] == "2026-02-07T12:00:00Z"
     bench.now += timedelta(days=7)
@@ -137,6 +138,15 @@ def test_a_plan_change_waits_through_a_trial(bench: Bench):
     bench.now += timedelta(days=60)
     assert bench.kinds().count("grant_renewed") == 1
     assert bench.available == 0
+
+
+def test_other_grants_that_come_back_are_left_alone(bench: Bench):
+    bench.do("set_recurring", "bonus", 3, anchor="2026-01-31", every="day", count=9)
+    bench.do("subscribe", "pro")
+    bench.now += timedelta(days=8)
+    assert bench.only()["status"] == "active"
+    bench.now += timedelta(days=30)
+    assert bench.available == 113
 
 
 # ---------------------------------------------------------------- moving
@@ -321,12 +331,44 @@ def test_a_coupon_is_redeemed_as_often_as_it_may_be(bench: Bench):
         bench.do("redeem", "welcome")
 
 
+def test_what_was_bought_is_told_in_its_story(bench: Bench):
+    bench.do("buy", "starter", request_id="b")
+    bench.do("redeem", "welcome", request_id="r")
+    bench.do("entitle", "hd")
+    bench.do("consume", "image", units=3, feature="hd", request_id="c")
+    told = {name: bench.ledger.explain(name) for name in ("b", "r", "c")}
+    assert told["b"]["sentences"] == (
+        ["2026-01-31T12:00:00Z: 500 credits were granted for 'starter' (version 1 of the catalog)."]
+    )
+    assert "5 credits were granted for 'welcome'" in told["r"]["sentences"][0]
+    assert "3 credits were charged for image, which needs 'hd'." in told["c"]["sentences"][0]
+
+
+def test_what_is_held_is_counted_by_product_and_version(bench: Bench):
+    bench.do("buy", "starter")
+    bench.do("buy", "starter")
+    bench.do("redeem", "welcome")
+    bench.do("subscribe", "pro")
+    bench.do("entitle", "own", kind="subscription", product="pro")
+    bench.ledger.buy("zoe", "day")
+    bench.ledger.subscribe("zoe", "pro")
+    held = [(one.section, one.name, one.version, one.accounts) for one in bench.ledger.holdings()]
+    assert held == [
+        ("coupon", "welcome", 1, 1),
+        ("pack", "starter", 1, 1),
+        ("pass", "day", 1, 1),
+        ("plan", "pro", 1, 2),
+    ]
+
+
 # ---------------------------------------------------------------- terms of one's own
 
 
 def test_an_entitlement_of_ones_own(bench: Bench):
     grants = [{"units": "2.5", "every": "week"}, {"units": 1, "name": "gpu", "wallet": "gpu"}]
-    bench.do("entitle", "deal", kind="subscription", features={"seats": 3}, grants=grants)
+    brings = {"seats": 3, "model": "large"}
+    bench.do("entitle", "deal", kind="subscription", features=brings, grants=grants)
+    assert bench.only()["features"] == {"model": "large", "seats": 3}
     assert (bench.available, bench.do("balance", "gpu").available) == (Decimal("2.5"), 1)
     bench.do("entitle", "deal", kind="subscription", grants=grants[:1], features={"seats": 4})
     bench.now += timedelta(days=40)
@@ -387,6 +429,7 @@ def test_an_account_holds_so_many(bench: Bench, monkeypatch: pytest.MonkeyPatch)
     bench.do("entitle", "two")
     bench.do("entitle", "two", features={"x": 1})
     check_invalid(bench, "2 entitlements at the most", "entitle", "three")
+    check_invalid(bench, "2 entitlements at the most", "buy", "day")
 
 
 def test_an_entry_of_another_kind_is_about_none():

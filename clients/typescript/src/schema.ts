@@ -2559,7 +2559,7 @@ export interface components {
          */
         Holding: {
             /** @enum {unknown} */
-            section: "pack" | "pass" | "plan";
+            section: "coupon" | "pack" | "pass" | "plan";
             name: string;
             version: number;
             accounts: number;

@@ -252,7 +252,7 @@ class Holding(msgspec.Struct, frozen=True):
     """How many accounts hold a product on the terms of one version.
 
     Attributes:
-        section: pack, plan or pass.
+        section: pack, plan, pass or coupon.
         name: Of the product.
         version: Of the catalog that its terms are of.
         accounts: How many.
@@ -312,8 +312,8 @@ def effects(holdings: Iterable[Holding], book: PriceBook, new: Products) -> list
         version = book.versions.get(held.version)
         old = sections(NOTHING if version is None else version.products)[held.section]
         was, now = old.get(held.name), after[held.section].get(held.name)
-        if was is None:
-            continue  # a coupon's units: they are no pack
+        if was is None or held.section == "coupon":
+            continue  # what a coupon gave is given
         if now is None:
             found.append(Effect(**msgspec.structs.asdict(held), gone=True))
             continue

@@ -128,14 +128,11 @@ def _fall_due(account: Account, item: tuple[int, int, str], at: int) -> Entry | 
     if sort == _HOLD:
         return _hold_falls_due(account, account.holds[name], at)
     if sort == _ENTITLEMENT:
-        held = account.entitlements.get(name)
-        if held is None or due_of(held) != when:
-            return None  # what came before changed it
-        return _entitlement_falls_due(account, held, when, at)
+        return _entitlement_falls_due(account, account.entitlements[name], when, at)
     if sort == _RENEWAL:
         recurring = account.recurring.get(name)
         if recurring is None or recurring.next_at != when:
-            return None
+            return None  # the entitlement that it belongs to has changed or ended before
         return _renew(account, recurring, at)
     grant = account.grants.get(name)
     if grant is None:

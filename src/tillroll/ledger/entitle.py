@@ -82,6 +82,8 @@ def _buy_pass(case: Case, command: c.Buy, timed: Pass, number: int) -> Entry:
     held = case.account.entitlements.get(command.product)
     if held is not None and held.kind != "time_pass":
         raise InvalidInput(f"{command.product!r} names an entitlement that is no time pass")
+    if held is None:
+        _check_count(case)
     from_then = case.at if held is None or held.ends_at is None else held.ends_at
     bought = Entitlement(
         name=command.product,
@@ -168,8 +170,7 @@ def _begin(
     case: Case, command: c.Subscribe | c.Entitle, terms: dict[str, Any], trial_ends_at: int | None
 ) -> Entry:
     """Give an entitlement that the account does not have."""
-    if len(case.account.entitlements) >= ENTITLEMENTS_MAX:
-        raise InvalidInput(f"an account may have {ENTITLEMENTS_MAX:,} entitlements at the most")
+    _check_count(case)
     started_at = _started(case, command)
     trying: Standing = "active" if trial_ends_at is None else "trialing"
     status = command.status or trying
@@ -263,6 +264,11 @@ def _entitled(case: Case, held: Entitlement) -> Entry:
         if other is not None and other.terms.entitlement != held.name:
             raise InvalidInput(f"the account has a recurring grant {other.terms.name!r} of its own")
     return entry_of(case, "entitlement", WALLET_DEFAULT, 0, (), ref=held.ref, entitlement=held)
+
+
+def _check_count(case: Case) -> None:
+    if len(case.account.entitlements) >= ENTITLEMENTS_MAX:
+        raise InvalidInput(f"an account may have {ENTITLEMENTS_MAX:,} entitlements at the most")
 
 
 # ---------------------------------------------------------------- from the catalog

@@ -256,11 +256,15 @@ def _words(entry: Entry, scale: int) -> str:
     if entry.entitlement is not None:
         return _of_entitlement(entry)
     kind = "void_part" if entry.kind == "void" and not is_void(entry) else entry.kind
-    return _SAID.get(kind, f"the account was changed ({entry.kind})").format(
+    said = _SAID.get(kind, f"the account was changed ({entry.kind})").format(
         units=show_units(entry.units, scale),
         wallet=entry.wallet,
         deadline="" if entry.deadline is None else show_instant(entry.deadline),
     )
+    if entry.opens and entry.opens[0].product is not None:
+        terms = entry.opens[0]
+        said += f" for {terms.product!r} (version {terms.version} of the catalog)"
+    return said
 
 
 def _sentences(facts: Facts, root: Entry, story: Sequence[Entry]) -> list[str]:
@@ -270,6 +274,8 @@ def _sentences(facts: Facts, root: Entry, story: Sequence[Entry]) -> list[str]:
     for entry in story:
         words = _words(entry, scale)
         doing = f" for {entry.operation}" if entry.operation and entry is root else ""
+        if entry.feature is not None:
+            doing += f", which needs {entry.feature!r}"
         because = f" ({entry.reason})" if entry.reason else ""
         short = ""
         if entry.shortfall:

@@ -146,6 +146,7 @@ class Simulation:
                 kept over crashes, as a disk would be.
         """
         self.random = random.Random(seed)  # noqa: S311 - to be repeatable is the point
+        self.entitles = seed % 2 == 1  # seeds that once failed were drawn without
         self.open_store = open_store
         self.clock = START
         self.tick = 0
@@ -366,6 +367,18 @@ class Simulation:
             ("set_budget", {"name": "b", "cap": rng.randint(5, 90), "period": "day"}),
             ("set_budget", {"name": "c", "cap": 30, "match": {"member": "*"}}),
         ]
+        if self.entitles:
+            choices += [
+                ("entitle", {"name": "pro", "features": {"hd": True}, "grants": _GRANTS}),
+                ("entitle", {"name": "pro", "lasts": "1h"}),
+                ("entitle", {"name": "max", "product": "max", "grants": _GRANTS[:1]}),
+                ("change_entitlement", {"name": "pro", "status": "past_due"}),
+                ("change_entitlement", {"name": "pro", "status": "active", "ends_at": "never"}),
+                ("end_entitlement", {"name": "pro"}),
+                ("end_entitlement", {"name": "max", "when": "period_end"}),
+                ("consume", {"units": 1, "feature": "hd"}),
+                ("hold", {"units": 1, "feature": "hd"}),
+            ]
         verb, args = rng.choice(choices)
         return Call(verb, account, _given(args, request_id))
 
@@ -454,6 +467,13 @@ class Simulation:
                 if one != other
             ]
         return found
+
+
+# What the entitlements of a simulation bring, often enough to fall due within it.
+_GRANTS: list[dict[str, Any]] = [
+    {"units": 9, "every": "day", "rollover_max": 3},
+    {"units": 4, "every": "week", "name": "weekly", "applies_to": ["image.*"]},
+]
 
 
 def _differs(expected: Any, refusal: Refusal) -> list[str]:

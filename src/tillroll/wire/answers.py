@@ -188,7 +188,7 @@ class Entitlements(Struct):
 class Holding(Struct):
     """How many accounts hold a product on the terms of one version of the catalog."""
 
-    section: Literal["pack", "plan", "pass"]
+    section: Literal["pack", "plan", "pass", "coupon"]
     name: str
     version: int
     accounts: int
@@ -539,8 +539,7 @@ def receipt(entry: Entry, scale: int, account: str, *, replayed: bool) -> Receip
     if until is None and entry.opens:
         until = entry.opens[0].expires_at
     price = entry.price
-    few = sold(entry, scale) if entry.feature or entry.opens or entry.entitlement else _NOTHING
-    return Receipt(
+    shown = Receipt(
         account=account,
         seq=entry.seq,
         kind=entry.kind,
@@ -577,11 +576,11 @@ def receipt(entry: Entry, scale: int, account: str, *, replayed: bool) -> Receip
         reason=entry.reason,
         actor=entry.actor,
         replayed=replayed,
-        **few,  # type: ignore[arg-type]  # the fields of these names
     )
-
-
-_NOTHING: dict[str, object] = {}
+    if entry.feature or entry.opens or entry.entitlement:
+        for name, value in sold(entry, scale).items():
+            setattr(shown, name, value)
+    return shown
 
 
 render = msgspec.json.Encoder(decimal_format="string").encode
