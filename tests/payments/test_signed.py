@@ -3,12 +3,15 @@
 import itertools
 import json
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 import tillroll
-from tests.payments.conftest import World
+from tests.payments.conftest import PRODUCTS, World
+from tillroll.ledger.pricing import new_version
 from tillroll.payments.desk import Desk
 from tillroll.payments.rounds import rounds
 from tillroll.payments.settling import payments_of
@@ -76,6 +79,18 @@ def test_units_without_a_product(world: World, desk: Desk):
     with world.ledger.store.read() as reader:
         [payment] = payments_of(reader, "default", "acme")
     assert (payment.provider, payment.bought and payment.bought.currency) == ("signed", "eur")
+
+
+def test_told_again_after_the_catalog_was_changed(world: World, desk: Desk):
+    tell(world, desk, **PAID)
+    packs = {**PRODUCTS.packs, "pack100": replace(PRODUCTS.packs["pack100"], units=Decimal(999))}
+    products = replace(PRODUCTS, packs=packs)
+    version = new_version(2, [], products=products, author="ann", reason="more for the money")
+    world.ledger._engine.perform(lambda tx: tx.add_price_version("default", version))
+    tell(world, desk, **PAID, refunds={"r1": {"amount": 100}})
+    with world.ledger.store.read() as reader:
+        [payment] = payments_of(reader, "default", "acme")
+    assert (payment.contradicted, world.available()) == (False, 80)
 
 
 @pytest.mark.parametrize(

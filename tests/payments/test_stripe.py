@@ -123,6 +123,11 @@ def test_what_is_not_ours_is_left_alone(world: World):
         world.deliver([paid | {"livemode": True}])
     with pytest.raises(tillroll.InvalidInput, match="lacks"):
         world.deliver([{"type": "x"}])
+    older = json.loads(json.dumps(paid))
+    del older["data"]["object"]["payment_status"]
+    older["data"]["object"]["metadata"]["tillroll_ledger"] = "default"
+    with pytest.raises(tillroll.InvalidInput, match="API version"):
+        world.deliver([older])
     assert world.ledger.verify().ok
 
 

@@ -186,10 +186,26 @@ class Desk:
                 self.heard_charge(one)
 
     def _payment(self, told: PaymentTold) -> None:
-        facts: list[Fact] = [
-            self._bought(fact) if isinstance(fact, Sold) else fact for fact in told.facts
-        ]
+        facts: list[Fact] = []
+        for fact in told.facts:
+            if isinstance(fact, Sold):
+                facts.append(self._bought(self._as_offered(told.id, fact)))
+            else:
+                facts.append(fact)
         settling.settle(self.engine, self.ledger, self.provider.name, told.id, facts)
+
+    def _as_offered(self, payment_id: str, sold: Sold) -> Sold:
+        """Return a purchase with the version of the catalog that it was first told by.
+
+        Told again after the catalog was changed, it is still the same purchase.
+        """
+        if sold.version or sold.product is None:
+            return sold
+        with self.engine.store.read() as reader:
+            known = settling.known(reader, self.ledger, self.provider.name, payment_id)
+        if known is None or known.bought is None:
+            return sold
+        return replace(sold, version=known.bought.version)
 
     def _bought(self, sold: Sold) -> Bought:
         """Return a purchase with what its product brings, by the catalog that offered it."""

@@ -183,13 +183,23 @@ class Stripe:
         return True
 
     def _told(self, event: Thing) -> list[Told]:
-        """Return what an event tells, nothing where it is not about us."""
+        """Return what an event tells, nothing where it is not about us.
+
+        Raises:
+            InvalidInput: It is not of the shape that it has in our version of Stripe's API.
+        """
         try:
-            thing: Thing = event["data"]["object"]
-            live = bool(event["livemode"])
-            topic, at = str(event["type"]), int(event["created"]) * SECOND
-        except (KeyError, TypeError) as problem:
-            raise InvalidInput(f"the event lacks {problem}") from None
+            return self._of_event(event)
+        except (KeyError, TypeError, IndexError) as problem:
+            raise InvalidInput(
+                f"the event lacks {problem}: the endpoint's API version must be "
+                f"{stripe.api_version}"
+            ) from problem
+
+    def _of_event(self, event: Thing) -> list[Told]:
+        thing: Thing = event["data"]["object"]
+        live = bool(event["livemode"])
+        topic, at = str(event["type"]), int(event["created"]) * SECOND
         if live != (self.ledger_mode == "live"):
             raise InvalidInput("the event is of the other mode than the key")
         if topic not in TOPICS:
