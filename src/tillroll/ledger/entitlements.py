@@ -3,7 +3,7 @@
 An entitlement is account state that entries change. It is a copy of the terms that it was given on,
 so that a later version of the catalog changes nothing of what runs. What it grants again and again
 are recurring grants called `<entitlement>/<grant>`; when it ends they stop, what they granted stays
-until it expires, and nothing else of the account is touched (decisions/0016).
+until it expires, and nothing else of the account is touched (decisions/0015).
 """
 
 from __future__ import annotations
