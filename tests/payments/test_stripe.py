@@ -194,6 +194,14 @@ def test_a_page_that_was_paid_is_not_shown_again(world: World):
     assert world.available() == 100, "what was found out on the way counts"
 
 
+def test_a_page_that_stripe_does_not_know_any_more_is_opened_anew(world: World):
+    first = world.desk.checkout("acme", "pack100", "one")
+    del world.fake.things[first.rsplit("/", 1)[1]]
+    second = world.desk.checkout("acme", "pack100", "two")
+    assert second != first
+    assert world.desk.checkout("acme", "pack100", "three") == second
+
+
 def test_what_cannot_be_followed_is_kept_and_tried_again(world: World):
     world.buy()
     lost = json.loads(json.dumps(world.fake.events[-1]))

@@ -34,6 +34,7 @@ from tillroll.payments.provider import (
     Told,
 )
 from tillroll.stores.base import Note
+from tillroll.wire.problems import ProviderRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -300,7 +301,7 @@ class Desk:
             return answered
         order = self._order(account, product)
         opened = self.engine.perform(lambda tx: self._opening(tx, account, product))
-        if opened.session is not None and self._is_over(opened.session):
+        if opened.session is not None and self._is_over(account, product, opened.session):
             opened = self.engine.perform(lambda tx: self._opening(tx, account, product))
         if opened.url is None:
             order = replace(order, customer=self.customer(account))
@@ -313,13 +314,17 @@ class Desk:
         self.engine.perform(lambda tx: self._opened(tx, account, product, opened, request_id, url))
         return url
 
-    def _is_over(self, session_id: str) -> bool:
+    def _is_over(self, account: str, product: str, session_id: str) -> bool:
         """Return whether a page that we take for open is over; then what it told is heard.
 
         Its webhook may be lost or still under way, and a customer who wants to buy again must not
         be sent to a page that is paid.
         """
-        told = self.asked.page(session_id)
+        try:
+            told = self.asked.page(session_id)
+        except ProviderRefused:  # it has no such page any more
+            gone = SessionTold(id=session_id, account=account, product=product, state="expired")
+            told = [gone]
         over = any(isinstance(one, SessionTold) and one.state != "open" for one in told)
         if over:
             self.hear(told)
