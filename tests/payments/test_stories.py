@@ -91,6 +91,13 @@ def downgraded(world: World) -> None:
     world.fake.update(made, price="price_basic")
 
 
+def downgraded_and_renewed(world: World) -> None:
+    made = subscription(world, "pro")
+    world.fake.update(made, price="price_basic")
+    world.wait(days=28, seconds=5)
+    world.fake.renew(made)
+
+
 def upgraded_and_renewed(world: World) -> None:
     made = subscription(world, "basic")
     world.fake.update(made, price="price_pro")
@@ -153,7 +160,8 @@ STORIES = {
     "subscribed": Story(subscribed, 100, "basic", "active"),
     "renewed": Story(renewed, 100, "basic", "active"),
     "upgraded": Story(upgraded, 500, "pro", "active"),
-    "downgraded": Story(downgraded, 500, "basic", "active"),
+    "downgraded": Story(downgraded, 500, "pro", "active"),
+    "downgraded and renewed": Story(downgraded_and_renewed, 100, "basic", "active"),
     "upgraded and renewed": Story(upgraded_and_renewed, 500, "pro", "active"),
     "past due": Story(past_due, 0, "basic", "past_due"),
     "paid late": Story(paid_late, 100, "basic", "active"),

@@ -6,7 +6,7 @@ clock renews nothing that was not paid. How the subscription stands beyond that 
 newest that is known; what is older changes nothing.
 
 - A dearer plan counts at once, with grants of its own for the rest of the period; a cheaper one
-  changes features at once and grants from the next period on, since this one was paid.
+  from the next period on, since this one was paid.
 - Past due: features stay, nothing is renewed. Unpaid and paused: neither. Ended: what was granted
   stays until it expires, for it was paid.
 """
@@ -46,7 +46,11 @@ SHIFT = 2 * HOUR  # what a day's saving time may move a period of the account's 
 
 
 class Applied(Struct, frozen=True, omit_defaults=True):
-    """How the entitlement stands: what the last verb about it said."""
+    """How the entitlement stands: what the last verb about it said.
+
+    Attributes:
+        then: The plan that it moves to when the period at hand ends, in `then_version`.
+    """
 
     plan: str
     version: int
@@ -55,6 +59,8 @@ class Applied(Struct, frozen=True, omit_defaults=True):
     paid_until: int
     trial_ends_at: int | None = None
     ends_at: int | None = None
+    then: str | None = None
+    then_version: int = 0
 
 
 class Subscription(Struct, frozen=True, omit_defaults=True):
@@ -265,21 +271,31 @@ class _Work:
         """Have the entitlement stand as the subscription does, or end it."""
         if latest.status == "ended":
             return self._ended(subscription, latest)
-        plan, version = _plan_of(prices, latest.price, latest)
+        price = latest.price
+        if last is not None and last.price is not None and last.period_start > latest.at:
+            price = last.price  # what was paid since says more than how it stood before
+        plan, version = _plan_of(prices, price, latest)
         applied = subscription.applied
         start = latest.period_start or latest.at
         until = start if last is None else last.period_end - shift
         if latest.status == "trialing" and latest.trial_ends_at is not None:
             until = max(until, latest.trial_ends_at - shift)
+        then: tuple[str | None, int] = (None, 0)
         if applied is None:
             anchor = min(start if last is None else last.period_start, at)
         elif applied.plan == plan:
             anchor, version = applied.anchor, applied.version
+        elif _is_dearer(prices.products, plan, applied.plan):
+            anchor = min(latest.at, at)
         else:
-            dearer = _is_dearer(prices.products, plan, applied.plan)
-            anchor = min(latest.at, at) if dearer else applied.anchor
+            anchor = applied.anchor
+            if last is not None and last.period_end > at:  # it was paid, so it stays until then
+                then = (plan, version) if latest.ends_at is None else then
+                plan, version = applied.plan, applied.version
         ends_at = latest.ends_at if latest.ends_at is not None and latest.ends_at > at else None
         wanted = Applied(
+            then=then[0],
+            then_version=then[1],
             plan=plan,
             version=version,
             anchor=anchor,
@@ -302,9 +318,10 @@ class _Work:
         self.requests.append(
             self._verbs.subscribe(
                 latest.account or "",
-                wanted.plan,
+                wanted.then or wanted.plan,
                 name=subscription.name,
-                version=wanted.version,
+                when="now" if wanted.then is None else "period_end",
+                version=wanted.then_version or wanted.version,
                 status=_standing(wanted.status),
                 started_at=show_instant(wanted.anchor) if anew else None,
                 trial=False,
