@@ -100,6 +100,7 @@ lock: ## renew the locks (LOCKARGS=--upgrade for newer versions)
 	$(COMPILE) requirements/build.in -o requirements/build.lock
 	$(COMPILE) pyproject.toml -o requirements/runtime.lock
 	$(COMPILE) pyproject.toml --extra server --extra postgres --extra mcp --extra otel \
+		--extra stripe \
 		-c requirements/runtime.lock -o requirements/server.lock
 	$(COMPILE) pyproject.toml --extra all --group dev -c requirements/build.lock \
 		-c requirements/server.lock -o requirements/dev.lock

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from tillroll.ledger.types import Account
-    from tillroll.stores.base import Key, Reader, Remembrance, Repeats, Store, Writer
+    from tillroll.stores.base import Key, Note, NoteKey, Reader, Remembrance, Repeats, Store, Writer
     from tillroll.stores.outbox import Delivery, DeliveryKey, EventKey, Waiting
 
 Registry = dict[str, dict[str, str]]  # by kind, then by name
@@ -58,6 +58,7 @@ class Copied(Struct, frozen=True):
     price_versions: int
     documents: int
     events: int
+    notes: int
     copied: int
     kept: bool
 
@@ -111,6 +112,7 @@ def copy(
         if not keep:
             _prune_as(source, target)
         _erase_as(source, target)
+        _copy_notes(source, target)
         target.adopt(source.secret)  # before the documents: an earlier copy's are known by it
         _copy_registry(source, target)
         found = _compare(source, target, copied, keep=keep, tell=progress)
@@ -361,6 +363,23 @@ def _put_deliveries(tx: Writer, *, deliveries: Sequence[Delivery]) -> None:
     tx.put_deliveries(deliveries)
 
 
+def _copy_notes(source: Store, target: Store) -> None:
+    """Have the target keep the same notes; one that was written since an earlier copy is newer."""
+    last: NoteKey | None = None
+    with source.read() as reader:
+        while page := reader.notes(last):
+            persist(target, partial(_add_notes, notes=page))
+            last = page[-1].key
+
+
+def _add_notes(tx: Writer, *, notes: Sequence[Note]) -> None:
+    for note in notes:
+        there = tx.note(note.key)
+        if there is not None and there.version > note.version:
+            raise CopyMismatch(f"the {note.kind} {note.name!r} was written in the target since")
+    tx.copy_notes(notes)
+
+
 def _compare(
     source: Store, target: Store, copied: int, *, keep: bool, tell: Callable[[str, int], None]
 ) -> Copied:
@@ -383,6 +402,7 @@ def _compare(
         refusals = _compare_rows(left, right, "refusals", keep=keep)
         repeats = _compare_rows(left, right, "repeats", keep=keep)
         events = _compare_outbox(left, right, keep=keep)
+        notes = _compare_rows(left, right, "notes", keep=keep)
         documents = _compare_registry(left, right, keep=keep)
     return Copied(
         source=source.url,
@@ -395,6 +415,7 @@ def _compare(
         price_versions=versions,
         documents=documents,
         events=events,
+        notes=notes,
         copied=copied,
         kept=keep,
     )
@@ -419,10 +440,10 @@ def _compare_accounts(
 
 def _compare_rows(left: Reader, right: Reader, what: str, *, keep: bool) -> int:
     """Compare what stands beside the entries row by row; return how many rows there are."""
-    last: Key | None = None
+    last: Key | NoteKey | None = None
     total = 0
     while True:
-        page: Sequence[Remembrance | Repeats] = getattr(right, what)(last)
+        page: Sequence[Remembrance | Repeats | Note] = getattr(right, what)(last)
         if not keep and page != getattr(left, what)(last):
             raise CopyMismatch(f"the {what} after {last} differ")
         if not page:

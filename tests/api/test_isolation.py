@@ -35,6 +35,8 @@ THEIRS = {
     "name": "their-budget",
     "endpoint_id": "their-endpoint",
     "event_id": "evt_" + "0" * 32 + "_1_0",
+    "wallet": "credits",
+    "provider": "stripe",
 }
 
 

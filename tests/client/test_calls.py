@@ -74,6 +74,7 @@ def test_reads_take_what_those_of_a_ledger_take(name: str):
     [
         ("grant", ("a", 1), {}, "POST", "/grants"),
         ("void", ("a", "g"), {}, "POST", "/grants/g/void"),
+        ("void", ("a", "g"), {"units": 5}, "POST", "/grants/g/void"),
         ("adjust", ("a", -1), {"reason": "why"}, "POST", "/adjustments"),
         ("consume", ("a", "op"), {}, "POST", "/consume"),
         ("hold", ("a",), {"units": 1}, "POST", "/holds"),

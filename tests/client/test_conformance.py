@@ -24,6 +24,10 @@ BELOW_THE_VERBS = {
     "events_are_written_with_their_entries",
     "an_alert_is_told_once_a_crossing",
     "a_grant_that_expires_soon_is_told_by_the_clock",
+    "a_note_is_written_by_who_saw_its_last_version",
+    "notes_are_found_by_account_and_by_what_is_due",
+    "a_note_rolled_back_leaves_no_trace",
+    "of_writers_at_once_each_has_seen_the_last_note",
 }
 # A service says who acts as "the key/on whose behalf"; the checks want the second alone.
 BY_A_KEY = {"every_charge_is_explained", "every_refusal_is_explained"}

@@ -13,6 +13,7 @@ from tillroll import webhooks
 from tillroll.embedded.opening import open_store
 from tillroll.jobs import Deliverer, Sender
 from tillroll.ledger.commands import account_id
+from tillroll.stores.base import Note
 from tillroll.stores.postgres import PostgresStore
 from tillroll.stores.postgres_schema import POLICIES
 from tillroll.testing import conformance
@@ -48,6 +49,9 @@ def use(ledger: tillroll.Ledger) -> None:
     assert all(outcome.ok for outcome in ledger.consume_many(batch))  # too many for single rows
     deliverer = Deliverer(ledger._engine, Sender())
     assert deliverer._spread() > 80  # the events of all that have become deliveries
+    owner = account_id(ledger.project, "acme")
+    note = Note(owner=owner, kind="k", name="n", project=ledger.project, document="{}")
+    ledger._engine.perform(lambda tx: tx.put_note(note))
 
 
 @pytest.fixture

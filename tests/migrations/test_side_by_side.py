@@ -14,7 +14,16 @@ from tillroll.ledger.commands import account_id
 from tillroll.ledger.pricing import Price
 from tillroll.stores.base import Repeats
 
-TABLES = ("accounts", "entries", "refusals", "replays", "price_versions", "meta", "registry")
+TABLES = (
+    "accounts",
+    "entries",
+    "refusals",
+    "replays",
+    "price_versions",
+    "meta",
+    "registry",
+    "notes",
+)
 STEP = [
     *(f"ALTER TABLE tillroll_{table} ADD COLUMN later text" for table in TABLES),
     "CREATE TABLE tillroll_later (a int)",

@@ -245,7 +245,7 @@ BESIDE = """\
 DROP INDEX CONCURRENTLY IF EXISTS tillroll_entries_kind;
 CREATE INDEX CONCURRENTLY tillroll_entries_kind ON tillroll_entries (kind);
 """
-NEXT = Migration(len(migrations("postgres")) + 1, "9999_kind.sql", BESIDE, "x")
+NEXT = Migration(migrations("postgres")[-1].number + 1, "9999_kind.sql", BESIDE, "x")
 KNOWN = [*migrations("postgres"), NEXT]
 VALID = """
 SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('tillroll_entries_kind')

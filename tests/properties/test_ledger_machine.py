@@ -247,6 +247,10 @@ class LedgerMachine(RuleBasedStateMachine):
     def void(self, data: st.DataObject, account: str):
         self.ask("void", account, grant_id=data.draw(st.sampled_from(self.grants)))
 
+    @rule(data=st.data(), account=accounts, units=st.integers(1, 30))
+    def void_part(self, data: st.DataObject, account: str, units: int):
+        self.ask("void", account, grant_id=data.draw(st.sampled_from(self.grants)), units=units)
+
     @rule(account=accounts, units=st.integers(-30, 10).filter(bool), wallet=wallets)
     def adjust(self, account: str, units: object, wallet: str):
         self.ask("adjust", account, units=units, wallet=wallet, reason="a test")

@@ -23,6 +23,7 @@ def for_threads(ledger: tillroll.Ledger) -> None:
     assert_type(ledger.consume("acme", "image.generate", request_id="r1"), tillroll.Receipt)
     assert_type(ledger.consume("acme", units=Decimal("1.5"), metadata={}), tillroll.Receipt)
     assert_type(ledger.void("acme", "g1"), tillroll.Receipt)
+    assert_type(ledger.void("acme", "g1", units="2.5"), tillroll.Receipt)
     assert_type(ledger.adjust("acme", "-3", reason="why"), tillroll.Receipt)
     assert_type(ledger.refund("acme", "r1", expired="goodwill"), tillroll.Receipt)
     assert_type(ledger.freeze("acme"), tillroll.Receipt)

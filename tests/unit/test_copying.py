@@ -16,6 +16,7 @@ from tillroll.cli.app import run as cli
 from tillroll.embedded.opening import open_store
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.pricing import Price, Rate
+from tillroll.stores.base import Note
 from tillroll.stores.postgres import PostgresStore
 
 ODD = 'odd "id" \\ é'
@@ -40,6 +41,12 @@ def lived_in(url: str, accounts: int = 5) -> None:
                 ledger.set_budget(name, "month", 50)
             put(url, project, f"documents of {project}")
             put(url, ODD, ODD)
+            with tillroll.open(url, project=project) as same:
+                same._engine.perform(
+                    lambda tx, project=project: tx.put_note(
+                        Note(owner=b"n" * 16, kind=project, name=ODD, project=project, document=ODD)
+                    )
+                )
 
 
 def put(url: str, name: str, document: str | None, kind: str = "key") -> None:
@@ -52,6 +59,7 @@ def rows_of(url: str) -> list[object]:
     """Return all that a store holds, as its readers show it."""
     with closing(open_store(url)) as store, store.read() as reader:
         found: list[object] = [reader.refusals(), reader.repeats(), reader.registry_version()]
+        found += reader.notes()
         found += [(kind, reader.documents(kind)) for kind in reader.kinds()]
         for project in reader.projects():
             found.append(reader.prices(project).versions)
@@ -76,7 +84,7 @@ def test_there_and_back(tmp_path: Path, other_url: str):
     found = tillroll.copy(here, other_url)
     assert (found.projects, found.accounts, found.copied, found.kept) == (2, 10, 50, False)
     assert (found.entries, found.refusals, found.repeats, found.price_versions) == (50, 10, 10, 2)
-    assert found.documents == 3
+    assert (found.documents, found.notes) == (3, 2)
     assert rows_of(other_url) == before
     with tillroll.open(here) as ledger:
         with pytest.raises(tillroll.StoreReadOnly, match="moved to"):
@@ -345,6 +353,7 @@ def test_a_damaged_source_is_not_copied(tmp_path: Path, other_url: str):
         ("DELETE FROM tillroll_replays", "repeats"),
         ("UPDATE tillroll_accounts SET head = repeat('x', 32)::bytea", "differs"),
         ("TRUNCATE tillroll_price_versions", "prices"),
+        ("UPDATE tillroll_notes SET document = ''", "notes"),
         ("DELETE FROM tillroll_registry WHERE name = 'other'", "documents"),
         ("UPDATE tillroll_registry SET document = '' WHERE name = 'other'", "documents"),
         ("DELETE FROM tillroll_meta WHERE name = 'registry_version'", "documents"),

@@ -23,6 +23,7 @@ from tillroll.testing import conformance
 SPREAD = {
     "tillroll_accounts",
     "tillroll_entries",
+    "tillroll_notes",
     "tillroll_refusals",
     "tillroll_replays",
     "tillroll_outbox",

@@ -1325,6 +1325,194 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/accounts/{account}/payments": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return an account's payments and subscriptions, with refunds, disputes and shortfalls
+         * @description Needs a key with the scope admin or read.
+         */
+        get: operations["payments"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/payments": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return what was told of payments whose purchase nobody has told of
+         * @description Needs a key with the scope admin or read.
+         */
+        get: operations["unplaced_payments"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/accounts/{account}/top-ups/{wallet}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return what tops an account up, and how it stands
+         * @description Needs a key with the scope admin or read.
+         */
+        get: operations["top_up"];
+        /**
+         * Have an account topped up when it runs low, within bounds; what was spent still counts
+         * @description Needs a key with the scope admin.
+         */
+        put: operations["set_top_up"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/accounts/{account}/top-ups/{wallet}/pause": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Charge nothing more until it is resumed
+         * @description Needs a key with the scope admin.
+         */
+        post: operations["pause_top_up"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/accounts/{account}/top-ups/{wallet}/resume": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Look at the balance again, whatever it was paused or waited for
+         * @description Needs a key with the scope admin.
+         */
+        post: operations["resume_top_up"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/accounts/{account}/overage/{wallet}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return what is reported of an account's usage beyond its units, and how far that is
+         * @description Needs a key with the scope admin or read.
+         */
+        get: operations["overage"];
+        /**
+         * Report what an account uses beyond its units to a meter of the provider's, from now on
+         * @description Needs a key with the scope admin.
+         */
+        put: operations["set_overage"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/accounts/{account}/overage/{wallet}/stop": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Report nothing more of an account
+         * @description Needs a key with the scope admin.
+         */
+        post: operations["stop_overage"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/accounts/{account}/overage/{wallet}/resolve": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Say whether a batch in doubt arrived; then go on
+         * @description Needs a key with the scope admin.
+         */
+        post: operations["resolve_overage"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/payments/{provider}/webhook": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Take in what a payment provider tells; 200 once all of it is committed
+         * @description Needs no key: the provider's signature says who calls.
+         */
+        post: operations["payment_webhook"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/usage/consume": {
         parameters: {
             query?: never;
@@ -1359,6 +1547,26 @@ export interface paths {
          * @description Needs a key with the scope admin or consume or read.
          */
         post: operations["licenzy_check"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/checkout/session": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Open the page where an account pays for a product; the same as long as it is open
+         * @description Needs a key with the scope admin or consume or grant.
+         */
+        post: operations["licenzy_checkout"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1868,6 +2076,17 @@ export interface components {
             tags?: {
                 [key: string]: string;
             };
+        };
+        /**
+         * Void
+         * @description How much of what is left of a grant to cancel; all of it, without units.
+         */
+        Void: {
+            actor?: string | null;
+            metadata?: Record<string, unknown> | null;
+            retry_refused?: boolean;
+            reason?: string | null;
+            units?: (number | string) | null;
         };
         /**
          * Refund
@@ -2858,6 +3077,158 @@ export interface components {
             deliveries: components["schemas"]["Delivery"][];
         };
         /**
+         * Payments
+         * @description Payments and subscriptions, by provider and id.
+         */
+        Payments: {
+            payments: components["schemas"]["Payment"][];
+            subscriptions: components["schemas"]["PaidSubscription"][];
+        };
+        /**
+         * Payment
+         * @description What is known of a payment, and how far the ledger was brought to it.
+         *
+         *         `units` is what was bought, `taken` what was taken back of it, `shortfall` what is demanded back
+         *         and was used before. `refused` says why the ledger could not follow.
+         */
+        Payment: {
+            provider: string;
+            id: string;
+            account: string | null;
+            product: string | null;
+            units: string | null;
+            amount: number | null;
+            currency: string | null;
+            taken: string;
+            shortfall: string;
+            refunds: components["schemas"]["Refunded"][];
+            disputes: components["schemas"]["Disputed"][];
+            contradicted: boolean;
+            refused: string | null;
+        };
+        /**
+         * Refunded
+         * @description A refund, in the currency's smallest unit.
+         */
+        Refunded: {
+            id: string;
+            amount: number;
+            /** @enum {unknown} */
+            state: "done" | "failed" | "pending";
+        };
+        /**
+         * Disputed
+         * @description A dispute, in the currency's smallest unit.
+         */
+        Disputed: {
+            id: string;
+            amount: number;
+            /** @enum {unknown} */
+            state: "inquiry" | "lost" | "open" | "won";
+        };
+        /**
+         * PaidSubscription
+         * @description What is known of a subscription; `refused` says why the ledger could not follow.
+         */
+        PaidSubscription: {
+            provider: string;
+            id: string;
+            status: string | null;
+            plan: string | null;
+            paid_until: string | null;
+            invoices_paid: number;
+            refused: string | null;
+        };
+        /**
+         * TopUp
+         * @description What tops an account up, and how it stands; money in the currency's smallest unit.
+         *
+         *         `state` is ready, pending (the provider is being asked), waiting (until `not_before`, for
+         *         `reason`) or paused (until it is resumed, for `reason`).
+         */
+        TopUp: {
+            account: string;
+            wallet: string;
+            threshold: string;
+            target: string;
+            product: string | null;
+            unit_price: string | null;
+            currency: string | null;
+            daily_cap: number | null;
+            monthly_cap: number | null;
+            cool_down: string;
+            /** @enum {unknown} */
+            state: "paused" | "pending" | "ready" | "waiting";
+            reason: string | null;
+            attempt: number;
+            declined: number;
+            not_before: string | null;
+            pending_amount: number | null;
+            last_paid_at: string | null;
+        };
+        /**
+         * SetTopUp
+         * @description When an account is topped up, up to what, and within which bounds of money.
+         */
+        SetTopUp: {
+            /** @description An exact amount: a whole number or a decimal string. No float is exact. */
+            threshold: number | string;
+            /** @description An exact amount: a whole number or a decimal string. No float is exact. */
+            target: number | string;
+            product?: string | null;
+            unit_price?: (number | string) | null;
+            currency?: string | null;
+            daily_cap?: (number | string) | null;
+            monthly_cap?: (number | string) | null;
+            cool_down?: string | null;
+        };
+        /**
+         * Nothing
+         * @description Nothing more than the address says.
+         */
+        Nothing: Record<string, unknown>;
+        /**
+         * Overage
+         * @description What is reported to a meter: whole units sent, what is carried on, where it stands.
+         */
+        Overage: {
+            account: string;
+            wallet: string;
+            meter: string;
+            /** @enum {unknown} */
+            state: "in_doubt" | "running" | "stopped";
+            sent: number;
+            carry: string;
+            cursor: number;
+            pending: number | null;
+        };
+        /**
+         * SetOverage
+         * @description To which of the provider's meters usage beyond the units is reported.
+         */
+        SetOverage: {
+            meter: string;
+        };
+        /**
+         * Arrived
+         * @description Whether a batch in doubt arrived at the provider.
+         */
+        Arrived: {
+            arrived: boolean;
+        };
+        /**
+         * PaymentWebhook
+         * @description What a payment provider sends, in its own shape, signed in its own way.
+         */
+        PaymentWebhook: Record<string, unknown>;
+        /**
+         * Received
+         * @description How many things the webhook told, all of them committed.
+         */
+        Received: {
+            received: number;
+        };
+        /**
          * LicenzyConsume
          * @description Whose units, and how many.
          */
@@ -2913,6 +3284,27 @@ export interface components {
             ways_out?: {
                 [key: string]: string;
             }[];
+        };
+        /**
+         * Checkout
+         * @description Who pays, by either name, and for which product of the catalog, by either name.
+         */
+        Checkout: {
+            /** @description 1 to 255 characters. */
+            subject_ref?: string;
+            /** @description 1 to 255 characters. */
+            account?: string;
+            /** @description 1 to 255 characters. */
+            product_code?: string;
+            /** @description 1 to 255 characters. */
+            product?: string;
+        };
+        /**
+         * CheckoutSession
+         * @description Where the customer pays.
+         */
+        CheckoutSession: {
+            checkout_url: string;
         };
         /**
          * LicenzyAccess
@@ -3355,6 +3747,42 @@ export interface components {
                     /** @enum {unknown} */
                     code?: "not_found";
                 });
+            };
+        };
+        /** @description `provider_refused`: The payment provider refused */
+        "No502-1": {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"] & {
+                    /** @enum {unknown} */
+                    code?: "provider_refused";
+                };
+            };
+        };
+        /** @description `provider_unavailable`: The payment provider does not answer; `unavailable`: The store could not do it; `store_busy`: Another process kept the store locked for longer than the time-out; `store_full`: The disk is full; `store_read_only`: The store may not be written: file or folder permissions, or a read-only file system; `store_corrupt`: The file is not a healthy tillroll database; restore it from a backup; `store_closed`: The ledger was closed before the request could be taken; `overloaded`: The queue of waiting requests is full; `schema_mismatch`: The database was written by a newer tillroll, or its migrations were altered; `outcome_unknown`: The database erred at the commit: the request is there whole or not at all */
+        "No503-2": {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"] & {
+                    /** @enum {unknown} */
+                    code?: "provider_unavailable" | "unavailable" | "store_busy" | "store_full" | "store_read_only" | "store_corrupt" | "store_closed" | "overloaded" | "schema_mismatch" | "outcome_unknown";
+                };
+            };
+        };
+        /** @description `bad_signature`: What was received is not signed by the payment provider, or was too long ago */
+        "No400-2": {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"] & {
+                    /** @enum {unknown} */
+                    code?: "bad_signature";
+                };
             };
         };
     };
@@ -3963,7 +4391,7 @@ export interface operations {
         };
         requestBody?: {
             content: {
-                "application/json": components["schemas"]["Write"];
+                "application/json": components["schemas"]["Void"];
             };
         };
         responses: {
@@ -4006,7 +4434,7 @@ export interface operations {
         };
         requestBody?: {
             content: {
-                "application/json": components["schemas"]["Write"];
+                "application/json": components["schemas"]["Void"];
             };
         };
         responses: {
@@ -6277,6 +6705,415 @@ export interface operations {
             503: components["responses"]["No503-1"];
         };
     };
+    payments: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Payments and subscriptions, by provider and id. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Payments"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    unplaced_payments: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Payments and subscriptions, by provider and id. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Payments"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    top_up: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+                /** @description The kind of credits, such as `credits`. */
+                wallet: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description What tops an account up, and how it stands; money in the currency's smallest unit. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TopUp"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    set_top_up: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+                /** @description The kind of credits, such as `credits`. */
+                wallet: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SetTopUp"];
+            };
+        };
+        responses: {
+            /** @description What tops an account up, and how it stands; money in the currency's smallest unit. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TopUp"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            502: components["responses"]["No502-1"];
+            503: components["responses"]["No503-2"];
+        };
+    };
+    pause_top_up: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+                /** @description The kind of credits, such as `credits`. */
+                wallet: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["Nothing"];
+            };
+        };
+        responses: {
+            /** @description What tops an account up, and how it stands; money in the currency's smallest unit. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TopUp"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            502: components["responses"]["No502-1"];
+            503: components["responses"]["No503-2"];
+        };
+    };
+    resume_top_up: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+                /** @description The kind of credits, such as `credits`. */
+                wallet: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["Nothing"];
+            };
+        };
+        responses: {
+            /** @description What tops an account up, and how it stands; money in the currency's smallest unit. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TopUp"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            502: components["responses"]["No502-1"];
+            503: components["responses"]["No503-2"];
+        };
+    };
+    overage: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+                /** @description The kind of credits, such as `credits`. */
+                wallet: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description What is reported to a meter: whole units sent, what is carried on, where it stands. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Overage"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            503: components["responses"]["No503-1"];
+        };
+    };
+    set_overage: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+                /** @description The kind of credits, such as `credits`. */
+                wallet: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SetOverage"];
+            };
+        };
+        responses: {
+            /** @description What is reported to a meter: whole units sent, what is carried on, where it stands. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Overage"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            502: components["responses"]["No502-1"];
+            503: components["responses"]["No503-2"];
+        };
+    };
+    stop_overage: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+                /** @description The kind of credits, such as `credits`. */
+                wallet: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["Nothing"];
+            };
+        };
+        responses: {
+            /** @description What is reported to a meter: whole units sent, what is carried on, where it stands. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Overage"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            502: components["responses"]["No502-1"];
+            503: components["responses"]["No503-2"];
+        };
+    };
+    resolve_overage: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+                /** @description The kind of credits, such as `credits`. */
+                wallet: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Arrived"];
+            };
+        };
+        responses: {
+            /** @description What is reported to a meter: whole units sent, what is carried on, where it stands. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Overage"];
+                };
+            };
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            502: components["responses"]["No502-1"];
+            503: components["responses"]["No503-2"];
+        };
+    };
+    payment_webhook: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The payment provider's short name, such as `stripe`. */
+                provider: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["PaymentWebhook"];
+            };
+        };
+        responses: {
+            /** @description How many things the webhook told, all of them committed. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Received"];
+                };
+            };
+            400: components["responses"]["No400-2"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-6"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            502: components["responses"]["No502-1"];
+            503: components["responses"]["No503-2"];
+        };
+    };
     licenzy_consume: {
         parameters: {
             query?: never;
@@ -6528,6 +7365,152 @@ export interface operations {
             };
             /** @description One word for what is the matter. */
             500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LicenzyError"];
+                };
+            };
+            /** @description One word for what is the matter. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LicenzyError"];
+                };
+            };
+        };
+    };
+    licenzy_checkout: {
+        parameters: {
+            query?: never;
+            header: {
+                /** @description Your id of this one event, the same at every retry. */
+                "Idempotency-Key": string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["Checkout"];
+            };
+        };
+        responses: {
+            /** @description Where the customer pays. */
+            200: {
+                headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CheckoutSession"];
+                };
+            };
+            /** @description One word for what is the matter. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LicenzyError"];
+                };
+            };
+            /** @description One word for what is the matter. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LicenzyError"];
+                };
+            };
+            /** @description One word for what is the matter. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LicenzyError"];
+                };
+            };
+            /** @description One word for what is the matter. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LicenzyError"];
+                };
+            };
+            /** @description One word for what is the matter. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LicenzyError"];
+                };
+            };
+            /** @description One word for what is the matter. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LicenzyError"];
+                };
+            };
+            /** @description One word for what is the matter. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LicenzyError"];
+                };
+            };
+            /** @description One word for what is the matter. */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LicenzyError"];
+                };
+            };
+            /** @description One word for what is the matter. */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LicenzyError"];
+                };
+            };
+            /** @description One word for what is the matter. */
+            431: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LicenzyError"];
+                };
+            };
+            /** @description One word for what is the matter. */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LicenzyError"];
+                };
+            };
+            /** @description One word for what is the matter. */
+            502: {
                 headers: {
                     [name: string]: unknown;
                 };

@@ -28,16 +28,18 @@ from tillroll.wire import problems
 from tillroll.wire.answers import render
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+    from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 
     from tillroll.api.keys import ApiKey
     from tillroll.engine import Batch, Engine
+    from tillroll.payments.desk import Desk
 
     Scope = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 PER_KEY_MAX = 1_000
+SIGNED_MAX = 64  # webhooks of payment providers at once: each is a thread that writes
 PROBLEMS = "/problems/"
 TENANTS_MAX = 10_000
 _ONCE = frozenset({b"authorization", b"idempotency-key", b"content-type", b"last-event-id"})
@@ -76,6 +78,7 @@ class Service:
         topup_url: str | None = None,
         per_key_max: int = PER_KEY_MAX,
         webhooks_private: bool = False,
+        desks: Sequence[Desk] = (),
         done: Done = tell_nobody,
     ) -> None:
         """Serve this engine's ledgers.
@@ -87,6 +90,7 @@ class Service:
                 are filled in.
             per_key_max: How many calls of one key may be under way.
             webhooks_private: Take endpoints of plain HTTP, too.
+            desks: Where ledgers meet their payment providers.
             done: Told of every call that was answered.
         """
         self.engine = engine
@@ -96,6 +100,8 @@ class Service:
         self._keyring = Keyring(engine.store)
         self._tenants: dict[str, Tenant] = {}
         self._under_way: dict[str, int] = {}
+        self._desks = desks
+        self._signed = 0
         self._per_key_max = per_key_max
         self._topup_url = topup_url
         self._webhooks_private = webhooks_private
@@ -153,15 +159,32 @@ class Service:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if len(headers) != len(scope["headers"]):
             _refuse_doubled(scope["headers"])
-        return Call(self.followers, route, params, headers, scope["query_string"])
+        return Call(self.followers, self._desks, route, params, headers, scope["query_string"])
 
     async def _answer(self, call: Call, receive: Receive) -> Answer | Stream:
         route = call.route
         call.params = [decoded(part) for part in call.params]
+        if route.signed:
+            return await self._signed_answer(call, receive)
         call.tenant = self._tenant((await self._enter(call)).ledger)
         if route.body is not None:
             call.body = await _body(call, receive)
         return await route.handler(call)
+
+    async def _signed_answer(self, call: Call, receive: Receive) -> Answer | Stream:
+        """Answer a call without a key: nobody knows yet who calls, so few are at work at once.
+
+        Raises:
+            TooManyRequests: They are.
+        """
+        if self._signed >= SIGNED_MAX:
+            raise TooManyRequests(f"{SIGNED_MAX} webhooks are being taken in, as many as may be")
+        self._signed += 1
+        try:
+            call.body = await _body(call, receive)
+            return await call.route.handler(call)
+        finally:
+            self._signed -= 1
 
     async def _enter(self, call: Call) -> ApiKey:
         """Return the key of a call that may do what it asks for, and count the call in.

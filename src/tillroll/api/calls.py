@@ -17,11 +17,12 @@ from tillroll.wire.answers import render
 from tillroll.wire.problems import IdempotencyKeyMissing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tillroll.api.followers import Followers
     from tillroll.api.keys import ApiKey
     from tillroll.engine import Engine
+    from tillroll.payments.desk import Desk
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 B = TypeVar("B", bound=msgspec.Struct)
@@ -69,6 +70,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
         name: Its operation id.
         summary: What it does, in a sentence.
         body_max: The bytes that the body may have.
+        signed: Whether no key is needed: the body is signed, and its handler checks that.
     """
 
     method: str
@@ -86,6 +88,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     licenzy: bool = False
     whole_project: bool = False
     body_max: int = BODY_MAX
+    signed: bool = False
 
     @property
     def has_account(self) -> bool:
@@ -111,11 +114,15 @@ class Tenant:
 class Call:
     """What a handler is given."""
 
-    __slots__ = ("body", "followers", "headers", "key", "params", "query_string", "route", "tenant")
+    __slots__ = (
+        *("body", "desks", "followers", "headers", "key", "params", "query_string", "route"),
+        "tenant",
+    )
 
     def __init__(
         self,
         followers: Followers,
+        desks: Sequence[Desk],
         route: Route,
         params: list[str],
         headers: Mapping[bytes, bytes],
@@ -123,6 +130,7 @@ class Call:
     ) -> None:
         """Begin with what the head of a request says; who calls and the body come later."""
         self.followers = followers
+        self.desks = desks
         self.route = route
         self.params = params
         self.headers = headers

@@ -22,6 +22,8 @@ PARAMETERS = {
     "key_id": "The id of an API key, not the key itself.",
     "endpoint_id": "The id of a webhook endpoint.",
     "event_id": "The id of an event: the header webhook-id.",
+    "provider": "The payment provider's short name, such as `stripe`.",
+    "wallet": "The kind of credits, such as `credits`.",
     "ref": "Your own id of the subject: an account.",
     "code": "A stable code, as in `code` of a problem.",
 }
@@ -123,6 +125,9 @@ def _operation(route: Route, schemas: dict[str, Any], shared: _Responses) -> dic
         "parameters": [*_in_path(route.path), *_in_query(route, schemas), *_in_header(route)],
         "responses": _responses(route, shared),
     }
+    if route.signed:
+        operation["security"] = []
+        operation["description"] = "Needs no key: the provider's signature says who calls."
     if route.scopes:
         scopes = " or ".join(sorted(route.scopes | {"admin"}))
         operation["description"] = f"Needs a key with the scope {scopes}."
@@ -218,7 +223,8 @@ def _responses(route: Route, shared: _Responses) -> dict[str, Any]:
 
 def _codes(route: Route) -> list[str]:
     """Return the codes that may be answered instead."""
-    codes = [*route.refusals, *_EDGE, *_ALWAYS]
+    edge = ("not_found", "invalid_input") if route.signed else _EDGE
+    codes = [*route.refusals, *edge, *_ALWAYS]
     if route.body is not None:
         codes += _BODY
     if route.keyed:

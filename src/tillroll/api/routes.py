@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from tillroll.api import administration as keys
-from tillroll.api import licenzy, reads, stream, webhooks, writes
+from tillroll.api import licenzy, payments, reads, stream, webhooks, writes
 from tillroll.api.calls import BODY_MAX, KIB, Route
 from tillroll.ledger.verbs import Verbs
 from tillroll.wire import answers as a
@@ -16,6 +16,7 @@ from tillroll.wire import bodies as b
 
 BATCH_BODY_MAX = 16 * 1024 * KIB
 PRICES_BODY_MAX = 1024 * KIB
+WEBHOOK_BODY_MAX = 512 * KIB  # an event with its object; Stripe's are a tenth of this
 
 # The refusals that a kind of request may meet, in their order of precedence.
 STATUS = ("account_frozen", "account_closed")
@@ -30,6 +31,7 @@ WORK = (
 IN_FLIGHT = ("hold_not_found", "hold_finalized", "hold_expired")
 SETTLING = (*STATUS, "unpriced", *IN_FLIGHT, "settle_exceeds_hold", "insufficient_units")
 ENDING = ("account_closed", "entitlement_not_found")
+PROVIDER = ("provider_refused", "provider_unavailable")
 
 
 ACCOUNT = "/v1/accounts/{account}"
@@ -40,6 +42,8 @@ RECURRING = ACCOUNT + "/recurring/{name}"
 ENTITLEMENT = ACCOUNT + "/entitlements/{name}"
 KEY = "/v1/keys/{key_id}"
 ENDPOINT = "/v1/webhooks/{endpoint_id}"
+TOPUP = ACCOUNT + "/top-ups/{wallet}"
+OVERAGE = ACCOUNT + "/overage/{wallet}"
 
 # Where the name of the handler is not the name of the operation.
 _NAMES = {"/v1/explain/{request_id}": "find_explanation", HOLD: "get_hold"}
@@ -55,7 +59,7 @@ _WRITES: tuple[tuple[str, str, str, type[msgspec.Struct], str, tuple[str, ...], 
     ("resolve", "POST", HOLD + "/resolve", b.Resolve, "consume", SETTLING, False),
     ("grant", "POST", ACCOUNT + "/grants", b.Grant, "grant", ("account_closed",), True),
     (
-        *("void", "POST", ACCOUNT + "/grants/{grant_id}/void", b.Write, "grant"),
+        *("void", "POST", ACCOUNT + "/grants/{grant_id}/void", b.Void, "grant"),
         *(("account_closed", "grant_not_found"), True),
     ),
     (
@@ -91,7 +95,10 @@ _WRITES: tuple[tuple[str, str, str, type[msgspec.Struct], str, tuple[str, ...], 
 
 def routes() -> list[Route]:
     """Return every route behind a key."""
-    return [*_writes(), *_reads(), *_administration(), *_webhooks(), *_licenzy()]
+    return [
+        *(*_writes(), *_reads(), *_administration(), *_webhooks()),
+        *(*_payments(), *_licenzy()),
+    ]
 
 
 def _writes() -> Iterator[Route]:
@@ -264,6 +271,50 @@ def _webhooks() -> Iterator[Route]:
         )
 
 
+def _payments() -> Iterator[Route]:
+    p = payments
+    admin = frozenset({"admin"})
+    for method, path, handler, shape, answer, scopes in (
+        ("GET", ACCOUNT + "/payments", p.payments, None, a.Payments, frozenset({"read"})),
+        ("GET", "/v1/payments", p.unplaced_payments, None, a.Payments, frozenset({"read"})),
+        ("GET", TOPUP, p.top_up, None, a.TopUp, frozenset({"read"})),
+        ("PUT", TOPUP, p.set_top_up, b.SetTopUp, a.TopUp, admin),
+        ("POST", TOPUP + "/pause", p.pause_top_up, b.Nothing, a.TopUp, admin),
+        ("POST", TOPUP + "/resume", p.resume_top_up, b.Nothing, a.TopUp, admin),
+        ("GET", OVERAGE, p.overage, None, a.Overage, frozenset({"read"})),
+        ("PUT", OVERAGE, p.set_overage, b.SetOverage, a.Overage, admin),
+        ("POST", OVERAGE + "/stop", p.stop_overage, b.Nothing, a.Overage, admin),
+        ("POST", OVERAGE + "/resolve", p.resolve_overage, b.Arrived, a.Overage, admin),
+    ):
+        yield Route(
+            method=method,
+            path=path,
+            handler=handler,
+            answer=answer,
+            name=handler.__name__,
+            summary=_first(handler),
+            group="Payments",
+            body=shape,
+            query=reads.Query if shape is None else None,
+            scopes=scopes,
+            refusals=() if shape is None else PROVIDER,
+            whole_project=path == "/v1/payments",
+        )
+    yield Route(
+        method="POST",
+        path="/v1/payments/{provider}/webhook",
+        handler=p.webhook,
+        answer=a.Received,
+        name="payment_webhook",
+        summary=_first(p.webhook),
+        group="Payments",
+        body=b.PaymentWebhook,
+        refusals=("bad_signature", *PROVIDER),
+        body_max=WEBHOOK_BODY_MAX,
+        signed=True,
+    )
+
+
 def _licenzy() -> Iterator[Route]:
     either = frozenset({"read", "consume"})
     for method, path, handler, shape, answer, scopes in (
@@ -274,6 +325,10 @@ def _licenzy() -> Iterator[Route]:
         (
             *("POST", "/v1/access/check", licenzy.check, b.LicenzySubject),
             *(a.LicenzyAllowed, either),
+        ),
+        (
+            *("POST", "/v1/checkout/session", payments.checkout, b.Checkout),
+            *(a.CheckoutSession, frozenset({"consume", "grant"})),
         ),
         ("GET", "/v1/customer/access/{ref}", licenzy.access, None, a.LicenzyAccess, either),
         ("GET", "/v1/entitlements/{ref}", licenzy.entitlements, None, a.LicenzyEntitled, either),
@@ -289,7 +344,8 @@ def _licenzy() -> Iterator[Route]:
             body=shape,
             query=reads.Query if shape is None else None,
             scopes=scopes,
-            keyed=handler is licenzy.consume,
+            keyed=handler in (licenzy.consume, payments.checkout),
+            refusals=PROVIDER if handler is payments.checkout else (),
             licenzy=True,
         )
 

@@ -13,7 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 import tillroll
 from tillroll import catalog
-from tillroll.cli import entitled, views
+from tillroll.cli import entitled, paying, views
 from tillroll.cli import terminal as c
 from tillroll.cli.options import (
     Actor,
@@ -46,7 +46,10 @@ jobs_app = App(name="jobs", help="What is done beside the calls: status, run.")
 catalog_app = App(
     name="catalog", help="All of tillroll.toml, what is sold too: plan, apply, list, show versions."
 )
-for group in (keys_app, projects_app, config_app, catalog_app, webhooks_app, jobs_app):
+for group in (
+    *(keys_app, projects_app, config_app, catalog_app, webhooks_app, jobs_app),
+    *paying.APPS,
+):
     app.command(group)
 for command in entitled.COMMANDS:
     app.command(command)
@@ -167,6 +170,7 @@ def void(
     grant_id: str,
     /,
     *,
+    units: Annotated[str | None, Parameter(help="Take only so many of those left.")] = None,
     request_id: RequestId = None,
     reason: Reason = None,
     actor: Actor = None,
@@ -175,7 +179,9 @@ def void(
     """Cancel what is left of a grant."""
     common = common or Common()
     with common.open() as ledger:
-        receipt = ledger.void(account, grant_id, request_id=request_id, reason=reason, actor=actor)
+        receipt = ledger.void(
+            account, grant_id, units=units, request_id=request_id, reason=reason, actor=actor
+        )
     show_receipt(receipt, common)
 
 

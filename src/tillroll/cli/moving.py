@@ -36,6 +36,7 @@ def run(source: str, target: str, common: c.Common, *, keep: bool) -> int:
         "price_versions",
         "documents",
         "events",
+        "notes",
     ):
         lines.add_row(what.replace("_", " "), f"{getattr(found, what):,}")
     c.out.print(lines)

@@ -232,6 +232,7 @@ def run(common: c.Common, *, once: bool, private: bool, event_days: float) -> in
     """Do the jobs until told to stop, or once."""
     from tillroll import jobs  # noqa: PLC0415 - for this command only
     from tillroll.embedded import open_engine  # noqa: PLC0415
+    from tillroll.server import paying, settings  # noqa: PLC0415
 
     engine = open_engine(common.db)
     failed: list[Turn] = []
@@ -242,6 +243,8 @@ def run(common: c.Common, *, once: bool, private: bool, event_days: float) -> in
             c.say(f"{turn.job} failed: {turn.problem}", console=c.err, markup=False)
 
     chosen = jobs.standard(engine, private=private, event_days=event_days)
+    known = settings.load(given={"database_url": common.db})
+    chosen += paying.jobs(paying.desks(known, engine))
     worker = jobs.Worker(engine, chosen, tell=tell)
     try:
         if once:

@@ -44,12 +44,14 @@ class Job(NamedTuple):
         run: Does one round, bounded; returns what it did, and under `more` whether to go on at
             once.
         close: Called once, at the end.
+        vital: Whether a process that cannot do it is not ready to serve.
     """
 
     name: str
     every: float
     run: Callable[[], Mapping[str, Any]]
     close: Callable[[], None] = nothing
+    vital: bool = True
 
 
 class Turn(NamedTuple):
@@ -98,13 +100,14 @@ class Worker:
         self.holder = holder or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
     def is_alive(self) -> bool:
-        """Return whether every job has its turns, here or elsewhere; the first may be under way."""
+        """Return whether vital jobs have turns, here or elsewhere; the first may be under way."""
         now = time.monotonic()
         return all(
             now - self._beats[job.name] < 3 * job.every + 10
             if job.name in self._beats
             else job.name not in self._failed
             for job in self._jobs
+            if job.vital
         )
 
     def turn(self, job: Job) -> Turn:

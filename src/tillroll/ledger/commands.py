@@ -56,9 +56,10 @@ class Grant(Command, frozen=True, kw_only=True, omit_defaults=True, gc=False):
 
 
 class Void(Command, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """Cancel what is left of a grant."""
+    """Cancel what is left of a grant, or a part of it."""
 
     grant_id: str
+    units: int | None = None
 
 
 class QuoteClaims(Struct, frozen=True, omit_defaults=True, gc=False):

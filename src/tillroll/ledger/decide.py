@@ -23,9 +23,11 @@ from tillroll.ledger.types import (
     HOUR,
     MINUTE,
     OVERDRAFT,
+    PART,
     RESERVED,
     WALLET_DEFAULT,
     Entry,
+    Grant,
     Hold,
     Meters,
     Posting,
@@ -46,6 +48,7 @@ from tillroll.ledger.granting import LIVE_MAX, check_room, granted
 from tillroll.ledger.moves import (
     ending_of,
     entry_of,
+    is_void,
     issue,
     paid_lines,
     returns,
@@ -513,12 +516,31 @@ def _void(case: Case, command: c.Void) -> Entry | Refusal | Answer:
     terms = grant.terms if grant else terms_of(story, command.grant_id)
     if terms is None:
         return refuse(case, "grant_not_found", f"the account has no grant {command.grant_id!r}")
+    left = grant.remaining if grant else 0
+    if command.units is not None:
+        return _void_part(case, grant, terms, min(command.units, left), command.units)
     for entry in story:
-        if entry.kind == "void":
+        if is_void(entry):
             return Answer(entry, replayed=True)
-    units = grant.remaining if grant else 0
+    postings = (Posting("available", "issued", terms.id, left),) if left else ()
+    return entry_of(case, "void", terms.wallet, left, postings, ref=terms.id)
+
+
+def _void_part(case: Case, grant: Grant | None, terms: Terms, units: int, asked: int) -> Entry:
+    """Take a part of what is left; the grant goes on, and what is missing is on the entry."""
+    if grant is not None and grant.scheduled:
+        raise InvalidInput("the grant has not begun: void it as a whole, or wait until it has")
     postings = (Posting("available", "issued", terms.id, units),) if units else ()
-    return entry_of(case, "void", terms.wallet, units, postings, ref=terms.id)
+    return entry_of(
+        case,
+        "void",
+        terms.wallet,
+        units,
+        postings,
+        ref=terms.id,
+        shortfall=asked - units,
+        policy=PART,
+    )
 
 
 def _refund(case: Case, command: c.Refund) -> Entry | Refusal:
@@ -579,7 +601,7 @@ def _give_back(
     story = case.story(line)
     terms = grant.terms if grant else terms_of(story, line)
     assert terms is not None, f"charge was paid by {line}, which no entry granted"
-    voided = any(entry.kind == "void" for entry in story) or (grant is not None and grant.voided)
+    voided = any(is_void(entry) for entry in story) or (grant is not None and grant.voided)
     if voided:
         postings.append(Posting("used", "issued", line, units))
     elif not is_over(terms, case.at):

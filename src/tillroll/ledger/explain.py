@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from tillroll.ledger.calendar import show_instant
 from tillroll.ledger.entitlements import of_entry
-from tillroll.ledger.moves import available_before, paid_lines
+from tillroll.ledger.moves import available_before, is_void, paid_lines
 from tillroll.ledger.pricing import explain_price
 from tillroll.ledger.types import OVERDRAFT, Entry, Refusal, Terms
 from tillroll.ledger.units import show_units
@@ -223,7 +223,12 @@ _SAID = {
     "void": "the {units} {wallet} that were left were taken out of issue",
     "grant_expiring": "it was told that {units} {wallet} expire on {deadline}",
     "alert": "an alert of the account was set or removed",
+    "void_part": "{units} {wallet} of what was left were taken out of issue",
     "adjust": "the balance was corrected by {units} {wallet}",
+}
+_SHORT = {
+    "settle": "; {units} more were used than could be charged",
+    "void": "; {units} more were asked for that were not there any more",
 }
 
 
@@ -252,7 +257,8 @@ def _of_entitlement(entry: Entry) -> str:
 def _words(entry: Entry, scale: int) -> str:
     if entry.entitlement is not None:
         return _of_entitlement(entry)
-    said = _SAID.get(entry.kind, f"the account was changed ({entry.kind})").format(
+    kind = "void_part" if entry.kind == "void" and not is_void(entry) else entry.kind
+    said = _SAID.get(kind, f"the account was changed ({entry.kind})").format(
         units=show_units(entry.units, scale),
         wallet=entry.wallet,
         deadline="" if entry.deadline is None else show_instant(entry.deadline),
@@ -275,7 +281,9 @@ def _sentences(facts: Facts, root: Entry, story: Sequence[Entry]) -> list[str]:
         because = f" ({entry.reason})" if entry.reason else ""
         short = ""
         if entry.shortfall:
-            short = f"; {show_units(entry.shortfall, scale)} more were used than could be charged"
+            short = _SHORT["void" if entry.kind == "void" else "settle"].format(
+                units=show_units(entry.shortfall, scale)
+            )
         said.append(f"{show_instant(entry.at)}: {words}{doing}{because}{short}.")
     charged, refunded = _charged(story)
     if root.kind in ("consume", "hold"):

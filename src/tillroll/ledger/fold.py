@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 from tillroll.ledger.due import next_due
 from tillroll.ledger.entitlements import due_of, grants_of, of_entry
-from tillroll.ledger.moves import buckets_after
+from tillroll.ledger.moves import buckets_after, is_void
 
 
 def fold(account: str, entries: Iterable[Entry]) -> Account:
@@ -220,7 +220,7 @@ def _apply_deadline(account: Account, entry: Entry) -> None:
 
 def _apply_void(account: Account, entry: Entry) -> None:
     grant = account.grants.get(entry.ref or "")
-    if grant is None:
+    if grant is None or not is_void(entry):
         return
     grant.voided = True
     grant.scheduled = False

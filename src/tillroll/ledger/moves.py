@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from tillroll.ledger.burn import home
 from tillroll.ledger.types import (
     OVERDRAFT,
+    PART,
     Account,
     Entry,
     Kind,
@@ -91,6 +92,11 @@ def terms_of(story: Iterable[Entry], grant_id: str) -> Terms | None:
             if terms.id == grant_id:
                 return terms
     return None
+
+
+def is_void(entry: Entry) -> bool:
+    """Return whether an entry ended a grant for good; one that took a part of it did not."""
+    return entry.kind == "void" and entry.policy != PART
 
 
 def ending_of(story: list[Entry]) -> Entry | None:

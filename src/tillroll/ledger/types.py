@@ -60,6 +60,8 @@ NEVER = 2**62
 # Kept among the refusals, though it is none: the id of a request that was answered with what an
 # earlier one did, such as a settle of a hold that was settled so before.
 ANSWERED_BEFORE = "answered_before"
+# The policy of a void that took a part of what was left: the grant goes on.
+PART = "part"
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND

@@ -233,20 +233,33 @@ class Verbs:
         )
 
     def void(
-        self, account: str, grant_id: str, *, request_id: str | None = None, **how: Unpack[How]
+        self,
+        account: str,
+        grant_id: str,
+        *,
+        units: Units | None = None,
+        request_id: str | None = None,
+        **how: Unpack[How],
     ) -> c.Request:
         """Cancel what is left of a grant. What a hold took of it stays usable for that hold.
 
         Args:
             account: The balance owner.
             grant_id: The `request_id` of the grant.
+            units: Take only so many of those left, and leave the grant in force; what was asked
+                for and is not there is the entry's `shortfall`. All that is left if left out, and
+                then the grant is over: what comes back to it later is taken out as well.
             request_id: Repeat it to retry; the first answer is returned.
             **how: See `How`.
 
         Raises:
             AccountClosed, GrantNotFound: Refused; nothing moved.
         """
-        command = c.Void(grant_id=_target(grant_id, "grant_id"), **self._common(None, how))
+        command = c.Void(
+            grant_id=_target(grant_id, "grant_id"),
+            units=None if units is None else parse_units(units, self.scale),
+            **self._common(None, how),
+        )
         return self._request(account, command, request_id, how)
 
     def adjust(

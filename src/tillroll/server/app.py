@@ -19,7 +19,7 @@ from tillroll.api.app import Service
 from tillroll.api.calls import Answer
 from tillroll.embedded import open_engine
 from tillroll.ledger.errors import NotFound, TillrollError
-from tillroll.server import logs, metrics, traces
+from tillroll.server import logs, metrics, paying, traces
 from tillroll.server.settings import Settings
 from tillroll.wire.answers import render
 
@@ -111,8 +111,10 @@ class Application:
             waiting_max=settings.waiting_max,
             read_url=settings.read_database_url,
         )
+        desks = paying.desks(settings, engine)
         self._service = service = Service(
             engine,
+            desks=desks,
             public={"/livez": self._livez, "/readyz": self._readyz, "/metrics": self._page},
             topup_url=settings.topup_url,
             per_key_max=settings.per_key_max,
@@ -122,12 +124,15 @@ class Application:
         engine.observe = self._observe
         self._worker = jobs.Worker(
             engine,
-            jobs.standard(
-                engine,
-                upkeep_seconds=settings.upkeep_seconds,
-                event_days=settings.event_days,
-                private=settings.webhooks_private,
-            ),
+            [
+                *jobs.standard(
+                    engine,
+                    upkeep_seconds=settings.upkeep_seconds,
+                    event_days=settings.event_days,
+                    private=settings.webhooks_private,
+                ),
+                *paying.jobs(desks),
+            ],
             tell=self._turned,
         )
         self._task = asyncio.create_task(self._worker.run())

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 PREFIX = "TILLROLL_"
 FILE = "TILLROLL_CONFIG"
 
+SECRETS = ("stripe_secret_key", "stripe_webhook_secret", "payments_secret")
+
 Positive = Annotated[int, Meta(ge=1)]
 
 
@@ -51,6 +53,16 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             receivers in one's own network.
         metrics: Whether anybody who reaches the address may read /metrics.
         mcp: Whether agents may read at /mcp, where the extra [mcp] is installed.
+        payments_project: Whose payments the following are about.
+        stripe_secret_key: Stripe: `sk_test_...` or `sk_live_...`, which says the mode as well.
+        stripe_webhook_secret: Stripe: `whsec_...` of the endpoint at
+            /v1/payments/stripe/webhook; several, with commas, while one is replaced.
+        stripe_success_url: Stripe: where a customer comes back to once he paid.
+        stripe_cancel_url: Stripe: where one comes back to who changed his mind.
+        stripe_api_base: Stripe: where its API is, if not at its own address.
+        payments_secret: `whsec_...` of whoever sends signed payments to
+            /v1/payments/signed/webhook; several, with commas, while one is replaced.
+        payments_mode: The mode that signed payments are about.
         log_level: What is logged at least.
         log_format: One JSON object a line, or text for people.
         access_log: Whether every call is logged; refusals and failures are in any case.
@@ -74,6 +86,14 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     webhooks_private: bool = False
     metrics: bool = True
     mcp: bool = True
+    payments_project: str = "default"
+    stripe_secret_key: str | None = None
+    stripe_webhook_secret: str | None = None
+    stripe_success_url: str | None = None
+    stripe_cancel_url: str | None = None
+    stripe_api_base: str | None = None
+    payments_secret: str | None = None
+    payments_mode: Literal["test", "live"] = "live"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
     access_log: bool = False
@@ -109,6 +129,8 @@ def load(
         raise InvalidInput(f"settings: {problem}") from None
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         raise InvalidInput("settings: tls_certificate and tls_key go together")
+    if settings.stripe_secret_key is not None and settings.stripe_success_url is None:
+        raise InvalidInput("settings: stripe_secret_key needs stripe_success_url")
     return settings
 
 
@@ -130,8 +152,11 @@ def _plain(value: str) -> str | bool:
 
 
 def shown(settings: Settings) -> dict[str, Any]:
-    """Return the settings as plain values, without the passwords of URLs."""
+    """Return the settings as plain values, without secrets and the passwords of URLs."""
     plain: dict[str, Any] = msgspec.to_builtins(settings)
+    for name in SECRETS:
+        if plain[name] is not None:
+            plain[name] = "***"
     for name in ("database_url", "read_database_url"):
         if plain[name] is not None:
             plain[name] = without_password(plain[name])

@@ -8,7 +8,7 @@ happened is then found out by `recover` and a look at the ids, never guessed.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -186,6 +186,55 @@ class Repeats(NamedTuple):
         return self.account_id, self.request_id
 
 
+NoteKey = tuple[bytes, str, str]
+
+
+class Note(Struct, frozen=True, kw_only=True, gc=False):
+    """A document about payments, as it was read or is to be written.
+
+    Attributes:
+        owner: What it is stored by, as an account is: the account's own key, or one made alike.
+        account: Whose it is; empty as long as nobody knows.
+        version: How often it was written; a writer must have seen the last. 0 for a new one.
+        due_at: When a job is to look at it.
+        document: A text, without NUL, whose meaning is its writer's.
+    """
+
+    owner: bytes
+    kind: str
+    name: str
+    project: str
+    document: str
+    account: str = ""
+    version: int = 0
+    due_at: int = NEVER
+
+    @property
+    def key(self) -> NoteKey:
+        """What it is found by."""
+        return self.owner, self.kind, self.name
+
+
+def note_of(row: Sequence[Any]) -> Note:
+    """Return the note that a row holds, in the order of `note_row`."""
+    owner, kind, name, project, document, account, version, due_at = row
+    return Note(
+        owner=bytes(owner),
+        kind=kind,
+        name=name,
+        project=project,
+        document=document,
+        account=account,
+        version=version,
+        due_at=due_at,
+    )
+
+
+def note_row(note: Note) -> tuple[Any, ...]:
+    """Return the columns of a note: the key first, version and due time last."""
+    return (*note.key, note.project, note.document, note.account, note.version, note.due_at)
+
+
 class Reader(Protocol):
     """One consistent view of the store.
 
@@ -313,6 +362,20 @@ class Reader(Protocol):
     def leases(self) -> list[Lease]:
         """Return who does which job, by the names of the jobs."""
 
+    def note(self, key: NoteKey) -> Note | None:
+        """Return one note, None where there is none."""
+
+    def notes(self, after: NoteKey | None = None, limit: int = 1_000) -> list[Note]:
+        """Return all notes in the order of their keys, above `after`."""
+
+    def notes_due(self, project: str, kind: str, at: int, limit: int = 1_000) -> list[Note]:
+        """Return the notes of a kind that are due by `at`, the longest due first."""
+
+    def notes_of(
+        self, project: str, account: str, kind: str, after: str = "", limit: int = 1_000
+    ) -> list[Note]:
+        """Return an account's notes of a kind, by name, above `after`."""
+
 
 class Writer(Reader, Protocol):
     """One database transaction that may write.
@@ -397,6 +460,16 @@ class Writer(Reader, Protocol):
 
     def end_lease(self, name: str, holder: str, at: int, ends_at: int, told: str) -> None:
         """Say what came of a job, and until when it is kept; nothing where it was lost."""
+
+    def put_note(self, note: Note) -> None:
+        """Write a note whose version is the one that was read, or 0 where there was none.
+
+        Raises:
+            Retry: Somebody else wrote it since; read it again.
+        """
+
+    def copy_notes(self, notes: Sequence[Note]) -> None:
+        """Write notes with their versions, in place of what is there of them."""
 
 
 class Store(Protocol):

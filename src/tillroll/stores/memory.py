@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from tillroll.ledger.chain import (
     decode_account,
     decode_entry,
@@ -25,7 +27,17 @@ from tillroll.ledger.errors import InvalidInput, StoreClosed
 from tillroll.ledger.pricing import PriceBook
 from tillroll.ledger.types import Account, Entry, Refusal
 from tillroll.ledger.units import SCALE_DEFAULT, SCALE_MAX
-from tillroll.stores.base import SEQ_MAX, Key, Remembrance, Repeats, Stored, Story
+from tillroll.stores.base import (
+    SEQ_MAX,
+    Key,
+    Note,
+    NoteKey,
+    Remembrance,
+    Repeats,
+    Retry,
+    Stored,
+    Story,
+)
 from tillroll.stores.outbox import (
     Backlog,
     Delivery,
@@ -70,6 +82,7 @@ class MemoryStore:
         self.outbox: dict[EventKey, Waiting] = {}
         self.deliveries: dict[DeliveryKey, Delivery] = {}
         self.leases: dict[str, Lease] = {}
+        self.notes: dict[NoteKey, Note] = {}
 
     @contextmanager
     def write(self) -> Iterator[MemoryWriter]:
@@ -135,6 +148,7 @@ class MemoryReader:
         self._registry = store.registry
         self._registry_version = store.registry_version
         self._deliveries = store.deliveries
+        self._notes = store.notes
 
     def accounts(self, wanted: Iterable[tuple[bytes, str]]) -> dict[bytes, Account]:
         """Return each account, decoded anew; an empty one where it is new."""
@@ -344,6 +358,29 @@ class MemoryReader:
         """Return who does which job."""
         return [self._store.leases[name] for name in sorted(self._store.leases)]
 
+    def note(self, key: NoteKey) -> Note | None:
+        """Return one note."""
+        return self._notes.get(key)
+
+    def notes(self, after: NoteKey | None = None, limit: int = 1_000) -> list[Note]:
+        """Return all notes in order."""
+        keys = sorted(key for key in self._notes if after is None or key > after)
+        return [self._notes[key] for key in keys[:limit]]
+
+    def notes_due(self, project: str, kind: str, at: int, limit: int = 1_000) -> list[Note]:
+        """Return what is due, the longest due first."""
+        due = [note for note in self._notes.values() if note.due_at <= at]
+        found = [note for note in due if (note.project, note.kind) == (project, kind)]
+        return sorted(found, key=lambda note: (note.due_at, note.key))[:limit]
+
+    def notes_of(
+        self, project: str, account: str, kind: str, after: str = "", limit: int = 1_000
+    ) -> list[Note]:
+        """Return an account's notes of a kind."""
+        wanted = project, account, kind
+        found = [n for n in self._notes.values() if (n.project, n.account, n.kind) == wanted]
+        return sorted((n for n in found if n.name > after), key=lambda n: n.name)[:limit]
+
 
 class MemoryWriter(MemoryReader):
     """What may be written: gathered as acts, done when the database transaction ends well."""
@@ -535,6 +572,20 @@ class MemoryWriter(MemoryReader):
             self._registry = dict(self._registry)
             self.acts.append(self._keep_registry)
         self._registry_version = version
+
+    def put_note(self, note: Note) -> None:
+        """Write a note, where its version is the one that is there."""
+        known = self._notes.get(note.key)
+        if note.version != (0 if known is None else known.version):
+            raise Retry("a note was written by somebody else")
+        self.copy_notes([replace(note, version=note.version + 1)])
+
+    def copy_notes(self, notes: Sequence[Note]) -> None:
+        """Write notes as they are."""
+        if self._notes is self._store.notes:
+            self._notes = dict(self._notes)
+            self.acts.append(lambda: setattr(self._store, "notes", self._notes))
+        self._notes.update((note.key, note) for note in notes)
 
     def _keep_registry(self) -> None:
         self._store.registry = self._registry

@@ -30,6 +30,8 @@ from tillroll.ledger.types import NEVER, Account, Entry, Refusal
 from tillroll.stores.base import (
     SEQ_MAX,
     Key,
+    Note,
+    NoteKey,
     Remembered,
     Remembrance,
     Repeats,
@@ -38,6 +40,8 @@ from tillroll.stores.base import (
     Story,
     catch_up,
     least,
+    note_of,
+    note_row,
     revived,
     trail_of,
 )
@@ -215,6 +219,48 @@ INSERT INTO tillroll_registry (kind, name, document) VALUES (%s, %s, %s)
 ON CONFLICT (kind, name) DO UPDATE SET document = excluded.document
 """
 _REMOVE_DOCUMENT = "DELETE FROM tillroll_registry WHERE kind = %s AND name = %s"
+_NOTE_COLUMNS = """
+SELECT uuid_send(account_id), kind, name, project, document, account, version, due_at
+FROM tillroll_notes
+"""
+_NOTE = _NOTE_COLUMNS + "WHERE account_id = %s::uuid AND kind = %s AND name = %s"
+_NOTES = (
+    _NOTE_COLUMNS
+    + """
+WHERE (account_id, kind, name) > (%s::uuid, %s, %s) ORDER BY account_id, kind, name LIMIT %s
+"""
+)
+_NOTES_DUE = (
+    _NOTE_COLUMNS
+    + """
+WHERE project = %s AND kind = %s AND due_at <= %s ORDER BY due_at, account_id, name LIMIT %s
+"""
+)
+_NOTES_OF = (
+    _NOTE_COLUMNS
+    + """
+WHERE project = %s AND account = %s AND kind = %s AND name > %s ORDER BY name LIMIT %s
+"""
+)
+_SET_NOTE = """
+UPDATE tillroll_notes SET
+    project = %s, document = %s, account = %s, version = version + 1, due_at = %s
+WHERE account_id = %s::uuid AND kind = %s AND name = %s AND version = %s RETURNING 1
+"""
+_ADD_NOTE = """
+INSERT INTO tillroll_notes (
+    account_id, kind, name, project, document, account, version, due_at
+) VALUES (%s::uuid, %s, %s, %s, %s, %s, %s, %s)
+"""
+_NEW_NOTE = _ADD_NOTE + "ON CONFLICT (account_id, kind, name) DO NOTHING RETURNING 1"
+_COPY_NOTE = (
+    _ADD_NOTE
+    + """
+ON CONFLICT (account_id, kind, name) DO UPDATE SET
+    project = excluded.project, document = excluded.document, account = excluded.account,
+    version = excluded.version, due_at = excluded.due_at
+"""
+)
 _ENTRY_COLUMNS = """
 account_id, seq, recorded_at, effective_at, request_id, ref, kind, body, hash, metadata
 """
@@ -521,6 +567,28 @@ class PostgresReader(OutboxReader):
     def _key(self, owner: bytes) -> str:
         return owner.hex()
 
+    def note(self, key: NoteKey) -> Note | None:
+        """Return one note."""
+        owner, kind, name = key
+        rows = self.ask(_NOTE, owner.hex(), kind, name)
+        return note_of(rows[0]) if rows else None
+
+    def notes(self, after: NoteKey | None = None, limit: int = 1_000) -> list[Note]:
+        """Return all notes in order."""
+        owner, kind, name = after or (bytes(16), "", "")
+        return [note_of(row) for row in self.ask(_NOTES, owner.hex(), kind, name, limit)]
+
+    def notes_due(self, project: str, kind: str, at: int, limit: int = 1_000) -> list[Note]:
+        """Return what is due, the longest due first."""
+        return [note_of(row) for row in self.ask(_NOTES_DUE, project, kind, at, limit)]
+
+    def notes_of(
+        self, project: str, account: str, kind: str, after: str = "", limit: int = 1_000
+    ) -> list[Note]:
+        """Return an account's notes of a kind."""
+        wanted = project, account, kind, after, limit
+        return [note_of(row) for row in self.ask(_NOTES_OF, *wanted)]
+
 
 class Doubt(Retry):
     """What was decided on a remembered state has to be decided again under the locks."""
@@ -807,6 +875,23 @@ class PostgresWriter(PostgresReader, OutboxWriter):
         """Have the registry go on from this version."""
         self.ask(_SET_REGISTRY_VERSION, str(version))
         self._counted = True
+
+    def put_note(self, note: Note) -> None:
+        """Write a note, where its version is the one that is there."""
+        owner, *rest = note_row(note)
+        if note.version == 0:
+            written = self.ask(_NEW_NOTE, owner.hex(), *rest[:5], 1, note.due_at)
+        else:
+            new = note.project, note.document, note.account, note.due_at
+            known = owner.hex(), note.kind, note.name, note.version
+            written = self.ask(_SET_NOTE, *new, *known)
+        if not written:
+            raise Retry("a note was written by somebody else")
+
+    def copy_notes(self, notes: Sequence[Note]) -> None:
+        """Write notes as they are."""
+        rows = [note_row(note) for note in notes]
+        self._session.run(*((_COPY_NOTE, (owner.hex(), *rest)) for owner, *rest in rows))
 
     def set_writing(self, way: str) -> None:
         """Write down how the ledger is written from now on (see `PostgresStore.set_writing`)."""

@@ -44,6 +44,7 @@ RIGHTS = {
     "tillroll_outbox": "SELECT, INSERT, UPDATE, DELETE",
     "tillroll_deliveries": "SELECT, INSERT, UPDATE, DELETE",
     "tillroll_leases": "SELECT, INSERT, UPDATE",
+    "tillroll_notes": "SELECT, INSERT, UPDATE",
     "tillroll_migrations": "SELECT",
     "tillroll_postings": "SELECT",
 }
@@ -62,6 +63,7 @@ POLICIES = {
     "tillroll_price_versions": _MINE,
     "tillroll_outbox": _MINE,
     "tillroll_deliveries": _MINE,
+    "tillroll_notes": _MINE,
 }
 INVOKER_VERSION_MIN = 150_000  # where a view can look at tables with the rights of who asks
 _SCHEMA = """

@@ -56,14 +56,19 @@ from tillroll.stores.base import (
     CommitUncertain,
     Key,
     Migrated,
+    Note,
+    NoteKey,
     Remembered,
     Remembrance,
     Repeats,
+    Retry,
     Stored,
     Story,
     catch_up,
     least,
     migrations,
+    note_of,
+    note_row,
     pending,
     revived,
     trail_of,
@@ -214,6 +219,38 @@ _DOCUMENTS = "SELECT name, document FROM tillroll_registry WHERE kind = ? ORDER 
 _DOCUMENT = "SELECT document FROM tillroll_registry WHERE kind = ? AND name = ?"
 _PUT_DOCUMENT = "REPLACE INTO tillroll_registry (kind, name, document) VALUES (?, ?, ?)"
 _REMOVE_DOCUMENT = "DELETE FROM tillroll_registry WHERE kind = ? AND name = ?"
+_NOTE_COLUMNS = """
+SELECT account_id, kind, name, project, document, account, version, due_at FROM tillroll_notes
+"""
+_NOTE = _NOTE_COLUMNS + "WHERE account_id = ? AND kind = ? AND name = ?"
+_NOTES = (
+    _NOTE_COLUMNS
+    + """
+WHERE (account_id, kind, name) > (?, ?, ?) ORDER BY account_id, kind, name LIMIT ?
+"""
+)
+_NOTES_DUE = (
+    _NOTE_COLUMNS
+    + """
+WHERE project = ? AND kind = ? AND due_at <= ? ORDER BY due_at, account_id, name LIMIT ?
+"""
+)
+_NOTES_OF = (
+    _NOTE_COLUMNS
+    + """
+WHERE project = ? AND account = ? AND kind = ? AND name > ? ORDER BY name LIMIT ?
+"""
+)
+_SET_NOTE = """
+UPDATE tillroll_notes SET
+    project = ?4, document = ?5, account = ?6, version = ?7 + 1, due_at = ?8
+WHERE account_id = ?1 AND kind = ?2 AND name = ?3 AND version = ?7
+"""
+_PUT_NOTE = """
+INSERT {} INTO tillroll_notes (
+    account_id, kind, name, project, document, account, version, due_at
+) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+"""
 _ROWS_MAX = 128  # of ten values: far below SQLite's 32,766 parameters
 
 
@@ -873,6 +910,27 @@ class SqliteReader(OutboxReader):
         """Return the types of events that some endpoint of the project wants."""
         return topics_in(self, project)
 
+    def note(self, key: NoteKey) -> Note | None:
+        """Return one note."""
+        return next(iter(self._notes(_NOTE, *key)), None)
+
+    def notes(self, after: NoteKey | None = None, limit: int = 1_000) -> list[Note]:
+        """Return all notes in order."""
+        return self._notes(_NOTES, *(after or (b"", "", "")), limit)
+
+    def notes_due(self, project: str, kind: str, at: int, limit: int = 1_000) -> list[Note]:
+        """Return what is due, the longest due first."""
+        return self._notes(_NOTES_DUE, project, kind, at, limit)
+
+    def notes_of(
+        self, project: str, account: str, kind: str, after: str = "", limit: int = 1_000
+    ) -> list[Note]:
+        """Return an account's notes of a kind."""
+        return self._notes(_NOTES_OF, project, account, kind, after, limit)
+
+    def _notes(self, sql: str, *wanted: object) -> list[Note]:
+        return [note_of(row) for row in self.connection.execute(sql, wanted)]
+
     def _run(self, *statements: Statement) -> list[Rows]:
         return [self.connection.execute(*statement).fetchall() for statement in statements]
 
@@ -1051,6 +1109,21 @@ class SqliteWriter(SqliteReader, OutboxWriter):
         self.connection.execute(_SET_REGISTRY_VERSION, (str(version),))
         self._counted = True
         self._topics.clear()
+
+    def put_note(self, note: Note) -> None:
+        """Write a note, where its version is the one that is there."""
+        row = note_row(note)
+        if note.version == 0:
+            self.connection.execute(_PUT_NOTE.format("OR IGNORE"), (*row[:6], 1, row[7]))
+        else:
+            self.connection.execute(_SET_NOTE, row)
+        if self.connection.changes() != 1:
+            raise Retry("a note was written by somebody else")
+
+    def copy_notes(self, notes: Sequence[Note]) -> None:
+        """Write notes as they are."""
+        sql = _PUT_NOTE.format("OR REPLACE")
+        self.connection.executemany(sql, [note_row(note) for note in notes])
 
     def prune_refusals(self, before: int, limit: int = 1_000) -> int:
         """Delete the oldest refusals recorded before that time."""

@@ -204,9 +204,21 @@ class Auditor:
         lot = account.lots.get(args["grant_id"])
         if lot is None:
             raise _No("grant_not_found")
+        left = account.left(lot.id, lot.wallet)
+        if args.get("units") is not None:
+            if not lot.begun and lot.voided is None:
+                raise _No("invalid_input")
+            part = min(args["units"], left)
+            moves = [Move(lot.wallet, lot.id, "available", "issued", part)] if part else []
+            return account.write(
+                *("void", at, lot.wallet, part, moves),
+                request_id=args["request_id"],
+                ref=lot.id,
+                shortfall=args["units"] - part,
+            )
         if lot.voided is not None:
             return Expected(lot.voided, replayed=True)
-        units = account.left(lot.id, lot.wallet)
+        units = left
         moves = [Move(lot.wallet, lot.id, "available", "issued", units)] if units else []
         lot.voided = account.write(
             "void", at, lot.wallet, units, moves, request_id=args["request_id"], ref=lot.id

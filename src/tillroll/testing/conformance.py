@@ -26,6 +26,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from tillroll.embedded import Ledger
 from tillroll.ledger import errors
@@ -42,10 +43,10 @@ from tillroll.ledger.products import (
     Plan,
     Products,
 )
-from tillroll.ledger.types import DAY
+from tillroll.ledger.types import DAY, NEVER
 from tillroll.ledger.webhooks import ENDPOINT, Endpoint
 from tillroll.queries import Balance
-from tillroll.stores.base import Writer
+from tillroll.stores.base import Note, Writer
 from tillroll.stores.outbox import Delivery, State, Waiting
 
 T = TypeVar("T")
@@ -544,6 +545,27 @@ def a_void_cancels_what_is_left(b: Bench) -> None:
     b.ledger.settle(b.account, "h", units=1)
     assert b.buckets() == (0, 0, 3, 0)
     b.refused("grant_not_found", "void", "nothing")
+
+
+@check
+def a_void_of_a_part_leaves_the_grant_in_force(b: Bench) -> None:
+    """A part is taken as far as it is there; the rest is a shortfall, and the grant goes on."""
+    b.grant(10, "g")
+    b.ledger.consume(b.account, units=4, request_id="c")
+    first = b.ledger.void(b.account, "g", units=5, request_id="v1")
+    assert [first.units, first.shortfall] == [5, 0]
+    second = b.ledger.void(b.account, "g", units=3, request_id="v2")
+    assert [second.units, second.shortfall] == [1, 2]
+    assert b.ledger.void(b.account, "g", units=3, request_id="v2").replayed
+    assert b.buckets() == (0, 0, 4, 0)
+    b.ledger.refund(b.account, "c")
+    assert b.buckets() == (4, 0, 0, 0), "what came back to the grant is good"
+    assert b.ledger.void(b.account, "g").units == 4  # noqa: PLR2004 - what was refunded
+    none = b.ledger.void(b.account, "g", units=2)
+    assert [none.units, none.shortfall] == [0, 2]
+    b.invalid("void", "g", units=0)
+    b.grant(5, "later", effective_at=b.now + timedelta(days=1))
+    b.invalid("void", "later", units=2)
 
 
 @check
@@ -1778,6 +1800,113 @@ def _delivery(
 
 def _take_lease(b: Bench, *, name: str, holder: str, at: int, ends_at: int) -> bool:
     return b.perform(lambda tx: tx.take_lease(name, holder, at, ends_at))
+
+
+# ---------------------------------------------------------------- notes about payments
+
+
+def _note(b: Bench, name: str, **facts: Any) -> Note:
+    given: dict[str, Any] = {"document": "{}", "kind": b.account, **facts}
+    owner = account_id(b.ledger.project, f"~{b.account}{name}")
+    return Note(owner=owner, name=name, project=b.ledger.project, **given)
+
+
+@check
+def a_note_is_written_by_who_saw_its_last_version(b: Bench) -> None:
+    """Who wrote a note counts its version up; who has not seen the last must read it again."""
+    first = _note(b, "é'\"", document="one", account=b.account, due_at=5)
+    b.perform(lambda tx: tx.put_note(first))
+    with b.ledger.store.read() as reader:
+        found = reader.note(first.key)
+    assert found == replace(first, version=1)
+    b.perform(lambda tx: tx.put_note(replace(found, document="two", due_at=NEVER)))
+    for stale in (first, found, replace(found, version=7)):
+        try:
+            b.perform(lambda tx, stale=stale: tx.put_note(stale))  # type: ignore[misc]
+        except errors.StoreBusy:
+            continue
+        raise AssertionError(f"version {stale.version} was written over version 2")
+    with b.ledger.store.read() as reader:
+        assert reader.note(first.key) == replace(first, document="two", version=2, due_at=NEVER)
+        assert reader.note((first.owner, first.kind, "nothing")) is None
+
+
+@check
+def notes_are_found_by_account_and_by_what_is_due(b: Bench) -> None:
+    """Notes are listed by account, by due time and all in the order of their keys."""
+    names = ["b", "a", "c"]
+    for nth, name in enumerate(names):
+        account = b.account if name != "c" else ""
+        note = _note(b, name, account=account, due_at=10 - nth)
+        b.perform(lambda tx, note=note: tx.put_note(note))  # type: ignore[misc]
+    project = b.ledger.project
+
+    def act(tx: Writer) -> None:
+        assert [n.name for n in tx.notes_of(project, b.account, b.account)] == ["a", "b"]
+        assert [n.name for n in tx.notes_of(project, b.account, b.account, "a")] == ["b"]
+        assert [n.name for n in tx.notes_due(project, b.account, 9)] == ["c", "a"]
+        assert [n.name for n in tx.notes_due(project, b.account, 10, 1)] == ["c"]
+        assert tx.notes_due(project, "nothing", 99) == []
+        ours = [n for n in tx.notes() if n.kind == b.account]
+        assert ours == sorted(ours, key=lambda n: n.key)
+        last = ours[1].key
+        assert ours[2] in tx.notes(last)
+        assert ours[1] not in tx.notes(last)
+
+    b.perform(act)
+
+
+@check
+def a_note_rolled_back_leaves_no_trace(b: Bench) -> None:
+    """What a transaction wrote that did not commit is not there."""
+
+    def act(tx: Writer) -> None:
+        tx.put_note(_note(b, "a"))
+        assert tx.note(_note(b, "a").key) is not None, "a writer sees what it has put"
+        raise errors.InvalidInput("a change of mind")
+
+    try:
+        b.perform(act)
+    except errors.InvalidInput:
+        pass
+    else:
+        raise AssertionError("the transaction has committed")
+    with b.ledger.store.read() as reader:
+        assert reader.note(_note(b, "a").key) is None
+
+
+@check
+def of_writers_at_once_each_has_seen_the_last_note(b: Bench) -> None:
+    """A note that many count up at once ends at their number: no writer overwrites another."""
+    writers = [b.ledger]
+    if not b.ledger.store.url.startswith("memory:"):
+        writers.append(b.factory(lambda: b.now))
+    new = _note(b, "count", document="0")
+
+    def count(tx: Writer) -> None:
+        found = tx.note(new.key) or new
+        tx.put_note(replace(found, document=str(int(found.document) + 1)))
+
+    def write(nth: int) -> int:
+        done = 0
+        while done < 5:  # noqa: PLR2004 - each of them counts five times
+            try:
+                b.perform(count, writers[nth % len(writers)])
+            except errors.StoreBusy:
+                continue
+            done += 1
+        return done
+
+    try:
+        answers = b.at_once(4, write)
+    finally:
+        for ledger in writers[1:]:
+            ledger.close()
+    assert answers == [5] * 4, answers
+    with b.ledger.store.read() as reader:
+        found = reader.note(new.key)
+    assert found is not None
+    assert (found.document, found.version) == ("20", 20)
 
 
 def _put(tx: Writer, *, kind: str, name: str, document: str | None) -> int:

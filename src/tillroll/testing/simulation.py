@@ -318,7 +318,8 @@ class Simulation:
             return Call("refund", account, _given(args, request_id))
         if verb == "void" and caller.grants:
             account, grant_id = rng.choice(caller.grants)
-            return Call("void", account, _given({"grant_id": grant_id}, request_id))
+            args = {"grant_id": grant_id, "units": rng.choice([None, units])}
+            return Call("void", account, _given(args, request_id))
         if verb == "govern":
             return self._govern(account, request_id)
         if verb == "grant":

@@ -435,6 +435,114 @@ class Health(Struct):
     checks: dict[str, str]
 
 
+class CheckoutSession(Struct):
+    """Where the customer pays."""
+
+    checkout_url: str
+
+
+class Received(Struct):
+    """How many things the webhook told, all of them committed."""
+
+    received: int
+
+
+class Refunded(Struct):
+    """A refund, in the currency's smallest unit."""
+
+    id: str
+    amount: int
+    state: Literal["pending", "done", "failed"]
+
+
+class Disputed(Struct):
+    """A dispute, in the currency's smallest unit."""
+
+    id: str
+    amount: int
+    state: Literal["inquiry", "open", "won", "lost"]
+
+
+class Payment(Struct):
+    """What is known of a payment, and how far the ledger was brought to it.
+
+    `units` is what was bought, `taken` what was taken back of it, `shortfall` what is demanded back
+    and was used before. `refused` says why the ledger could not follow.
+    """
+
+    provider: str
+    id: str
+    account: str | None
+    product: str | None
+    units: str | None
+    amount: int | None
+    currency: str | None
+    taken: str
+    shortfall: str
+    refunds: list[Refunded]
+    disputes: list[Disputed]
+    contradicted: bool
+    refused: str | None
+
+
+class PaidSubscription(Struct):
+    """What is known of a subscription; `refused` says why the ledger could not follow."""
+
+    provider: str
+    id: str
+    status: str | None
+    plan: str | None
+    paid_until: Instant | None
+    invoices_paid: int
+    refused: str | None
+
+
+class Payments(Struct):
+    """Payments and subscriptions, by provider and id."""
+
+    payments: list[Payment]
+    subscriptions: list[PaidSubscription]
+
+
+class TopUp(Struct):
+    """What tops an account up, and how it stands; money in the currency's smallest unit.
+
+    `state` is ready, pending (the provider is being asked), waiting (until `not_before`, for
+    `reason`) or paused (until it is resumed, for `reason`).
+    """
+
+    account: str
+    wallet: str
+    threshold: str
+    target: str
+    product: str | None
+    unit_price: str | None
+    currency: str | None
+    daily_cap: int | None
+    monthly_cap: int | None
+    cool_down: str
+    state: Literal["ready", "pending", "waiting", "paused"]
+    reason: str | None
+    attempt: int
+    declined: int
+    not_before: Instant | None
+    pending_amount: int | None
+    last_paid_at: Instant | None
+
+
+class Overage(Struct):
+    """What is reported to a meter: whole units sent, what is carried on, where it stands."""
+
+    account: str
+    wallet: str
+    meter: str
+    state: Literal["running", "in_doubt", "stopped"]
+    sent: int
+    carry: str
+    cursor: int
+    pending: int | None
+
+
 class LicenzyConsumed(Struct):
     """What was consumed and what is left."""
 

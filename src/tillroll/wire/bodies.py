@@ -129,6 +129,12 @@ class Grant(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
     tags: Labels | UnsetType = UNSET
 
 
+class Void(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """How much of what is left of a grant to cancel; all of it, without units."""
+
+    units: Units | UnsetType | None = UNSET
+
+
 class Adjust(Who, kw_only=True, forbid_unknown_fields=True, gc=False):
     """An operator's correction, up or down, with its reason."""
 
@@ -425,6 +431,48 @@ class LicenzySubject(AccessTo, kw_only=True, forbid_unknown_fields=True, gc=Fals
     """Whose access; with anything more, the answer says why."""
 
     subject_ref: Id
+
+
+class Checkout(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """Who pays, by either name, and for which product of the catalog, by either name."""
+
+    subject_ref: Id | UnsetType = UNSET
+    account: Id | UnsetType = UNSET
+    product_code: Id | UnsetType = UNSET
+    product: Id | UnsetType = UNSET
+
+
+class PaymentWebhook(Struct, kw_only=True, gc=False):
+    """What a payment provider sends, in its own shape, signed in its own way."""
+
+
+class SetTopUp(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """When an account is topped up, up to what, and within which bounds of money."""
+
+    threshold: Units
+    target: Units
+    product: Id | UnsetType | None = UNSET
+    unit_price: Units | UnsetType | None = UNSET
+    currency: Annotated[str, Meta(pattern="^[A-Za-z]{3}$")] | UnsetType | None = UNSET
+    daily_cap: Units | UnsetType | None = UNSET
+    monthly_cap: Units | UnsetType | None = UNSET
+    cool_down: Span | UnsetType | None = UNSET
+
+
+class SetOverage(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """To which of the provider's meters usage beyond the units is reported."""
+
+    meter: Annotated[str, Meta(min_length=1, max_length=100)]
+
+
+class Arrived(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """Whether a batch in doubt arrived at the provider."""
+
+    arrived: bool
+
+
+class Nothing(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """Nothing more than the address says."""
 
 
 def parse(shape: type[B], body: bytes) -> B:

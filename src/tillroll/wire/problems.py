@@ -95,6 +95,25 @@ class UnsupportedMediaType(EdgeError):
     code = "unsupported_media_type"
 
 
+class BadSignature(EdgeError):
+    """What was received is not signed by the payment provider, or was too long ago."""
+
+    code = "bad_signature"
+
+
+class ProviderUnavailable(EdgeError):
+    """The payment provider does not answer. Nothing is done twice."""
+
+    code = "provider_unavailable"
+    written = "unknown"
+
+
+class ProviderRefused(EdgeError):
+    """The payment provider refused. Nothing was written."""
+
+    code = "provider_refused"
+
+
 class InternalError(TillrollError):
     """The service failed in a way that it did not foresee."""
 
@@ -162,6 +181,11 @@ EDGE: dict[str, Kind] = {
     "forbidden": Kind(403, "Use a key that has the scope, or that the account is open to"),
     "idempotency_key_missing": Kind(400, "Send your id of the event, the same at every retry"),
     "malformed_request": Kind(400, "Send HTTP/1.1; a proxy or a library may have mangled it"),
+    "bad_signature": Kind(
+        400, "Check the webhook's secret and this machine's clock; send it again"
+    ),
+    "provider_refused": Kind(502, "Read the provider's own message; correct the set-up"),
+    "provider_unavailable": Kind(503, "Ask again with the same request_id"),
     "method_not_allowed": Kind(405, "See `Allow`"),
     "request_timeout": Kind(408, "Send it again, faster"),
     "body_too_large": Kind(413, "Send less at once"),

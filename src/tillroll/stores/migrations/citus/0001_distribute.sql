@@ -28,6 +28,9 @@ SELECT create_distributed_table(
 SELECT create_distributed_table(
     'tillroll_deliveries', 'account_id', colocate_with => 'tillroll_accounts'
 );
+SELECT create_distributed_table(
+    'tillroll_notes', 'account_id', colocate_with => 'tillroll_accounts'
+);
 
 INSERT INTO tillroll_meta VALUES ('spread', 'citus'), ('writing', 'append')
 ON CONFLICT (name) DO UPDATE SET value = excluded.value;

@@ -1,0 +1,226 @@
+"""Payments over HTTP: checkouts, the providers' webhooks, top-ups, overage, and what is known.
+
+A webhook is answered 200 once all that it told is committed; anything else has the provider send it
+again, which changes nothing that was done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from tillroll.api.calls import Answer, Call, answered
+from tillroll.api.reads import Query
+from tillroll.ledger.calendar import show_instant
+from tillroll.ledger.errors import InvalidInput, NotFound
+from tillroll.ledger.types import WALLET_DEFAULT
+from tillroll.ledger.units import show_units
+from tillroll.payments import overage as overages
+from tillroll.payments import settling, subscribing, topups
+from tillroll.wire import bodies
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tillroll.payments.desk import Desk
+    from tillroll.payments.facts import Payment
+    from tillroll.payments.overage import Overage
+    from tillroll.payments.subscribing import Subscription
+
+
+def _desk(call: Call) -> Desk:
+    """Return the desk of the caller's ledger whose provider can be asked.
+
+    Raises:
+        NotFound: There is none: payments are not set up for this project and mode.
+    """
+    for desk in call.desks:
+        if desk.ledger == call.tenant.name and hasattr(desk.provider, "checkout"):
+            return desk
+    raise NotFound("payments are not set up for this project and mode")
+
+
+async def checkout(call: Call) -> Answer:
+    """Open the page where an account pays for a product; the same as long as it is open."""
+    asked = call.parse(bodies.Checkout)
+    names = [n for n in (asked.account, asked.subject_ref) if isinstance(n, str)]
+    products = [n for n in (asked.product, asked.product_code) if isinstance(n, str)]
+    if len(names) != 1 or len(products) != 1:
+        raise InvalidInput("give account or subject_ref, and product or product_code")
+    call.check_open(names[0])
+    desk, request_id = _desk(call), call.request_id()
+    url = await asyncio.to_thread(desk.checkout, names[0], products[0], request_id)
+    return answered({"checkout_url": url})
+
+
+async def webhook(call: Call) -> Answer:
+    """Take in what a payment provider tells; 200 once all of it is committed."""
+    desk = next((one for one in call.desks if one.provider.name == call.params[0]), None)
+    if desk is None:
+        raise NotFound("there is no such payment provider here")
+    headers = {
+        name.decode("latin-1").lower(): value.decode("latin-1")
+        for name, value in call.headers.items()
+    }
+    return answered({"received": await asyncio.to_thread(desk.receive, headers, call.body)})
+
+
+async def payments(call: Call) -> Answer:
+    """Return an account's payments and subscriptions, with refunds, disputes and shortfalls."""
+    call.query(Query)
+    return answered(await asyncio.to_thread(_payments, call, call.account))
+
+
+async def unplaced_payments(call: Call) -> Answer:
+    """Return what was told of payments whose purchase nobody has told of."""
+    call.query(Query)
+    return answered(await asyncio.to_thread(_payments, call, ""))
+
+
+def _payments(call: Call, account: str) -> dict[str, Any]:
+    store, ledger = call.tenant.engine.store, call.tenant.name
+    with store.read() as reader:
+        paid = settling.payments_of(reader, ledger, account, limit=1_000)
+        subscribed = subscribing.subscriptions_of(reader, ledger, account)
+    if account and not paid and not subscribed and not call.tenant.reads.knows(account):
+        raise NotFound(f"there is no account {account!r}")
+    return {
+        "payments": [shown_payment(one, store.scale) for one in paid],
+        "subscriptions": [shown_subscription(one) for one in subscribed],
+    }
+
+
+def shown_payment(payment: Payment, scale: int) -> dict[str, Any]:
+    """Return a payment as plain values for JSON."""
+    bought = payment.bought
+    return {
+        "provider": payment.provider,
+        "id": payment.id,
+        "account": None if bought is None else bought.account,
+        "product": None if bought is None else bought.product,
+        "units": None if bought is None else show_units(bought.units, scale),
+        "amount": None if bought is None else bought.amount,
+        "currency": None if bought is None else bought.currency,
+        "taken": show_units(payment.taken, scale),
+        "shortfall": show_units(payment.short, scale),
+        "refunds": [
+            {"id": one.id, "amount": one.amount, "state": one.state}
+            for one in payment.refunds.values()
+        ],
+        "disputes": [
+            {"id": one.id, "amount": one.amount, "state": one.state}
+            for one in payment.disputes.values()
+        ],
+        "contradicted": payment.contradicted,
+        "refused": payment.refused,
+    }
+
+
+def shown_subscription(subscription: Subscription) -> dict[str, Any]:
+    """Return a subscription as plain values for JSON."""
+    latest, applied = subscription.latest, subscription.applied
+    return {
+        "provider": subscription.provider,
+        "id": subscription.id,
+        "status": None if latest is None else latest.status,
+        "plan": None if applied is None else applied.plan,
+        "paid_until": None if applied is None else show_instant(applied.paid_until),
+        "invoices_paid": sum(one.paid for one in subscription.invoices.values()),
+        "refused": subscription.refused,
+    }
+
+
+# ---------------------------------------------------------------- top-ups
+
+
+async def top_up(call: Call) -> Answer:
+    """Return what tops an account up, and how it stands."""
+    call.query(Query)
+    store, ledger = call.tenant.engine.store, call.tenant.name
+
+    def look() -> topups.TopUp:
+        with store.read() as reader:
+            return topups.top_up_of(reader, ledger, call.account, _wallet(call))
+
+    return answered((await asyncio.to_thread(look)).shown(store.scale))
+
+
+async def set_top_up(call: Call) -> Answer:
+    """Have an account topped up when it runs low, within bounds; what was spent still counts."""
+    given = bodies.arguments(call.parse(bodies.SetTopUp))
+    return await _topped(call, topups.set_top_up, wallet=_wallet(call), **given)
+
+
+async def pause_top_up(call: Call) -> Answer:
+    """Charge nothing more until it is resumed."""
+    call.parse(bodies.Nothing)
+    return await _topped(call, topups.pause, wallet=_wallet(call))
+
+
+async def resume_top_up(call: Call) -> Answer:
+    """Look at the balance again, whatever it was paused or waited for."""
+    call.parse(bodies.Nothing)
+    return await _topped(call, topups.resume, wallet=_wallet(call))
+
+
+async def _topped(call: Call, act: Callable[..., topups.TopUp], **how: Any) -> Answer:
+    desk = _desk(call)
+    made = await asyncio.to_thread(act, desk, call.account, **how)
+    return answered(made.shown(desk.engine.store.scale))
+
+
+# ---------------------------------------------------------------- overage
+
+
+async def overage(call: Call) -> Answer:
+    """Return what is reported of an account's usage beyond its units, and how far that is."""
+    call.query(Query)
+    store, ledger = call.tenant.engine.store, call.tenant.name
+
+    def look() -> Overage:
+        with store.read() as reader:
+            return overages.overage_of(reader, ledger, call.account, _wallet(call))
+
+    return answered(shown_overage(await asyncio.to_thread(look), store.scale))
+
+
+async def set_overage(call: Call) -> Answer:
+    """Report what an account uses beyond its units to a meter of the provider's, from now on."""
+    meter = call.parse(bodies.SetOverage).meter
+    return await _reported(call, overages.set_overage, meter, wallet=_wallet(call))
+
+
+async def stop_overage(call: Call) -> Answer:
+    """Report nothing more of an account."""
+    call.parse(bodies.Nothing)
+    return await _reported(call, overages.stop_overage, wallet=_wallet(call))
+
+
+async def resolve_overage(call: Call) -> Answer:
+    """Say whether a batch in doubt arrived; then go on."""
+    arrived = call.parse(bodies.Arrived).arrived
+    return await _reported(call, overages.resolve, wallet=_wallet(call), arrived=arrived)
+
+
+async def _reported(call: Call, act: Callable[..., Overage], *args: Any, **how: Any) -> Answer:
+    desk = _desk(call)
+    made = await asyncio.to_thread(act, desk, call.account, *args, **how)
+    return answered(shown_overage(made, desk.engine.store.scale))
+
+
+def shown_overage(found: Overage, scale: int) -> dict[str, Any]:
+    """Return an overage as plain values for JSON."""
+    return {
+        "account": found.account,
+        "wallet": found.wallet,
+        "meter": found.meter,
+        "state": found.state,
+        "sent": found.sent,
+        "carry": show_units(found.carry, scale),
+        "cursor": found.cursor,
+        "pending": None if found.pending is None else found.pending.value,
+    }
+
+
+def _wallet(call: Call) -> str:
+    return call.params[1] if len(call.params) > 1 else WALLET_DEFAULT

@@ -1,0 +1,224 @@
+"""The seam: what a payment provider has to be able to do, and the words in which it tells.
+
+A provider is one module. It checks what it receives, and puts it into the plain values below, which
+say nothing of the provider's own shapes; it decides nothing and knows no ledger. What it is told to
+do again under the same key it must do once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+from tillroll.payments.facts import Disputed, Refunded
+
+Standing = Literal["incomplete", "trialing", "active", "past_due", "paused", "ended"]
+SessionState = Literal["open", "complete", "expired"]
+
+
+class Sold(Struct, frozen=True, kw_only=True, tag=True):
+    """A purchase that was paid: a product of the catalog, or so many units.
+
+    Attributes:
+        version: Of the catalog, as it was when the product was offered; 0 for the one in force.
+        units: An exact decimal text, where no product is named.
+        amount: In the currency's smallest unit.
+        expires_in: How long the units are good for, in microseconds.
+    """
+
+    account: str
+    amount: int
+    currency: str
+    product: str | None = None
+    version: int = 0
+    quantity: int = 1
+    units: str | None = None
+    wallet: str = "credits"
+    expires_in: int | None = None
+
+
+class PaymentTold(Struct, frozen=True, kw_only=True, tag=True):
+    """Something about one payment."""
+
+    id: str
+    facts: tuple[Sold | Refunded | Disputed, ...]
+
+
+class SubscriptionTold(Struct, frozen=True, kw_only=True, tag=True):
+    """A subscription as it stood at `at`.
+
+    Attributes:
+        account: Whose it is; None where the provider was never told.
+        price: The provider's own id of what is paid for, which a plan of the catalog names.
+        plan: The plan's name, where the provider was told it.
+        version: Of the catalog, as it was when the plan was offered.
+    """
+
+    id: str
+    at: int
+    status: Standing
+    account: str | None = None
+    price: str | None = None
+    plan: str | None = None
+    version: int = 0
+    period_start: int | None = None
+    period_end: int | None = None
+    trial_ends_at: int | None = None
+    ends_at: int | None = None
+
+
+class InvoiceTold(Struct, frozen=True, kw_only=True, tag=True):
+    """Whether a whole period of a subscription was paid, and what for."""
+
+    id: str
+    subscription: str
+    paid: bool
+    at: int
+    period_start: int
+    period_end: int
+    price: str | None = None
+
+
+class SessionTold(Struct, frozen=True, kw_only=True, tag=True):
+    """What became of a checkout."""
+
+    id: str
+    account: str
+    product: str
+    state: SessionState
+
+
+class ChargeTold(Struct, frozen=True, kw_only=True, tag=True):
+    """What became of an attempt to top up.
+
+    Attributes:
+        attempt: Its number, of this account and wallet.
+        state: "pending" as long as the provider itself does not know.
+        payment: The provider's id of the payment, where there is one.
+        reason: Why it was declined, in the provider's word.
+        final: Whether trying again with the same means of payment is of no use.
+    """
+
+    account: str
+    wallet: str
+    attempt: int
+    state: Literal["succeeded", "pending", "declined"]
+    payment: str | None = None
+    reason: str | None = None
+    final: bool = False
+
+
+Told = PaymentTold | SubscriptionTold | InvoiceTold | SessionTold | ChargeTold
+
+
+class Order(Struct, frozen=True, kw_only=True):
+    """What an account is to pay.
+
+    Attributes:
+        plan: Whether the product is paid again and again.
+        price: The provider's own id of the price; amount and currency where there is none.
+        trial: How long nothing is paid, in microseconds.
+        attempt: The number of a top-up's attempt; 0 for a checkout.
+    """
+
+    account: str
+    product: str | None
+    version: int
+    customer: str | None = None
+    quantity: int = 1
+    plan: bool = False
+    price: str | None = None
+    amount: int | None = None
+    currency: str | None = None
+    trial: int | None = None
+    units: str | None = None
+    wallet: str = "credits"
+    attempt: int = 0
+
+
+class Session(Struct, frozen=True, kw_only=True):
+    """A checkout that was opened: where its page is, and until when."""
+
+    id: str
+    url: str
+    expires_at: int
+
+
+class Usage(Struct, frozen=True, kw_only=True):
+    """Usage that a customer is billed for afterwards."""
+
+    meter: str
+    customer: str
+    value: int
+    identifier: str
+    at: int
+
+
+class Listener(Protocol):
+    """A provider that tells us, and that is all."""
+
+    name: str
+    ledger_mode: Literal["test", "live"]
+
+    def read(self, headers: Mapping[str, str], body: bytes, at: int) -> list[Told]:
+        """Return what a webhook tells.
+
+        Args:
+            headers: By their names in small letters.
+            body: The bytes as they were received: the signature is over them.
+            at: The time.
+
+        Raises:
+            BadSignature: It is not the provider's, or it is an old one sent again.
+            InvalidInput: It is the provider's, and cannot be understood.
+        """
+
+
+class Provider(Listener, Protocol):
+    """A provider that can be asked as well."""
+
+    def pull(self, since: int, until: int) -> Iterator[tuple[int, list[Told]]]:
+        """Yield what happened from one instant to another, the oldest first, with its time.
+
+        Raises:
+            ProviderUnavailable: Ask again from the last one that came.
+        """
+
+    def customer(self, account: str, key: str) -> str:
+        """Return the provider's customer for an account, made where this key never asked."""
+
+    def checkout(self, order: Order, key: str) -> Session:
+        """Open a page where an order is paid; the same key gives the same page."""
+
+    def page(self, session_id: str) -> list[Told]:
+        """Return what there is to tell of a checkout as it stands."""
+
+    def charge(self, order: Order, key: str) -> ChargeTold:
+        """Charge an order to what the customer has on file; the same key charges once."""
+
+    def attempt(self, order: Order, since: int) -> ChargeTold | None:
+        """Return what became of an attempt whose key may be forgotten; None where it never was."""
+
+    def subscription(self, subscription_id: str) -> SubscriptionTold:
+        """Return a subscription as it stands."""
+
+    def report(self, usage: Usage) -> None:
+        """Add usage to a customer's bill; the same identifier counts once."""
+
+
+__all__ = [
+    "ChargeTold",
+    "InvoiceTold",
+    "Listener",
+    "Order",
+    "PaymentTold",
+    "Provider",
+    "Session",
+    "SessionTold",
+    "Sold",
+    "SubscriptionTold",
+    "Told",
+    "Usage",
+]

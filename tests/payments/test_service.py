@@ -1,0 +1,251 @@
+"""Payments over HTTP: the documented flow, from the checkout to the refund, on a served ledger."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+import tillroll
+from tests.api.conftest import Api, Served
+from tests.payments.conftest import PRODUCTS, SECRET, World, clock
+from tests.payments.fake_stripe import FakeStripe, serving
+from tillroll.api import keys
+from tillroll.embedded import open_engine
+from tillroll.ledger.pricing import new_version
+from tillroll.payments import topups
+from tillroll.payments.desk import Desk
+from tillroll.payments.signed import Signed
+from tillroll.server.settings import load, shown
+
+CHECKOUT = "/v1/checkout/session"
+WEBHOOK = "/v1/payments/stripe/webhook"
+
+
+@pytest.fixture
+def paying(world: World, tmp_path: Path) -> Iterator[tuple[Api, World]]:
+    """The service within this process, in test mode, with a desk at our Stripe."""
+    engine = open_engine(f"sqlite:///{tmp_path}/till.db", clock=lambda: clock.now)
+    version = new_version(1, [], products=PRODUCTS, author="ann", reason="a test")
+    engine.perform(lambda tx: tx.add_price_version("default:test", version))
+    stripe = world.stripe(ledger="default:test")
+    signed = Signed(("whsec_" + "QUJD" * 8,), mode="test")
+    desks = [Desk(engine, "default:test", stripe), Desk(engine, "default:test", signed)]
+    world.desk = desks[0]
+    api = Api(engine, desks=desks)
+    api.admin = api.key(mode="test")
+    yield api, world
+    api.close()
+
+
+def send(api: Api, world: World) -> list[int]:
+    """Send all new webhooks; return the statuses."""
+    said = []
+    for event in world.new_events():
+        body, header = world.fake.signed(event, SECRET)
+        headers = {"stripe-signature": header, "authorization": ""}
+        said.append(api.call("POST", WEBHOOK, content=body, headers=headers).status_code)
+    return said
+
+
+def test_checkout_and_webhook(paying: tuple[Api, World]):
+    api, world = paying
+    asked = {"subject_ref": "acme", "product_code": "pack100"}
+    first = api.call("POST", CHECKOUT, asked, once="order-1")
+    assert first.status_code == 200
+    assert list(first.json()) == ["checkout_url"]
+    other = api.call("POST", CHECKOUT, {"account": "acme", "product": "pack100"}, once="order-2")
+    assert other.json() == first.json()
+    world.fake.pay(first.json()["checkout_url"].rsplit("/", 1)[1])
+    assert send(api, world) == [200, 200]
+    balance = api.call("GET", "/v1/accounts/acme/balance").json()
+    assert balance["available"] == "100"
+    found = api.call("GET", "/v1/accounts/acme/payments").json()
+    [payment] = found["payments"]
+    assert (payment["amount"], payment["currency"], payment["taken"]) == (500, "usd", "0")
+    assert found["subscriptions"] == []
+
+
+def test_a_subscription_is_shown(paying: tuple[Api, World]):
+    api, world = paying
+    url = api.call("POST", CHECKOUT, {"account": "acme", "product": "pro"}, once="o").json()
+    world.fake.pay(url["checkout_url"].rsplit("/", 1)[1])
+    assert set(send(api, world)) == {200}
+    [found] = api.call("GET", "/v1/accounts/acme/payments").json()["subscriptions"]
+    assert (found["status"], found["plan"], found["invoices_paid"]) == ("active", "pro", 1)
+    access = api.call("POST", "/v1/access/check", {"subject_ref": "acme"}).json()
+    assert access == {"subject_ref": "acme", "allowed": True}
+
+
+def test_a_bad_webhook(paying: tuple[Api, World]):
+    api, world = paying
+    event = world.fake.tell("checkout.session.completed", {"object": "checkout.session"})
+    body, good = world.fake.signed(event, SECRET)
+    old = world.fake.signed(event, SECRET, world.fake.now() - 600)[1]
+    for header in ("", "t=1,v1=00", old):
+        headers = {"stripe-signature": header, "authorization": ""}
+        said = api.call("POST", WEBHOOK, content=body, headers=headers)
+        assert (said.status_code, said.json()["code"]) == (400, "bad_signature")
+    headers = {"stripe-signature": good}
+    broken = api.call("POST", WEBHOOK, content=body + b" ", headers=headers)
+    assert broken.status_code == 400
+    large = api.call("POST", WEBHOOK, content=b"x" * 600_000, headers=headers)
+    assert large.status_code == 413
+    nobody = api.call("POST", "/v1/payments/other/webhook", content=body, headers=headers)
+    assert nobody.status_code == 404
+    assert api.call("GET", WEBHOOK).status_code == 405
+
+
+def test_while_stripe_is_down_the_webhook_is_sent_again(paying: tuple[Api, World]):
+    api, world = paying
+    url = api.call("POST", CHECKOUT, {"account": "acme", "product": "pack100"}, once="o").json()
+    payment = world.fake.pay(url["checkout_url"].rsplit("/", 1)[1])
+    world.fake.refund(payment["id"], 1_00)
+    events = world.new_events()
+    [told] = [event for event in events if event["type"] == "charge.refunded"]
+    body, header = world.fake.signed(told, SECRET)
+    headers = {"stripe-signature": header, "authorization": ""}
+    world.fake.fail = ["down"]
+    said = api.call("POST", WEBHOOK, content=body, headers=headers)
+    assert (said.status_code, said.json()["code"]) == (503, "provider_unavailable")
+    world.fake.fail = ["down"]
+    asked = {"account": "beta", "product": "pack100"}
+    refused = api.call("POST", CHECKOUT, asked, once="o2")
+    assert (refused.status_code, refused.json()) == (503, {"error": "provider_unavailable"})
+    assert api.call("POST", WEBHOOK, content=body, headers=headers).status_code == 200
+    [unplaced] = api.call("GET", "/v1/payments").json()["payments"]
+    assert (unplaced["id"], unplaced["account"]) == (payment["id"], None)
+
+
+def test_who_may_and_what_is_refused(paying: tuple[Api, World]):
+    api, _ = paying
+    live = api.key(mode="live")
+    asked = {"account": "acme", "product": "pack100"}
+    assert api.call("POST", CHECKOUT, asked, once="o", key=live).status_code == 404
+    reader = api.key(mode="test", scopes="read")
+    assert api.call("POST", CHECKOUT, asked, once="o", key=reader).status_code == 403
+    beta = api.key(mode="test", accounts=["beta"])
+    assert api.call("POST", CHECKOUT, asked, once="o", key=beta).status_code == 403
+    assert api.call("POST", CHECKOUT, asked).status_code == 400
+    for body in ({}, {"account": "a"}, asked | {"subject_ref": "b"}, asked | {"product": "none"}):
+        said = api.call("POST", CHECKOUT, body, once="o")
+        assert (said.status_code, said.json()) == (400, {"error": "invalid_request"})
+    assert api.call("GET", "/v1/accounts/nobody/payments").status_code == 404
+
+
+def test_top_ups(paying: tuple[Api, World]):
+    api, world = paying
+    path = "/v1/accounts/acme/top-ups/credits"
+    assert api.call("GET", path).status_code == 404
+    terms = {"threshold": 20, "target": "150", "product": "pack100", "daily_cap": "50"}
+    made = api.call("PUT", path, terms)
+    assert (made.status_code, made.json()["state"], made.json()["daily_cap"]) == (
+        200,
+        "ready",
+        5000,
+    )
+    assert api.call("PUT", path, terms | {"target": 1}).status_code == 422
+    assert api.call("POST", path + "/pause").json()["reason"] == "by_hand"
+    assert api.call("POST", path + "/resume").json()["state"] == "ready"
+    assert topups.round_of(world.desk) == 1
+    shown = api.call("GET", path).json()
+    assert (shown["state"], shown["reason"]) == ("paused", "no_payment_method")
+
+
+def test_overage(paying: tuple[Api, World]):
+    api, world = paying
+    path = "/v1/accounts/acme/overage/credits"
+    assert api.call("GET", path).status_code == 404
+    assert api.call("PUT", path, {"meter": "api_units"}).json()["state"] == "running"
+    assert api.call("GET", path).json()["sent"] == 0
+    assert api.call("POST", path + "/resolve", {"arrived": True}).status_code == 422
+    assert api.call("POST", path + "/stop").json()["state"] == "stopped"
+    assert world.fake.meter_events == {}
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    """A function that serves a store as a process, ended after the test."""
+    served: list[Served] = []
+
+    def start(url: str, **environ: str) -> Served:
+        served.append(Served(url, **environ))
+        return served[-1]
+
+    yield start
+    for one in served:
+        one.stop(9)
+
+
+def test_the_documented_flow(serve: Callable[..., Served], tmp_path: Path):
+    """Checkout, webhook, access check, consume, refund: as its documentation has it."""
+    url = f"sqlite:///{tmp_path}/served.db"
+    with tillroll.open(url) as ledger:
+        version = new_version(1, [], products=PRODUCTS, author="ann", reason="a test")
+        ledger._engine.perform(lambda tx: tx.add_price_version("default:test", version))
+        key, secret = keys.new_key(
+            "default", "test", name="runtime", scopes=["consume", "read"], at=0
+        )
+        ledger._engine.perform(lambda tx: keys.put_key(tx, key))
+    fake = FakeStripe(lambda: int(time.time()))
+    with serving(fake) as address:
+        served = serve(
+            url,
+            TILLROLL_STRIPE_SECRET_KEY="sk_test_of_a_test",
+            TILLROLL_STRIPE_WEBHOOK_SECRET=f"whsec_old,{SECRET}",
+            TILLROLL_STRIPE_SUCCESS_URL="https://shop.test/thanks",
+            TILLROLL_STRIPE_API_BASE=address,
+        )
+        runtime = {"authorization": f"Bearer {secret}"}
+        api = httpx2.Client(base_url=served.url, headers=runtime)
+
+        def hook() -> None:
+            for event in fake.events[:]:
+                body, header = fake.signed(event, SECRET)
+                said = httpx2.post(
+                    served.url + WEBHOOK,
+                    content=body,
+                    headers={"stripe-signature": header, "content-type": "application/json"},
+                )
+                assert said.status_code == 200, said.text
+
+        check = {"subject_ref": "cust_1"}
+        assert api.post("/v1/access/check", json=check).json() == {**check, "allowed": False}
+        page = api.post(
+            CHECKOUT,
+            json={"subject_ref": "cust_1", "product_code": "pack100"},
+            headers={"idempotency-key": "order-1"},
+        ).json()["checkout_url"]
+        payment = fake.pay(page.rsplit("/", 1)[1])
+        hook()
+        assert api.post("/v1/access/check", json=check).json() == {**check, "allowed": True}
+        used = {"subject_ref": "cust_1", "units": 30}
+        for _ in range(2):
+            said = api.post("/v1/usage/consume", json=used, headers={"idempotency-key": "job-1"})
+            assert said.json() == {"ok": True, "consumed": 30, "usage_remaining": 70}
+        fake.refund(payment["id"], 5_00)
+        hook()
+        assert api.post("/v1/access/check", json=check).json() == {**check, "allowed": False}
+        said = api.post("/v1/usage/consume", json=used, headers={"idempotency-key": "job-2"})
+        assert (said.status_code, said.json()) == (409, {"error": "insufficient_usage"})
+        access = api.get("/v1/customer/access/cust_1").json()
+        assert access["has_access"] is False
+        [shown] = api.get("/v1/accounts/cust_1/payments").json()["payments"]
+        assert (shown["taken"], shown["shortfall"]) == ("70", "30")
+        api.close()
+    assert served.stop() in (0, -15)
+
+
+def test_settings(tmp_path: Path):
+    given = {"stripe_secret_key": "sk_test_1", "stripe_webhook_secret": "whsec_1"}
+    with pytest.raises(tillroll.InvalidInput, match="stripe_success_url"):
+        load(environ={}, given=given)
+    settings = load(environ={}, given=given | {"stripe_success_url": "https://shop.test"})
+    text = json.dumps(shown(settings))
+    assert "sk_test_1" not in text
+    assert "whsec_1" not in text
+    other: Any = load(environ={"TILLROLL_PAYMENTS_SECRET": "whsec_2"})
+    assert shown(other)["payments_secret"] == "***"
