@@ -24,6 +24,7 @@ from tillroll.ledger.pricing import PriceBook
 from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.types import (
     ANSWERED_BEFORE,
+    DAY,
     NEVER,
     OVERDRAFT,
     WALLET_DEFAULT,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from tillroll.stores.base import Reader, Store
 
 PAGE_MAX = 1_000
+AHEAD_MAX = 400 * DAY  # how far ahead an account is looked at: what recurs is booked on the way
 KINDS = get_args(Kind)
 
 
@@ -201,6 +203,7 @@ def balance(
         if as_of is None:
             state = look(reader, project, account, at)
             return _balance_of(state, wallet, store.scale, max(at, state.at))
+        _check_moment(as_of, at)
         owner = account_id(project, account)
         if clock == "recorded":
             history = (stored.entry for stored in _history(reader, owner))
@@ -328,9 +331,16 @@ def _as_of(
     if as_of is None:
         state = look(reader, project, account, at)
         return state, max(at, state.at)
+    _check_moment(as_of, at)
     owner = account_id(project, account)
     history = (stored.entry for stored in _history(reader, owner))
     return _fold_until(account, owner, history, as_of), as_of
+
+
+def _check_moment(as_of: int, at: int) -> None:
+    """Refuse a moment so far ahead that the clock would take long to get there."""
+    if as_of > at + AHEAD_MAX:
+        raise InvalidInput("a moment may be at most 400 days ahead")
 
 
 def _then(book: PriceBook, as_of: int) -> PriceBook:

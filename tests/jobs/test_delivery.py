@@ -205,6 +205,19 @@ def test_410_disables_the_endpoint_and_tells_the_others(quick: World):
     assert [one["state"] for one in quick.deliveries(endpoint=name)] == ["dead"]
 
 
+def test_of_several_that_are_disabled_at_once_each_is_told_of(quick: World):
+    with Receiver(lambda *_: 410) as gone, Receiver() as other:
+        names = {quick.endpoint(gone.url, events=["grant.*"])[0] for _ in range(3)}
+        quick.endpoint(other.url, events=["endpoint.disabled"])
+        quick.ledger.grant("acme", 1)
+        quick.run()
+        for n in range(3):  # an account of that name takes no place of theirs
+            quick.ledger.grant("~webhooks", 1, request_id=f"g{n}")
+        quick.run()
+    assert {got.told["data"]["endpoint"] for got in other.received} == names
+    assert len({got.told["id"] for got in other.received}) == len(names)
+
+
 def test_an_endpoint_that_fails_for_days_is_disabled_and_what_waits_is_dead(quick: World):
     with Receiver(lambda *_: 500) as receiver, Receiver() as other:
         name, _ = quick.endpoint(receiver.url, events=["grant.*"])

@@ -289,10 +289,12 @@ def test_a_pass_ends_within_the_calendar(bench: Bench):
     check_invalid(bench, "beyond the year 9999", "buy", "day", quantity=1_000_000)
 
 
-def test_an_open_ended_pass_begins_to_end(bench: Bench):
+def test_a_pass_without_an_end_is_not_shortened(bench: Bench):
     bench.do("entitle", "day", kind="time_pass", features={"hd": True})
     bench.do("buy", "day")
-    assert bench.only()["ends_at"] == "2026-02-01T12:00:00Z"
+    assert bench.only()["ends_at"] is None
+    bench.do("entitle", "day", kind="time_pass", features={"hd": True}, lasts="2d")
+    assert bench.only()["ends_at"] is None
 
 
 def test_a_packs_cost_is_worked_out_from_its_price(bench: Bench):

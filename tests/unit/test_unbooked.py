@@ -3,6 +3,8 @@
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
+import pytest
+
 import tillroll
 
 
@@ -26,3 +28,21 @@ def test_usage_and_effective_balances_need_no_booking():
     assert Decimal(ledger.usage("acme")[0]["units"]) == ledger.balance("acme").used == 30
     assert ledger.book_due() == 1
     assert answers() == before
+
+
+@pytest.mark.parametrize("clock", ["recorded", "effective"])
+def test_a_moment_far_ahead_is_not_walked_to(clock: str):
+    """What recurs each day would be booked day by day, up to the year 9999."""
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    with tillroll.open("memory://", clock=lambda: now) as ledger:
+        ledger.set_recurring("acme", "daily", 5, anchor="2026-01-01", every="day")
+        soon = ledger.balance("acme", as_of=now + timedelta(days=300))
+        assert soon.issued > 1_000
+        far = now + timedelta(days=401)
+        for ask in (
+            lambda: ledger.balance("acme", as_of=far, clock=clock),
+            lambda: ledger.access("acme", at=far),
+            lambda: ledger.entitlements("acme", at=far),
+        ):
+            with pytest.raises(tillroll.InvalidInput, match="400 days"):
+                ask()

@@ -234,6 +234,7 @@ def run(common: c.Common, *, once: bool, private: bool, event_days: float) -> in
     from tillroll.embedded import open_engine  # noqa: PLC0415
     from tillroll.server import paying, settings  # noqa: PLC0415
 
+    known = settings.load(given={"database_url": common.db})
     engine = open_engine(common.db)
     failed: list[Turn] = []
 
@@ -243,7 +244,6 @@ def run(common: c.Common, *, once: bool, private: bool, event_days: float) -> in
             c.say(f"{turn.job} failed: {turn.problem}", console=c.err, markup=False)
 
     chosen = jobs.standard(engine, private=private, event_days=event_days)
-    known = settings.load(given={"database_url": common.db})
     chosen += paying.jobs(paying.desks(known, engine))
     worker = jobs.Worker(engine, chosen, tell=tell)
     try:
@@ -253,8 +253,10 @@ def run(common: c.Common, *, once: bool, private: bool, event_days: float) -> in
         asyncio.run(_run(worker))
         return c.OK
     finally:
-        worker.close()
-        engine.close()
+        try:
+            worker.close()
+        finally:
+            engine.close()
 
 
 async def _run(worker: Any) -> None:

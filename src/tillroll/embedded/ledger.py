@@ -123,10 +123,10 @@ def _threaded(
     return awaited  # type: ignore[return-value]  # functools.wraps hides it
 
 
-def verbs_of(engine: Carrier, project: str | None = None) -> Verbs:
-    """Return the verbs of one project, the carrier's own if left out."""
+def verbs_of(engine: Carrier, project: str | None = None, *, ours: bool = False) -> Verbs:
+    """Return the verbs of one project, the carrier's own if left out; see `Verbs`."""
     read_quote = functools.partial(quotes.read, engine.store.secret)
-    return Verbs(project or engine.project, engine.store.scale, new_id, read_quote)
+    return Verbs(project or engine.project, engine.store.scale, new_id, read_quote, ours=ours)
 
 
 class _Batches:

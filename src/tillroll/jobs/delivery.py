@@ -23,8 +23,9 @@ from tillroll.jobs.sending import RESPONSE_BYTES_MAX, SECONDS, Said, Sender
 from tillroll.ledger.calendar import show_instant
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.events import EndpointData, event, id_of
-from tillroll.ledger.types import RESERVED, SECOND
+from tillroll.ledger.types import SECOND
 from tillroll.ledger.webhooks import (
+    ENDPOINT,
     FAILING_MAX,
     HEALTH,
     Health,
@@ -244,12 +245,15 @@ def _record(tx: Writer, back: Sequence[Sent], at: int, chance: float) -> None:
     by_endpoint: dict[str, list[Sent]] = {}
     for one in back:
         by_endpoint.setdefault(one.delivery.endpoint, []).append(one)
+    disabled = 0
     for name, several in by_endpoint.items():
+        if tx.document(ENDPOINT, name) is None:
+            continue  # it was removed meanwhile
         known = tx.document(HEALTH, name)
         health = msgspec.json.decode(known, type=Health) if known else Health()
         judged = _judged(health, several, at)
         if judged != health and health.disabled_at is None:
-            _put_health(tx, several[0].place, judged, at)
+            disabled += _put_health(tx, several[0].place, judged, at, disabled)
 
 
 def _after(one: Sent, at: int, chance: float) -> Delivery:
@@ -298,20 +302,21 @@ def _judged(health: Health, several: Sequence[Sent], at: int) -> Health:
     return replace(health, failing_since=since)
 
 
-def _put_health(tx: Writer, place: Place, health: Health, at: int) -> None:
-    """Write down how an endpoint does; where it was disabled, that is an event as well."""
+def _put_health(tx: Writer, place: Place, health: Health, at: int, nth: int) -> int:
+    """Write down how an endpoint does; where it was disabled, that is the `nth` event of these."""
     endpoint = place.endpoint
     blank = health == Health()
     tx.put_document(HEALTH, endpoint.id, None if blank else msgspec.json.encode(health).decode())
     if health.disabled_at is None:
-        return
-    # Told under the project's own name, whose place is the version of the registry: it grew just
-    # now, under a lock, so no other event has it.
+        return 0
+    # Told under a name that no account can have; its place is the version of the registry, which
+    # grew just now, under a lock, and the number among those of this transaction.
     data = EndpointData(endpoint=endpoint.id, url=endpoint.url, reason=health.reason or "")
-    owner = account_id(endpoint.project, RESERVED + "webhooks")
+    owner = account_id(endpoint.project, "\nwebhooks")
     number = tx.registry_version()
-    told = event(endpoint.project, owner, number, 0, "endpoint.disabled", data, None, at)
+    told = event(endpoint.project, owner, number, nth, "endpoint.disabled", data, None, at)
     tx.add_events([Waiting(told, spread=False)])
+    return 1
 
 
 __all__ = ["Deliverer", "Sent"]

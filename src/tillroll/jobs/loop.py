@@ -13,6 +13,7 @@ import secrets
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,6 +96,8 @@ class Worker:
         self._lease = lease_seconds
         self._tell = tell
         self._stopping = threading.Event()
+        # Of their own: a job that waits for somebody else must not take a thread that calls need.
+        self._threads = ThreadPoolExecutor(len(jobs) or 1, thread_name_prefix="tillroll-job")
         self._beats: dict[str, float] = {}
         self._failed: set[str] = set()
         self.holder = holder or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -156,8 +159,9 @@ class Worker:
     _wake: Callable[[], object] = staticmethod(nothing)
 
     async def _keep(self, job: Job, wake: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
         while not self._stopping.is_set():
-            turn = await asyncio.to_thread(self.turn, job)
+            turn = await loop.run_in_executor(self._threads, self.turn, job)
             more = turn.told is not None and bool(turn.told.get("more"))
             if not more:
                 await _either(wake, job.every)
@@ -169,6 +173,7 @@ class Worker:
 
     def close(self) -> None:
         """Close the jobs, and leave them to others at once."""
+        self._threads.shutdown(wait=True)
         for job in self._jobs:
             job.close()
         at = self._engine.clock()

@@ -133,8 +133,10 @@ def end_of_day(day: str, zone_name: str) -> int:
     """
     try:
         after = date.fromisoformat(day) + timedelta(days=1)
-    except (ValueError, OverflowError):
+    except ValueError:
         raise InvalidInput(f"not a date: {day[:40]!r}") from None
+    except OverflowError:
+        raise InvalidInput(f"{day} is too late; leave the end out for never") from None
     return _midnight(after, zone(zone_name))
 
 

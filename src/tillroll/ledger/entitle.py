@@ -78,13 +78,16 @@ def _buy_pack(case: Case, command: c.Buy, pack: Pack, number: int) -> Entry:
 
 
 def _buy_pass(case: Case, command: c.Buy, timed: Pass, number: int) -> Entry:
-    """Begin a time pass, or prolong the one that runs; it ends later, never sooner."""
+    """Begin a time pass, or prolong the one that runs; it ends later, never sooner.
+
+    One that has no end keeps none.
+    """
     held = case.account.entitlements.get(command.product)
     if held is not None and held.kind != "time_pass":
         raise InvalidInput(f"{command.product!r} names an entitlement that is no time pass")
     if held is None:
         _check_count(case)
-    from_then = case.at if held is None or held.ends_at is None else held.ends_at
+    from_then = case.at if held is None else held.ends_at
     bought = Entitlement(
         name=command.product,
         kind="time_pass",
@@ -93,7 +96,7 @@ def _buy_pass(case: Case, command: c.Buy, timed: Pass, number: int) -> Entry:
         features=_sorted(timed.features),
         anchor=held.anchor if held else _local(case, case.at),
         starts_at=held.starts_at if held else case.at,
-        ends_at=_later(from_then, timed.lasts * command.quantity),
+        ends_at=None if from_then is None else _later(from_then, timed.lasts * command.quantity),
         source=command.source,
     )
     return _entitled(case, bought)
@@ -159,8 +162,9 @@ def _entitle(case: Case, command: c.Entitle) -> Entry:
     }
     held = case.account.entitlements.get(command.name)
     if command.lasts is not None:
-        from_then = case.at if held is None or held.ends_at is None else held.ends_at
-        command = replace(command, ends_at=_later(from_then, command.lasts), lasts=None)
+        from_then = case.at if held is None else held.ends_at
+        ends_at = None if from_then is None else _later(from_then, command.lasts)
+        command = replace(command, ends_at=ends_at, lasts=None)
     if held is None:
         return _begin(case, command, terms, command.trial_ends_at)
     return _move(case, command, held, terms)

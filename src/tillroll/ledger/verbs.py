@@ -144,6 +144,7 @@ class Verbs:
         new_id: Makes a request_id where the caller gives none. Time-ordered ids keep the index
             of ids small and fast.
         read_quote: Checks a quote's signature and returns what it promises.
+        ours: Take ids that are marked as our own, which no caller can have used.
     """
 
     def __init__(
@@ -152,8 +153,11 @@ class Verbs:
         scale: int,
         new_id: Callable[[], str],
         read_quote: Callable[[str], c.QuoteClaims],
+        *,
+        ours: bool = False,
     ) -> None:
         """Build requests for one project."""
+        self._ours = ours
         self.project = project
         self.scale = scale
         self._new_id = new_id
@@ -1239,7 +1243,12 @@ class Verbs:
     def _request(
         self, account: str, command: c.Command, request_id: str | None, how: How
     ) -> c.Request:
-        request_id = self._new_id() if request_id is None else _target(request_id, "request_id")
+        if request_id is None:
+            request_id = self._new_id()
+        elif self._ours:
+            request_id = _text(request_id, "request_id")
+        else:
+            request_id = _target(request_id, "request_id")
         account = _text(account, "account")
         metadata = actor = None
         retry_refused = False

@@ -426,9 +426,12 @@ class Desk:
             start, until = self._window(at)
             for happened_at, told in self.asked.pull(start, until):
                 heard += 1
+                if isinstance(told, InvalidInput):
+                    kept += self._keep([], happened_at, str(told))
+                    continue
                 try:
                     self.hear(told)
-                except (InvalidInput, IdempotencyConflict) as problem:
+                except (InvalidInput, IdempotencyConflict, ProviderRefused) as problem:
                     kept += self._keep(told, happened_at, str(problem))
             self.engine.perform(partial(self._heard, until=until))
             if until >= at or heard >= EVENTS_MAX:
@@ -439,6 +442,7 @@ class Desk:
         with self.engine.store.read() as reader:
             note = reader.note(self._cursor_key())
         last = 0 if note is None else msgspec.json.decode(note.document, type=Cursor).at
+        last = min(last, at)  # a clock that was ahead is not believed for ever
         start = max(last - OVERLAP, at - REACH)
         return start, min(max(last, start) + WINDOW, at)
 
@@ -454,14 +458,14 @@ class Desk:
 
     def _keep(self, told: list[Told], happened_at: int, problem: str) -> int:
         """Keep what cannot be followed yet, once; return how many."""
-        digest = sha256(msgspec.json.encode(told)).hexdigest()
+        digest = sha256(msgspec.json.encode(told or problem)).hexdigest()
         key = (account_id(self.ledger, f"~{KEPT}/{digest}"), KEPT, f"{self.provider.name}:{digest}")
         kept = Kept(told=tuple(told), problem=problem, at=happened_at)
 
         def act(tx: Writer) -> int:
             if tx.note(key) is not None:
                 return 0
-            put(tx, self._note(key), kept, self.engine.clock() + AGAIN)
+            put(tx, self._note(key), kept, self.engine.clock() + AGAIN if told else NEVER)
             return 1
 
         return self.engine.perform(act)
@@ -473,17 +477,30 @@ class Desk:
             due = reader.notes_due(self.ledger, subscribing.KIND, at, AGAIN_MAX)
             kept = reader.notes_due(self.ledger, KEPT, at, AGAIN_MAX)
         for note in due:
-            self._follow(subscribing.decoded(note).id, [])
+            try:
+                self._follow(subscribing.decoded(note).id, [])
+            except (InvalidInput, IdempotencyConflict, ProviderRefused):
+                self._put_off(note)  # or it would keep those behind it from being tried
         for note in kept:
             self._hear_kept(note)
         return len(due) + len(kept)
+
+    def _put_off(self, seen: Note) -> None:
+        """Try a note again a while later."""
+
+        def act(tx: Writer) -> None:
+            note = tx.note(seen.key)
+            if note is not None and note.version == seen.version:
+                tx.put_note(replace(note, due_at=self.engine.clock() + AGAIN))
+
+        self.engine.perform(act)
 
     def _hear_kept(self, seen: Note) -> None:
         kept = msgspec.json.decode(seen.document, type=Kept)
         due_at = self.engine.clock() + AGAIN
         try:
             self.hear(kept.told)
-        except (InvalidInput, IdempotencyConflict) as problem:
+        except (InvalidInput, IdempotencyConflict, ProviderRefused) as problem:
             kept = replace(kept, problem=str(problem))
         else:
             kept, due_at = replace(kept, problem=None), NEVER

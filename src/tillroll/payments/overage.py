@@ -4,6 +4,10 @@ An account that may owe (an overdraft) is billed for it afterwards: the units th
 the overdraft are added up, and reported in whole numbers. A batch is noted with its identifier
 before it is sent and struck off afterwards; whoever dies in between sends the same batch again
 under the same identifier, which counts once. What is less than one whole unit is carried on.
+
+What was reported is owed to the provider's invoice and no longer here: a grant of as many units
+repays the overdraft with the entry that strikes the batch off, or the next units bought would pay
+for it once more.
 """
 
 from __future__ import annotations
@@ -15,11 +19,14 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tillroll.embedded.ledger import verbs_of
+from tillroll.engine import answer_in
 from tillroll.ledger.commands import account_id
-from tillroll.ledger.errors import InvalidInput, NotFound
-from tillroll.ledger.types import MINUTE, NEVER, OVERDRAFT, WALLET_DEFAULT
+from tillroll.ledger.errors import InvalidInput, NotFound, TillrollError
+from tillroll.ledger.types import MINUTE, NEVER, OVERDRAFT, RESERVED, WALLET_DEFAULT
 from tillroll.payments.desk import KEY_LIFE, Desk, new_note, put
 from tillroll.payments.provider import Usage
+from tillroll.wire.problems import ProviderRefused
 
 if TYPE_CHECKING:
     from tillroll.ledger.types import Entry
@@ -90,7 +97,7 @@ def set_overage(desk: Desk, account: str, meter: str, *, wallet: str = WALLET_DE
             made = Overage(account=account, meter=meter, wallet=wallet, cursor=seq)
         else:
             known = decoded(note)
-            if known.pending is not None:
+            if known.pending is not None and meter != known.meter:
                 raise InvalidInput("usage is being reported; try again when it has arrived")
             made = replace(known, meter=meter, state="running")
         at = desk.engine.clock()
@@ -121,7 +128,11 @@ def resolve(desk: Desk, account: str, *, arrived: bool, wallet: str = WALLET_DEF
         known = overage_of(tx, desk.ledger, account, wallet)
         if known.state != "in_doubt" or known.pending is None:
             raise InvalidInput("nothing is in doubt here")
-        done = _done(known, known.pending) if arrived else replace(known, pending=None)
+        if arrived:
+            done = _done(known, known.pending)
+            _repay(tx, desk, known, known.pending)
+        else:
+            done = replace(known, pending=None)
         note = tx.note(_key(desk, account, wallet))
         assert note is not None
         done = replace(done, state="running")
@@ -157,11 +168,18 @@ def round_of(desk: Desk) -> int:
     with desk.engine.store.read() as reader:
         due = reader.notes_due(desk.ledger, KIND, desk.engine.clock(), ROUND_MAX)
     arrived = 0
+    refused: ProviderRefused | None = None
     for note in due:
         noted = desk.engine.perform(partial(_noted, desk=desk, seen=note))
         if noted is not None:
-            _report(desk, noted)
-            arrived += 1
+            try:
+                _report(desk, noted)
+            except ProviderRefused as problem:  # one account's trouble is not the others'
+                refused = problem
+            else:
+                arrived += 1
+    if refused is not None:
+        raise refused
     return arrived
 
 
@@ -239,8 +257,25 @@ def _report(desk: Desk, overage: Overage) -> None:
         known = decoded(note)
         if known.pending == batch:
             put(tx, note, _done(known, batch), note.due_at)
+            _repay(tx, desk, known, batch)
 
     desk.engine.perform(act)
+
+
+def _repay(tx: Writer, desk: Desk, overage: Overage, batch: Batch) -> None:
+    """Have the account owe no longer what the provider bills; a closed one is left as it is."""
+    grant = verbs_of(desk.engine, desk.ledger, ours=True).grant(
+        overage.account,
+        batch.value,
+        wallet=overage.wallet,
+        source="billed afterwards",
+        request_id=f"{RESERVED}overage/{batch.identifier}",
+        reason=f"{batch.value} reported to {overage.meter}",
+        actor=f"payments/{desk.provider.name}",
+    )
+    [answer] = answer_in(tx, desk.engine.store.scale, [grant], desk.engine.clock())
+    if isinstance(answer.outcome, TillrollError):
+        raise answer.outcome
 
 
 def _done(overage: Overage, batch: Batch) -> Overage:

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
+from tillroll.ledger.errors import InvalidInput
 from tillroll.payments.facts import Disputed, Refunded
 
 Standing = Literal["incomplete", "trialing", "active", "past_due", "paused", "ended"]
@@ -179,8 +180,10 @@ class Listener(Protocol):
 class Provider(Listener, Protocol):
     """A provider that can be asked as well."""
 
-    def pull(self, since: int, until: int) -> Iterator[tuple[int, list[Told]]]:
+    def pull(self, since: int, until: int) -> Iterator[tuple[int, list[Told] | InvalidInput]]:
         """Yield what happened from one instant to another, the oldest first, with its time.
+
+        What cannot be read comes as the problem with it.
 
         Raises:
             ProviderUnavailable: Ask again from the last one that came.

@@ -31,7 +31,7 @@ class Round(NamedTuple):
 def rounds(desk: Desk) -> list[Round]:
     """Return the rounds of a desk; of a provider that only tells, none asks."""
     desk.heard_charge = lambda told: topups.resolved(desk, told)
-    name = f"payments-{desk.provider.name}"
+    name = f"payments-{desk.provider.name}-{desk.ledger}"  # each ledger has its own
     if not hasattr(desk.provider, "pull"):
         return []
     return [

@@ -29,7 +29,7 @@ from tillroll.ledger.calendar import show_instant
 from tillroll.ledger.commands import Void, account_id
 from tillroll.ledger.core import advance_in
 from tillroll.ledger.errors import InvalidInput, TillrollError
-from tillroll.ledger.types import SECOND, Account, Refusal
+from tillroll.ledger.types import RESERVED, SECOND, Account, Refusal
 from tillroll.ledger.units import to_decimal
 from tillroll.payments.facts import Bought, Payment, decimals_of, merge, owed
 from tillroll.stores.base import Note
@@ -127,7 +127,7 @@ class _Work:
         self._project = project
         self._new = Payment(provider=provider, id=payment_id)
         self._key = key_of(project, provider, payment_id)
-        self._verbs: Verbs = verbs_of(engine, project)
+        self._verbs: Verbs = verbs_of(engine, project, ours=True)
         self._scale = engine.store.scale
         self.requests: list[Request] = []
         self.answers: list[Answer] = []
@@ -241,7 +241,7 @@ class _Work:
 
     def _step(self, payment: Payment) -> tuple[Payment, str]:
         payment = replace(payment, steps=payment.steps + 1)
-        return payment, f"{payment.ref}#{payment.steps}"
+        return payment, f"{RESERVED}payment/{payment.ref}/{payment.steps}"
 
     def _take(self, tx: Writer, payment: Payment, bought: Bought, units: int) -> Payment:
         """Ask for units back, of each line what it has, of the last what is missing as well."""
@@ -277,12 +277,7 @@ class _Work:
 
     def _account(self, tx: Writer, payment: Payment, bought: Bought) -> Account:
         """Return a copy of the account as it stands now, under its lock."""
-        owner = account_id(self._project, bought.account)
-        accounts, _ = tx.load(self._project, {owner: bought.account}, [(owner, payment.ref)])
-        account = copy.deepcopy(accounts[owner])
-        at = max(self._engine.clock(), account.at)
-        advance_in(Book(accounts={owner: account}, at=at), owner, at)
-        return account
+        return standing(tx, self._project, bought.account, payment.ref, self._engine.clock())
 
     def _time(
         self, tx: Writer, payment: Payment, bought: Bought, demanded: int, *, fresh: bool
@@ -337,6 +332,24 @@ class _Work:
         return payment
 
 
+def standing(tx: Writer, project: str, name: str, request_id: str, at: int) -> Account:
+    """Return a copy of an account as it stands at that time, under its lock.
+
+    Args:
+        tx: The transaction, which reads where is written, and never from a standby.
+        project: Whose account.
+        name: The account.
+        request_id: What it is looked at for.
+        at: The time; the account's own, where that is later.
+    """
+    owner = account_id(project, name)
+    accounts, _ = tx.load(project, {owner: name}, [(owner, request_id)])
+    account = copy.deepcopy(accounts[owner])
+    at = max(at, account.at)
+    advance_in(Book(accounts={owner: account}, at=at), owner, at)
+    return account
+
+
 def cost_basis(bought: Bought, scale: int) -> Decimal:
     """Return what one unit was sold for, in the currency's own unit, to twelve decimals."""
     if bought.units <= 0:
@@ -349,3 +362,4 @@ def cost_basis(bought: Bought, scale: int) -> Decimal:
 
 
 __all__ = ["claimed", "cost_basis", "decoded", "key_of", "known", "payments_of", "settle"]
+__all__ += ["standing"]

@@ -128,6 +128,8 @@ def _facts(told: Body) -> list[Sold | Refunded | Disputed]:
     if told.paid:
         if told.account is None or (told.product is None and told.units is None):
             raise InvalidInput("a payment needs account, and product or units")
+        if (told.refunds or told.disputes) and not told.amount:
+            raise InvalidInput("what is refunded or disputed is a part of amount, which is missing")
         life = None if told.expires_in is None else calendar.span(told.expires_in, "expires_in")
         facts.append(
             Sold(

@@ -190,7 +190,7 @@ class Stripe:
         """
         try:
             return self._of_event(event)
-        except (KeyError, TypeError, IndexError) as problem:
+        except (KeyError, TypeError, IndexError, ValueError) as problem:
             raise InvalidInput(
                 f"the event lacks {problem}: the endpoint's API version must be "
                 f"{stripe.api_version}"
@@ -282,7 +282,7 @@ class Stripe:
 
     # ------------------------------------------------------------ what is asked
 
-    def pull(self, since: int, until: int) -> Iterator[tuple[int, list[Told]]]:
+    def pull(self, since: int, until: int) -> Iterator[tuple[int, list[Told] | InvalidInput]]:
         """Yield what happened, the oldest first; see `Provider.pull`."""
         created = {"gte": since // SECOND, "lte": until // SECOND}
         asked: Any = {"created": created, "types": list(TOPICS), "limit": PAGE}
@@ -290,7 +290,11 @@ class Stripe:
             found = self._client.v1.events.list(asked)
             events = [event.to_dict() for event in found.auto_paging_iter()]
         for event in sorted(events, key=lambda event: (event["created"], event["id"])):
-            yield event["created"] * SECOND, self._told(event)
+            try:
+                told: list[Told] | InvalidInput = self._told(event)
+            except InvalidInput as problem:  # one event is not to keep the others from being heard
+                told = InvalidInput(f"event {event.get('id')}: {problem}")
+            yield event["created"] * SECOND, told
 
     def customer(self, account: str, key: str) -> str:
         """Return Stripe's customer for an account."""
@@ -465,8 +469,9 @@ def _text(body: bytes) -> str:
 
 
 def _timestamp(header: str) -> int:
-    parts = dict(part.split("=", 1) for part in header.split(",") if "=" in part)
-    return int(parts["t"]) * SECOND  # it was there, or the signature had not been good
+    parts = [part.split("=", 1) for part in header.split(",") if "=" in part]
+    # The first, as the package that verified it took; it was there, or that had not been good.
+    return next(int(value) for name, value in parts if name == "t") * SECOND
 
 
 def _id(thing: Any) -> str | None:

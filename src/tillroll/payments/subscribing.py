@@ -25,7 +25,7 @@ from tillroll.engine import Batch, Engine, answer_in
 from tillroll.ledger.calendar import show_instant
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.errors import TillrollError
-from tillroll.ledger.types import HOUR, NEVER, Refusal
+from tillroll.ledger.types import HOUR, NEVER, RESERVED, Refusal
 from tillroll.payments.provider import InvoiceTold, SubscriptionTold
 from tillroll.payments.settling import claimed
 from tillroll.stores.base import Note
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 KIND = "subscription"
 INVOICES_MAX = 120  # of one subscription: ten years of months, about 200 bytes each
 AGAIN = HOUR  # after which one that the ledger could not follow is tried again
+# The clock may have ended it before the provider says so: then nothing is left to be done.
+OVER_ALREADY = "entitlement_not_found"
 SHIFT = 2 * HOUR  # what a day's saving time may move a period of the account's own calendar
 
 
@@ -72,6 +74,7 @@ class Subscription(Struct, frozen=True, omit_defaults=True):
         granted: The invoices whose period was dealt with.
         applied: How the entitlement stands; None where there is none.
         base: The invoice that the entitlement's plan and anchor were reckoned from.
+        given: The plans whose units were granted for the period of that invoice.
         steps: How many verbs were carried out; each has its number in its request id.
         refused: Why the ledger could not be brought to what is known.
     """
@@ -83,6 +86,7 @@ class Subscription(Struct, frozen=True, omit_defaults=True):
     granted: tuple[str, ...] = ()
     applied: Applied | None = None
     base: str = ""
+    given: tuple[str, ...] = ()
     steps: int = 0
     refused: str | None = None
 
@@ -176,7 +180,7 @@ class _Work:
         self._project = project
         self._new = Subscription(provider=provider, id=subscription_id)
         self._key = key_of(project, provider, subscription_id)
-        self._verbs = verbs_of(engine, project)
+        self._verbs = verbs_of(engine, project, ours=True)
         self.requests: list[Request] = []
         self.answers: list[Answer] = []
 
@@ -224,7 +228,7 @@ class _Work:
         for answer in self.answers:
             if isinstance(answer.outcome, TillrollError):
                 raise answer.outcome
-            if isinstance(answer.outcome, Refusal):
+            if isinstance(answer.outcome, Refusal) and answer.outcome.code != OVER_ALREADY:
                 return replace(subscription, refused=answer.outcome.code)
         return planned
 
@@ -256,7 +260,7 @@ class _Work:
                     trial_ends_at=_trial(latest),
                 )
                 subscription = self._stand(subscription, latest, wanted)
-                subscription = replace(subscription, base=invoice.id)
+                subscription = replace(subscription, base=invoice.id, given=(plan,))
         return self._now(prices, subscription, latest, paid[-1] if paid else None, at, shift)
 
     def _now(
@@ -285,8 +289,9 @@ class _Work:
             anchor = min(start if last is None else last.period_start, at)
         elif applied.plan == plan:
             anchor, version = applied.anchor, applied.version
-        elif _is_dearer(prices.products, plan, applied.plan):
+        elif plan not in subscription.given and _is_dearer(prices.products, plan, applied.plan):
             anchor = min(latest.at, at)
+            subscription = replace(subscription, given=(*subscription.given, plan))
         else:
             anchor = applied.anchor
             if last is not None and last.period_end > at:  # it was paid, so it stays until then
@@ -346,7 +351,7 @@ class _Work:
     def _step(self, subscription: Subscription) -> tuple[Subscription, dict[str, Any]]:
         subscription = replace(subscription, steps=subscription.steps + 1)
         return subscription, {
-            "request_id": f"{subscription.name}#{subscription.steps}",
+            "request_id": f"{RESERVED}subscription/{subscription.name}/{subscription.steps}",
             "reason": f"subscription {subscription.id}",
             "actor": f"payments/{subscription.provider}",
         }
@@ -379,7 +384,7 @@ def _is_dearer(products: Products, plan: str, before: str) -> bool:
     one, other = products.plans.get(plan), products.plans.get(before)
     if one is None or other is None or one.price is None or other.price is None:
         return True
-    return one.price.amount >= other.price.amount
+    return one.price.amount > other.price.amount
 
 
 def _trial(latest: SubscriptionTold) -> int | None:

@@ -22,12 +22,13 @@ from tillroll.ledger import calendar
 from tillroll.ledger.burn import spendable
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.errors import InvalidInput, NotFound
-from tillroll.ledger.types import DAY, HOUR, MINUTE, NEVER, WALLET_DEFAULT
+from tillroll.ledger.types import DAY, HOUR, MINUTE, NEVER, RESERVED, WALLET_DEFAULT
 from tillroll.ledger.units import parse_decimal, parse_limit, parse_units, show_units
 from tillroll.payments.desk import KEY_LIFE, Desk, minor, new_note, put
 from tillroll.payments.facts import AMOUNT_MAX, decimals_of
 from tillroll.payments.provider import ChargeTold, Order, PaymentTold, Sold
-from tillroll.queries import look
+from tillroll.payments.settling import standing
+from tillroll.wire.problems import ProviderRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,7 +167,7 @@ def set_top_up(
     if (unit_price is None) != (currency is None):
         raise InvalidInput("unit_price and currency go together")
     if product is not None:
-        currency = _pack(desk, product).currency
+        currency = _pack(desk, product, wallet).currency
     assert currency is not None
     terms = TopUp(
         account=account,
@@ -190,14 +191,22 @@ def set_top_up(
             known = decoded(note)
             kept = {name: getattr(known, name) for name in ("attempt", "pending", "spent")}
             made = replace(terms, **kept)
+            by_hand = known.reason == "by_hand"
             if known.pending is not None:
-                made = replace(made, state="pending")
-            elif known.state == "paused" and known.reason == "by_hand":
-                made = replace(made, state="paused", reason=known.reason)
+                made = replace(made, state="pending", reason="by_hand" if by_hand else None)
+            elif by_hand or _terms(known) == _terms(made):  # saying the same again is no `resume`
+                stands = ("state", "reason", "declined", "not_before")
+                made = replace(made, **{name: getattr(known, name) for name in stands})
         _write(tx, desk, note, made, at)
         return made
 
     return desk.engine.perform(act)
+
+
+def _terms(topup: TopUp) -> tuple[object, ...]:
+    """Return what was set, without how it stands."""
+    money = topup.product, topup.unit_price, topup.currency, topup.daily_cap, topup.monthly_cap
+    return topup.threshold, topup.target, topup.cool_down, *money
 
 
 def top_up_of(reader: Reader, ledger: str, account: str, wallet: str = WALLET_DEFAULT) -> TopUp:
@@ -259,11 +268,17 @@ def round_of(desk: Desk) -> int:
     with desk.engine.store.read() as reader:
         due = reader.notes_due(desk.ledger, KIND, desk.engine.clock(), ROUND_MAX)
     charges = 0
+    refused: ProviderRefused | None = None
     for note in due:
         topup = desk.engine.perform(partial(_begin, desk=desk, seen=note))
         if topup is not None:
             charges += 1
-            _charge(desk, topup)
+            try:
+                _charge(desk, topup)
+            except ProviderRefused as problem:  # one account's trouble is not the others'
+                refused = problem
+    if refused is not None:
+        raise refused
     return charges
 
 
@@ -278,8 +293,7 @@ def _begin(tx: Writer, *, desk: Desk, seen: Note) -> TopUp | None:
     if topup.pending is not None:
         _write(tx, desk, note, topup, at + EVERY)
         return topup
-    with desk.engine.store.read() as reader:
-        account = look(reader, desk.ledger, topup.account, at)
+    account = standing(tx, desk.ledger, topup.account, f"{RESERVED}{KIND}", at)
     begun = _decide(desk, topup, account, at)
     _write(tx, desk, note, begun, at + EVERY)
     return begun if begun.pending is not None else None
@@ -316,7 +330,7 @@ def _priced(desk: Desk, topup: TopUp, units: int, at: int) -> Pending:
     scale = desk.engine.store.scale
     attempt = topup.attempt + 1
     if topup.product is not None:
-        pack = _pack(desk, topup.product)
+        pack = _pack(desk, topup.product, topup.wallet)
         quantity = -(-units // pack.units)
         return Pending(
             attempt=attempt,
@@ -399,7 +413,7 @@ def _after(topup: TopUp, pending: Pending, told: ChargeTold, at: int) -> TopUp:
     topup = replace(topup, pending=None)
     if told.state == "succeeded":
         recent = [one for one in topup.spent if one.at > at - _MONTH]
-        spent = (*recent, Spent(pending.at, pending.amount))[-SPENT_MAX:]
+        spent = _bounded((*recent, Spent(pending.at, pending.amount)))
         topup = replace(topup, spent=spent, declined=0)
         if by_hand:
             return replace(topup, state="paused")
@@ -414,6 +428,14 @@ def _after(topup: TopUp, pending: Pending, told: ChargeTold, at: int) -> TopUp:
     return replace(topup, state="waiting", reason=reason, not_before=at + BACK_OFF[declined - 1])
 
 
+def _bounded(spent: tuple[Spent, ...]) -> tuple[Spent, ...]:
+    """Return what was spent in no more parts than are remembered; a cap errs on the safe side."""
+    while len(spent) > SPENT_MAX:
+        first, second, *rest = spent
+        spent = (Spent(second.at, first.amount + second.amount), *rest)
+    return spent
+
+
 # ---------------------------------------------------------------- pieces
 
 
@@ -426,11 +448,14 @@ class _Priced(Struct, frozen=True):
     version: int
 
 
-def _pack(desk: Desk, product: str) -> _Priced:
+def _pack(desk: Desk, product: str, wallet: str) -> _Priced:
+    """Return a pack that can fill this wallet: another one would be bought again and again."""
     prices = desk.prices()
     pack = prices.products.packs.get(product)
     if pack is None or pack.price is None:
         raise InvalidInput(f"the catalog has no pack {product!r} with a price")
+    if pack.wallet != wallet or pack.applies_to:
+        raise InvalidInput(f"the pack {product!r} does not bring {wallet} for everything")
     units = parse_units(pack.units, desk.engine.store.scale)
     return _Priced(units, minor(pack.price), pack.price.currency.lower(), prices.current)
 

@@ -689,10 +689,12 @@ class SqliteStore:
 
     def close(self) -> None:
         """Close every connection; the last one to leave a file checkpoints it."""
-        self._bring_rows_up()
-        with self._calm:
-            self._closed = True
-            self._close_own()
+        try:
+            self._bring_rows_up()
+        finally:
+            with self._calm:
+                self._closed = True
+                self._close_own()
 
     def _bring_rows_up(self) -> None:
         """Write the states that trail behind, so that a file at rest says the same twice.
@@ -706,8 +708,10 @@ class SqliteStore:
             if known.seq != known.account.seq
         ]
         if self._writer is not None and trailing:
-            with suppress(CommitUncertain, StoreUnavailable, apsw.Error), self.write() as tx:
-                tx.bring_rows_up(trailing)
+            known = CommitUncertain, StoreUnavailable, apsw.Error, msgspec.MsgspecError
+            with suppress(*known), self.write() as tx:
+                if tx.moved_to() is None:
+                    tx.bring_rows_up(trailing)
 
 
 class _Writing:

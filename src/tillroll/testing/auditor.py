@@ -679,14 +679,14 @@ class Auditor:
         if right is not None and right.kind != "time_pass":
             raise _No("invalid_input")
         lasts = timedelta(microseconds=timed.lasts) * quantity
-        begins = at if right is None or right.ends_at is None else right.ends_at
+        begins = at if right is None else right.ends_at
         bought = Right(
             name=name,
             kind="time_pass",
             status="active",
             brings=_brought(name, dict(timed.features), [], local(at, account.zone)),
             starts_at=at if right is None else right.starts_at,
-            ends_at=begins + lasts,
+            ends_at=None if begins is None else begins + lasts,
         )
         if right is not None:
             bought.brings["anchor"] = right.brings["anchor"]
@@ -769,8 +769,9 @@ class Auditor:
         args = {"kind": "feature", **args}
         if "lasts" in args:
             right = account.rights.get(args["name"])
-            begins = at if right is None or right.ends_at is None else right.ends_at
-            args["ends_at"] = begins + args["lasts"]
+            begins = at if right is None else right.ends_at
+            if begins is not None:
+                args["ends_at"] = begins + args["lasts"]
         if "trial_ends_at" in args:
             args.setdefault("status", "trialing")
         return self._put(account, args, brings, at)
