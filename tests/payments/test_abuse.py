@@ -233,3 +233,24 @@ def test_each_ledger_has_rounds_of_its_own(world: World):
     other = Desk(world.ledger._engine, "default:test", world.stripe("default:test"))
     names = [one.name for desk in (world.desk, other) for one in rounds(desk)]
     assert len(names) == len(set(names)) == 8
+
+
+def test_nobody_pays_for_what_cannot_be_received(world: World):
+    world.ledger.grant("closed", 1)
+    world.ledger.close_account("closed")
+    for account, told in (("closed", "is closed"), ("a\nb", "no text")):
+        with pytest.raises(tillroll.InvalidInput, match=told):
+            world.desk.checkout(account, "pack100", "order")
+    assert not world.fake.things
+    world.ledger.freeze("frozen")  # what is paid comes in; it may be spent later
+    assert world.desk.checkout("frozen", "pack100", "order")
+
+
+def test_a_page_whose_answer_was_lost_is_asked_for_at_the_new_price(world: World):
+    world.fake.fail = ["lost"] * 3
+    with pytest.raises(tillroll.TillrollError):
+        world.desk.checkout("acme", "pack100", "order")
+    world.fake.fail = []
+    catalog(world, Products(packs={"pack100": Pack(units=Decimal(100), price=usd("7"))}))
+    url = world.desk.checkout("acme", "pack100", "order")
+    assert world.fake.things[url.rsplit("/", 1)[1]]["amount_total"] == 700

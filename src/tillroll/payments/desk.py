@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tillroll.embedded.ledger import verbs_of
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.errors import IdempotencyConflict, InvalidInput
 from tillroll.ledger.types import DAY, HOUR, MINUTE, NEVER, SECOND
@@ -33,6 +34,7 @@ from tillroll.payments.provider import (
     SubscriptionTold,
     Told,
 )
+from tillroll.queries import look
 from tillroll.stores.base import Note
 from tillroll.wire.problems import ProviderRefused
 
@@ -290,7 +292,8 @@ class Desk:
             request_id: Repeat it to retry; the first answer is returned.
 
         Raises:
-            InvalidInput: The catalog has no such product, or it has no price.
+            InvalidInput: The catalog has no such product, or it has no price; or the account could
+                not receive what is bought.
             IdempotencyConflict: The id was used for another product.
             ProviderUnavailable: Ask again with the same id.
         """
@@ -299,20 +302,31 @@ class Desk:
         answered = self._answered(account, product, request_id)
         if answered is not None:
             return answered
+        self._check_receiver(account)
         order = self._order(account, product)
         opened = self.engine.perform(lambda tx: self._opening(tx, account, product))
         if opened.session is not None and self._is_over(account, product, opened.session):
             opened = self.engine.perform(lambda tx: self._opening(tx, account, product))
         if opened.url is None:
             order = replace(order, customer=self.customer(account))
+            # What it costs is part of the key: under one key Stripe takes one order only.
+            wanted = order.version, order.amount, order.currency
             page = self.asked.checkout(
-                order, self.key("checkout", account, product, opened.attempt)
+                order, self.key("checkout", account, product, opened.attempt, *wanted)
             )
             opened = replace(opened, url=page.url, session=page.id, expires_at=page.expires_at)
         url = opened.url
         assert url is not None
         self.engine.perform(lambda tx: self._opened(tx, account, product, opened, request_id, url))
         return url
+
+    def _check_receiver(self, account: str) -> None:
+        """Refuse to take money for an account that could not receive what it is for."""
+        verbs_of(self.engine, self.ledger).grant(account, 1)  # the name is looked at as ever
+        with self.engine.store.read() as reader:
+            found = look(reader, self.ledger, account, self.engine.clock())
+        if found.status == "closed":
+            raise InvalidInput(f"account {account!r} is closed; nothing was asked for")
 
     def _is_over(self, account: str, product: str, session_id: str) -> bool:
         """Return whether a page that we take for open is over; then what it told is heard.
