@@ -119,6 +119,8 @@ $(VENV)/.stamp-venv:
 
 # The package is installed in place (a change of the source needs no new set-up), by the locked
 # build tools: pip's usual isolated build would fetch whatever hatchling is newest.
+# The locks are complete, so nothing is resolved (--no-deps): an older pip would resolve the extras
+# of a locked package anew, and stop at a release that is newer than the lock.
 $(RUNTIME): $(VENV)/.stamp-venv $(LOCKS) pyproject.toml
 	$(PIP) install --no-deps --require-hashes -r requirements/build.lock -r requirements/runtime.lock
 	$(PIP) install --no-deps --no-build-isolation --editable .
