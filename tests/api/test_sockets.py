@@ -45,15 +45,16 @@ class Raw:
         """Return the status and the body of one answer."""
         got = self._left
         while b"\r\n\r\n" not in got:
-            got += self._more()
+            got += self.part()
         head, _, body = got.partition(b"\r\n\r\n")
         length = int(re.search(rb"content-length: (\d+)", head)[1])
         while len(body) < length:
-            body += self._more()
+            body += self.part()
         self._left = body[length:]
         return int(head.split()[1]), body[:length]
 
-    def _more(self):
+    def part(self):
+        """Return what comes next, in one piece."""
         part = self._socket.recv(65_536)
         assert part, "hung up before the answer was whole"
         return part
@@ -110,6 +111,18 @@ def test_nonsense_is_answered_and_the_connection_closed(served, sent, status):
     assert b"application/problem+json" in got
     raw.close()
     assert alive(served) == 1
+
+
+def test_an_answer_is_sent_by_one_call(served):
+    raw = Raw(served)
+    for _ in range(50):
+        raw.send(b"GET /livez HTTP/1.1\r\nhost: t\r\n\r\n")
+        got = raw.part()
+        assert got.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert got.endswith(b'"checks":{"process":"ok"}}')
+    raw.send(b"GET /livez HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n")
+    assert raw.rest().endswith(b'"checks":{"process":"ok"}}')
+    raw.close()
 
 
 def test_an_endless_head_is_cut_off(served):

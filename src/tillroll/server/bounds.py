@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -31,7 +31,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a first request."""
-        super().connection_made(transport)
+        joining = cast("asyncio.Transport", Joining(transport, self.loop))
+        super().connection_made(joining)
         self._arriving_since: float | None = self.loop.time()
         self._head_bytes = 0
         self._all.add(self)
@@ -98,6 +99,40 @@ class BoundedHttp(HttpToolsProtocol):
                 % (shown["status"], shown["code"].encode(), problems.MEDIA_TYPE, len(body), body)
             )
         self.transport.close()
+
+
+class Joining:
+    """A connection that sends by one call to the system what is written in one turn of the loop.
+
+    The server writes the head and the body of an answer apart, and each call costs as much as
+    making the answer: it wakes whoever waits at the other end.
+    """
+
+    def __init__(self, below: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        """Send through the transport below; everything but sending is its own."""
+        self._below = below
+        self._loop = loop
+        self._parts: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what else a transport can do."""
+        return getattr(self._below, name)
+
+    def write(self, data: bytes) -> None:
+        """Send this when the loop comes round."""
+        if not self._parts:
+            self._loop.call_soon(self._send)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        """Send what was written, then hang up."""
+        self._send()
+        self._below.close()
+
+    def _send(self) -> None:
+        if self._parts:
+            self._below.write(b"".join(self._parts))
+            self._parts.clear()
 
 
 def _watch(loop: asyncio.AbstractEventLoop) -> None:
