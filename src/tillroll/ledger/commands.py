@@ -262,6 +262,7 @@ class Request(Struct, frozen=True, gc=False):
         account_id: The 16 bytes that the account is stored under.
         metadata: Canonical JSON; kept beside the entry, outside the hashed part, so that it can
             be erased.
+        is_new: Whether its id was made for it, at random: then nothing can be known of it.
     """
 
     project: str
@@ -273,6 +274,7 @@ class Request(Struct, frozen=True, gc=False):
     actor: str | None = None
     metadata: str | None = None
     retry_refused: bool = False
+    is_new: bool = False
 
 
 @lru_cache(maxsize=65_536)

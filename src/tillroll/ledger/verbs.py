@@ -1243,6 +1243,7 @@ class Verbs:
     def _request(
         self, account: str, command: c.Command, request_id: str | None, how: How
     ) -> c.Request:
+        is_new = request_id is None
         if request_id is None:
             request_id = self._new_id()
         elif self._ours:
@@ -1267,6 +1268,7 @@ class Verbs:
             actor=actor,
             metadata=metadata,
             retry_refused=retry_refused,
+            is_new=is_new,
         )
 
     def _expiry(self, expires_at: Expiry | None) -> tuple[int | None, str | None]:

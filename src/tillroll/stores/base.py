@@ -252,9 +252,9 @@ class Reader(Protocol):
         """Return what was answered to these (account_id, request_id); an entry wins."""
 
     def load(
-        self, project: str, wanted: Mapping[bytes, str], keys: Sequence[Key]
+        self, project: str, wanted: Mapping[bytes, str], keys: Sequence[Key] | None = None
     ) -> tuple[dict[bytes, Account], dict[Key, Entry | Refusal]]:
-        """Return these accounts, and what was answered to these keys.
+        """Return these accounts, and what was answered to these keys; None where nothing is asked.
 
         The accounts come first: where a driver locks rows, an id that another process is answering
         must not be looked up before that process is done, or its answer would be missed. A writer
@@ -550,7 +550,7 @@ def persist(store: Writes[W], act: Callable[[W], T]) -> T:
 def load_book(reader: Reader, project: str, requests: Sequence[Request], at: int) -> Book:
     """Return all state that deciding these requests may touch: load, then follow the stories."""
     wanted = {request.account_id: request.account for request in requests}
-    keys = [(request.account_id, request.request_id) for request in requests]
+    keys = [(new.account_id, new.request_id) for new in requests if not new.is_new]
     accounts, answers = reader.load(project, wanted, keys)
     live = {
         key: found

@@ -193,10 +193,10 @@ class MemoryReader:
         return decode_entry(self._store.histories[owner][seq - 1][0])
 
     def load(
-        self, _project: str, wanted: Mapping[bytes, str], keys: Sequence[Key]
+        self, _project: str, wanted: Mapping[bytes, str], keys: Sequence[Key] | None = None
     ) -> tuple[dict[bytes, Account], dict[Key, Entry | Refusal]]:
         """Return these accounts, and what was answered to these keys."""
-        return self.accounts(wanted.items()), self.answers(keys)
+        return self.accounts(wanted.items()), self.answers(keys or ())
 
     def stories(self, keys: Collection[Key]) -> dict[Key, Story]:
         """Return, for each id, the entry that made it and those that refer to it."""
@@ -397,6 +397,9 @@ class MemoryWriter(MemoryReader):
 
     def append(self, project: str, book: Book) -> None:
         """Write what the book gathered."""
+        for sealed in book.appended:
+            if (sealed.account_id, sealed.entry.request_id) in self._store.by_request:
+                raise ValueError(f"the id {sealed.entry.request_id!r} is taken")
         self.acts.append(lambda: self._append(project, book))
 
     def _append(self, project: str, book: Book) -> None:

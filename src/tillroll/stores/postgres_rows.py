@@ -437,10 +437,10 @@ class PostgresReader(OutboxReader):
         return {owner: r.account for owner, r in _revive(names, {}, rows, []).items()}
 
     def load(
-        self, _project: str, wanted: Mapping[bytes, str], keys: Sequence[Key]
+        self, _project: str, wanted: Mapping[bytes, str], keys: Sequence[Key] | None = None
     ) -> tuple[dict[bytes, Account], dict[Key, Entry | Refusal]]:
         """Return these accounts, and what was answered to these keys."""
-        return self.accounts(wanted.items()), self.answers(keys)
+        return self.accounts(wanted.items()), self.answers(keys or ())
 
     def first_metadata(self, account_ids: Collection[bytes]) -> dict[bytes, int]:
         """Return where the metadata of each account begins."""
@@ -643,17 +643,17 @@ class PostgresWriter(PostgresReader, OutboxWriter):
         self.last: list[Statement] = []
 
     def load(
-        self, project: str, wanted: Mapping[bytes, str], keys: Sequence[Key]
+        self, project: str, wanted: Mapping[bytes, str], keys: Sequence[Key] | None = None
     ) -> tuple[dict[bytes, Account], dict[Key, Entry | Refusal]]:
         """Lock these accounts, and return them and what was answered to these keys.
 
         One round trip: rows of accounts never seen are made, all are locked in the order of their
         ids, and only then is looked what they and the keys have become. Of an account that is
         remembered only what others have added since has to come. Who appends locks nothing and
-        believes what is remembered; without keys there may be nothing to contradict that, so then
-        nobody appends.
+        believes what is remembered; where nothing is asked there may be nothing to contradict
+        that, so then nobody appends.
         """
-        if self._way == "append" and not keys:
+        if self._way == "append" and keys is None:
             self._way = "locks"
         known = self._states
         self.loaded.update(wanted)
@@ -669,7 +669,7 @@ class PostgresWriter(PostgresReader, OutboxWriter):
             "added": lambda: self._each(
                 _ADDED, [(o.hex(), known[o].account.seq) for o in wanted if o in known]
             ),
-            "answers": lambda: [(_ANSWERS, _keys(keys) * 2)],
+            "answers": lambda: [(_ANSWERS, _keys(keys) * 2)] if keys else [],
             "prices": lambda: [(_PRICES_KNOWN, [project])],
             "place": lambda: [(PLACE, ())],
         }

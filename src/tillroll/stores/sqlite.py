@@ -788,10 +788,10 @@ class SqliteReader(OutboxReader):
         return found
 
     def load(
-        self, _project: str, wanted: Mapping[bytes, str], keys: Sequence[Key]
+        self, _project: str, wanted: Mapping[bytes, str], keys: Sequence[Key] | None = None
     ) -> tuple[dict[bytes, Account], dict[Key, Entry | Refusal]]:
         """Return these accounts, and what was answered to these keys."""
-        return self.accounts(wanted.items()), self.answers(keys)
+        return self.accounts(wanted.items()), self.answers(keys or ())
 
     def stories(self, keys: Collection[Key]) -> dict[Key, Story]:
         """Return, for each id, the entry that made it and those that refer to it."""

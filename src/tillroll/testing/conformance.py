@@ -234,6 +234,22 @@ def a_repeat_charges_once(b: Bench) -> None:
 
 
 @check
+def an_id_made_for_a_request_is_never_used_twice(bench: Bench) -> None:
+    """An id that was made for one request and exists nevertheless writes nothing again."""
+    bench.grant(2)
+    ledger = bench.ledger
+    request = ledger._verbs.consume(bench.account, units=1)  # noqa: SLF001 - no caller can do this
+    assert request.is_new
+    first, again = (ledger._engine.execute([request])[0] for _ in range(2))  # noqa: SLF001
+    assert not isinstance(first.outcome, errors.TillrollError), first.outcome
+    assert isinstance(again.outcome, errors.StoreError), again.outcome
+    assert bench.ledger.balance(bench.account).available == 1
+    told = bench.ledger.consume(bench.account, units=1, request_id=request.request_id)
+    assert told.replayed
+    assert bench.ledger.balance(bench.account).available == 1
+
+
+@check
 def a_hundred_at_once_charge_once(b: Bench) -> None:
     """A hundred simultaneous repeats of one request charge once and all get the same answer."""
     b.grant(100)
