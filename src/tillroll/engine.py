@@ -24,6 +24,7 @@ from tillroll.ledger.alerts import of_catalog
 from tillroll.ledger.book import Answer, Rules
 from tillroll.ledger.core import decide_batch
 from tillroll.ledger.errors import (
+    InvalidInput,
     OutcomeUnknown,
     Overloaded,
     StoreClosed,
@@ -496,6 +497,8 @@ class Engine:
                 answers += self._find_out([request], problem)
             except StoreError as problem:
                 answers.append(self._failed(request, problem))
+            except InvalidInput as problem:
+                answers.append(Answer(problem))
             except Exception as problem:  # noqa: BLE001 - reported to its caller as it is
                 failure = StoreUnavailable(f"the request could not be carried out: {problem!r}")
                 failure.__cause__ = problem

@@ -195,6 +195,8 @@ class Call:
             )
         except ValueError:
             raise InvalidInput("the query is not well encoded") from None
+        if b"%00" in self.query_string:
+            raise InvalidInput("no value has the character U+0000")
         given: dict[str, Any] = dict(pairs)
         if len(given) != len(pairs):
             raise InvalidInput("a name comes twice in the query")

@@ -86,13 +86,15 @@ def decoded(part: str) -> str:
     """Return the value of a parameter.
 
     Raises:
-        NotFound: It is not well encoded, or longer than an id may be.
+        NotFound: It is not well encoded, or no id can be so.
     """
     if "%" in part or not part.isascii():
         try:
             part = unquote(part.encode("latin-1"), errors="strict")
         except UnicodeDecodeError:
             raise NotFound("the address is not well encoded") from None
+        if "\0" in part:
+            raise NotFound("no id has the character U+0000")
     if len(part) > ID_MAX:
         raise NotFound(f"an id has {ID_MAX} characters at the most")
     return part

@@ -1231,7 +1231,10 @@ class Verbs:
             return common
         unknown = how.keys() - _HOW
         if unknown:
-            raise InvalidInput(f"unknown argument {min(unknown)!r}")
+            raise InvalidInput(
+                f"unknown argument {min(unknown)!r}: besides its own a verb takes "
+                f"{', '.join(sorted(_HOW))}"
+            )
         reason = how.get("reason")
         if reason is not None:
             common["reason"] = _text(reason, "reason", REASON_MAX, lines=True)

@@ -201,6 +201,13 @@ AGAIN = (errors.DeadlockDetected, errors.SerializationFailure, errors.UniqueViol
 GUILTY = (errors.DataError, errors.CheckViolation, errors.NotNullViolation)
 
 
+def raise_unfit(problem: psycopg.Error) -> NoReturn:
+    """Raise what one of `GUILTY` means; nothing was written."""
+    if isinstance(problem, errors.DataError):
+        raise InvalidInput(f"a value cannot be in the database: {said(problem)}") from problem
+    raise problem
+
+
 class PostgresStore:
     """Ledgers in one PostgreSQL database, shared by any number of processes and machines."""
 
@@ -288,8 +295,8 @@ class PostgresStore:
     def _translating(self) -> Iterator[None]:
         try:
             yield
-        except GUILTY:
-            raise
+        except GUILTY as problem:
+            raise_unfit(problem)
         except psycopg.Error as error:
             raise translated(self.url, error) from error
 
@@ -440,7 +447,7 @@ class PostgresStore:
     def _raise_unwritten(self, connection: Connection, problem: psycopg.Error) -> NoReturn:
         """Raise what an error before the commit means; nothing was written."""
         if isinstance(problem, GUILTY):
-            raise problem
+            raise_unfit(problem)
         if isinstance(problem, errors.FeatureNotSupported) and not self._secured:
             self._drop_writer()  # row-level security came meanwhile: the next connection knows
             raise Retry(f"{self.url}: {said(problem)}") from problem
@@ -933,4 +940,4 @@ def _contradictions(reader: PostgresReader) -> Iterator[str]:
             yield f"price version {number} of {project!r}: a column differs from it"
 
 
-__all__ = ["AGAIN", "GUILTY", "PostgresStore", "said", "translated"]
+__all__ = ["AGAIN", "GUILTY", "PostgresStore", "raise_unfit", "said", "translated"]

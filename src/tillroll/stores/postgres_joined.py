@@ -34,7 +34,7 @@ from tillroll.ledger.errors import (
 )
 from tillroll.stores.base import Retry
 from tillroll.stores.hosts import BEGIN, JoinedStore, wrong_driver
-from tillroll.stores.postgres import AGAIN, GUILTY, said, translated
+from tillroll.stores.postgres import AGAIN, GUILTY, raise_unfit, said, translated
 from tillroll.stores.postgres_rows import TOUCHED, Doubt, PostgresReader, PostgresWriter
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ class JoinedPostgres(JoinedStore):
     def _raise_unwritten(self, problem: psycopg.Error | Retry) -> NoReturn:
         """Raise what an error means, of which nothing is left in the host's transaction."""
         if isinstance(problem, GUILTY):
-            raise problem
+            raise_unfit(problem)
         if isinstance(problem, Retry):
             raise StoreBusy(f"{self.url}: {problem}; {_AGAIN_ADVICE}") from problem
         if isinstance(problem, AGAIN):
