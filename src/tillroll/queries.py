@@ -38,7 +38,7 @@ from tillroll.ledger.types import (
     entitlement_ref,
 )
 from tillroll.ledger.units import show_units, to_decimal
-from tillroll.stores.base import Stored, Story, load_book
+from tillroll.stores.base import SEQ_MAX, Stored, Story, load_book
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -349,6 +349,16 @@ def _then(book: PriceBook, as_of: int) -> PriceBook:
     return PriceBook(book.versions, max(known, default=0))
 
 
+def check_limit(limit: object) -> None:
+    """Make sure that a page may have so many lines.
+
+    Raises:
+        InvalidInput: It may not.
+    """
+    if type(limit) is not int or not 1 <= limit <= PAGE_MAX:
+        raise InvalidInput(f"limit must be a whole number from 1 to {PAGE_MAX}")
+
+
 def knows(store: Store, project: str, account: str) -> bool:
     """Return whether an account has a history."""
     with store.read() as reader:
@@ -358,7 +368,14 @@ def knows(store: Store, project: str, account: str) -> bool:
 def history(
     store: Store, project: str, account: str, *, after: int = 0, limit: int = PAGE_MAX
 ) -> list[Receipt]:
-    """Return entries of an account with a seq above `after`, oldest first."""
+    """Return entries of an account with a seq above `after`, oldest first; 1,000 at the most.
+
+    Raises:
+        InvalidInput: `after` or `limit` is out of bounds.
+    """
+    check_limit(limit)
+    if type(after) is not int or not 0 <= after <= SEQ_MAX:
+        raise InvalidInput("after must be the seq of an entry, 0 for the first page")
     with store.read() as reader:
         rows = reader.entries(account_id(project, account), after, limit)
     return [Receipt(stored.entry, store.scale, account) for stored in rows]
@@ -513,8 +530,7 @@ def statement(
         since: Only what was recorded at or after this.
         until: Only what was recorded before this.
     """
-    if type(limit) is not int or not 1 <= limit <= PAGE_MAX:
-        raise InvalidInput(f"limit must be a whole number from 1 to {PAGE_MAX}")
+    check_limit(limit)
     if before is not None and type(before) is not int:
         raise InvalidInput("before must be a whole number, as Page.next is")
     kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)

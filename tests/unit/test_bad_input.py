@@ -3,6 +3,7 @@
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum, StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +276,21 @@ def test_metadata_may_hold_what_json_can(ledger: tillroll.Ledger):
     held = {"nothing": None, "parts": [1.5, "x", {"deep": [None, True]}]}
     ledger.grant("acme", 5, metadata=held, request_id="held")
     assert ledger.explain("held")["metadata"] == held
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1_001, 2**70, "5", None, True])
+def test_a_page_has_bounds(limit: object):
+    with tillroll.open("memory://") as ledger:
+        ledger.grant("acme", 10)
+        looks = [partial(ledger.history, "acme"), partial(ledger.statement, "acme")]
+        for look in [*looks, ledger.book_due]:
+            with pytest.raises(tillroll.InvalidInput, match="limit must be"):
+                look(limit=limit)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("after", [-1, 2**70, "x", None, [], True])
+def test_a_history_goes_on_above_a_seq(after: object):
+    with tillroll.open("memory://") as ledger:
+        ledger.grant("acme", 10)
+        with pytest.raises(tillroll.InvalidInput, match="after must be"):
+            ledger.history("acme", after=after)  # type: ignore[arg-type]

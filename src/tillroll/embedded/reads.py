@@ -460,7 +460,11 @@ class Reads:
         Correctness never needs it: every decision and every read sees what is due by itself. As
         the ledger's one regular job it also deletes refusals that are too old to be remembered,
         at most `limit` a call.
+
+        Raises:
+            InvalidInput: `limit` is not from 1 to 1,000; nothing was written.
         """
+        queries.check_limit(limit)
         at = self._now()
 
         def act(tx: Writer) -> int:
