@@ -157,6 +157,7 @@ class Application:
         await self._task
         with contextlib.suppress(TillrollError):  # others find the leases over a little later
             await asyncio.to_thread(self._worker.close)
+        await asyncio.to_thread(self._service.close)
         await asyncio.to_thread(self._engine.close)
         if self._traces is not None:
             await asyncio.to_thread(self._traces.close)

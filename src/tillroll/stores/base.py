@@ -337,11 +337,15 @@ class Reader(Protocol):
         """Return deliveries in the order of their places, above `after`."""
 
     def due_deliveries(
-        self, at: int, limit: int = 1_000, skip: Collection[str] = ()
+        self,
+        at: int,
+        limit: int = 1_000,
+        skip: Collection[str] = (),
+        skip_projects: Collection[str] = (),
     ) -> list[Delivery]:
         """Return deliveries that are to be tried by that time, the longest due first.
 
-        Those to the endpoints in `skip` are left out.
+        Those to the endpoints in `skip` and those of the projects in `skip_projects` are left out.
         """
 
     def delivery_page(
@@ -443,8 +447,14 @@ class Writer(Reader, Protocol):
     def record(self, deliveries: Sequence[Delivery]) -> int:
         """Write what came of deliveries that one holds; return of how many that was so still."""
 
-    def requeue(self, project: str, at: int, endpoint: str | None = None) -> int:
-        """Have all that is dead tried again, of one endpoint or of all; return how many."""
+    def requeue(
+        self, project: str, at: int, endpoint: str | None = None, limit: int = 1_000
+    ) -> tuple[int, bool]:
+        """Have what is dead tried again, of one endpoint or of all, at most `limit` of it.
+
+        Returns:
+            How many, and whether more are left.
+        """
 
     def requeue_one(self, project: str, at: int, key: DeliveryKey) -> int:
         """Have one delivery tried again, whatever came of it; return whether it is there."""

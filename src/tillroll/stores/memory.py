@@ -314,10 +314,18 @@ class MemoryReader:
         return [self._deliveries[key] for key in keys[:limit]]
 
     def due_deliveries(
-        self, at: int, limit: int = 1_000, skip: Collection[str] = ()
+        self,
+        at: int,
+        limit: int = 1_000,
+        skip: Collection[str] = (),
+        skip_projects: Collection[str] = (),
     ) -> list[Delivery]:
         """Return deliveries that are to be tried by that time."""
-        due = [row for row in self._pending() if row.next_at <= at and row.endpoint not in skip]
+        due = [
+            row
+            for row in self._pending()
+            if row.next_at <= at and row.endpoint not in skip and row.project not in skip_projects
+        ]
         return sorted(due, key=lambda row: row.next_at)[:limit]
 
     def _pending(self) -> list[Delivery]:
@@ -509,10 +517,12 @@ class MemoryWriter(MemoryReader):
         self.put_deliveries(held)
         return len(held)
 
-    def requeue(self, project: str, at: int, endpoint: str | None = None) -> int:
-        """Have all that is dead tried again."""
-        rows = self.delivery_page(project, endpoint=endpoint, state="dead", limit=SEQ_MAX)
-        return self._requeue(rows, at)
+    def requeue(
+        self, project: str, at: int, endpoint: str | None = None, limit: int = 1_000
+    ) -> tuple[int, bool]:
+        """Have what is dead tried again, at most `limit` of it."""
+        rows = self.delivery_page(project, endpoint=endpoint, state="dead", limit=limit + 1)
+        return self._requeue(rows[:limit], at), len(rows) > limit
 
     def requeue_one(self, project: str, at: int, key: DeliveryKey) -> int:
         """Have one delivery tried again."""

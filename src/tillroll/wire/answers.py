@@ -411,9 +411,10 @@ class ToldEvent(Struct):
 
 
 class Queued(Struct):
-    """How many deliveries are tried again."""
+    """How many deliveries are tried again, and whether more are left: then ask again."""
 
     queued: int
+    more: bool
 
 
 class Whoami(Struct):
