@@ -297,7 +297,7 @@ class Keyring:
 
     def _load(self) -> tuple[int, list[ApiKey]] | None:
         """Return the registry's version and all keys, None where nothing has changed."""
-        with self._store.read() as reader:
+        with self._store.read_primary() as reader:
             version = reader.registry_version()
             return None if version == self._version else (version, keys_in(reader))
 

@@ -115,7 +115,7 @@ class Deliverer:
 
     def _spread(self) -> int:
         """Make the deliveries of new events; twice does no harm."""
-        with self._engine.store.read() as reader:
+        with self._engine.store.read_primary() as reader:
             events = reader.unspread(SPREAD_MAX)
             places = webhooks.all_places(reader) if events else []
         if events:
@@ -135,7 +135,7 @@ class Deliverer:
         at = self._engine.clock()
         full = [name for name, n in self._under_way.items() if n >= PER_ENDPOINT_MAX]
         greedy = [name for name, n in self._of_projects.items() if n >= room]
-        with self._engine.store.read() as reader:
+        with self._engine.store.read_primary() as reader:
             due = reader.due_deliveries(at, AT_ONCE_MAX * 2, full, greedy)
             places = {p.endpoint.id: p for p in webhooks.all_places(reader)} if due else {}
             lost = [d for d in due if d.endpoint not in places or not places[d.endpoint].is_open]

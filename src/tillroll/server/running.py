@@ -33,7 +33,7 @@ def first_key(settings: Settings) -> str | None:
     """
     engine = open_engine(settings.database_url, waiting_max=settings.waiting_max)
     try:
-        with engine.store.read() as reader:
+        with engine.store.read_primary() as reader:
             if keys.keys_in(reader):
                 return None
         return engine.perform(lambda tx: _first(tx, engine))

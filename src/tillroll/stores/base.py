@@ -466,7 +466,10 @@ class Writer(Reader, Protocol):
         """
 
     def take_lease(self, name: str, holder: str, at: int, ends_at: int) -> bool:
-        """Take a job until then, or prolong it; False where somebody else does it."""
+        """Take a job until then, or prolong it; False where somebody else does it.
+
+        A lease that ends more than twice as far ahead is over: it was taken by a clock that was.
+        """
 
     def end_lease(self, name: str, holder: str, at: int, ends_at: int, told: str) -> None:
         """Say what came of a job, and until when it is kept; nothing where it was lost."""
@@ -499,7 +502,13 @@ class Store(Protocol):
         """
 
     def read(self) -> AbstractContextManager[Reader]:
-        """Open one consistent view that blocks no writer."""
+        """Open one consistent view that blocks no writer; it may be behind what was committed."""
+
+    def read_primary(self) -> AbstractContextManager[Reader]:
+        """Open one consistent view of all that was committed, where it is written.
+
+        For whoever acts upon what he reads, without a writer's lock: a standby may be behind.
+        """
 
     def wait_for_writers(self) -> None:
         """Return when nobody writes any more who began before this was called."""

@@ -39,6 +39,7 @@ from tillroll.stores.base import (
     Story,
 )
 from tillroll.stores.outbox import (
+    SPANS_MAX,
     Backlog,
     Delivery,
     DeliveryKey,
@@ -98,6 +99,8 @@ class MemoryStore:
         """Open one consistent view: nobody writes meanwhile."""
         with self._lock:
             yield MemoryReader(self._open())
+
+    read_primary = read
 
     def _open(self) -> MemoryStore:
         if self._closed:
@@ -550,7 +553,8 @@ class MemoryWriter(MemoryReader):
     def take_lease(self, name: str, holder: str, at: int, ends_at: int) -> bool:
         """Take a job until then, or prolong it."""
         known = self._store.leases.get(name)
-        if known is not None and known.holder != holder and known.ends_at > at:
+        latest = at + SPANS_MAX * (ends_at - at)
+        if known is not None and known.holder != holder and at < known.ends_at <= latest:
             return False
         lease = Lease(name, holder, ends_at, at, "" if known is None else known.told)
         self.acts.append(lambda: self._store.leases.__setitem__(name, lease))

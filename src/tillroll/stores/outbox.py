@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 State = Literal["pending", "delivered", "dead"]
 STATES: tuple[State, ...] = ("pending", "delivered", "dead")
+# A lease that ends later than so many spans from now was taken by a clock that was ahead, and is
+# over: who held it may be dead, and nobody would follow until that time has come. Two, so that
+# clocks which differ a little take no job from each other.
+SPANS_MAX = 2
 EventKey = tuple[bytes, int, int]
 DeliveryKey = tuple[bytes, int, int, str]
 Statement = tuple[str, tuple[object, ...]]
@@ -156,7 +160,8 @@ _SQL = {
     "VALUES ({mark}, {mark}, {mark}, {mark}, '') ON CONFLICT (name) DO UPDATE SET "
     "holder = excluded.holder, ends_at = excluded.ends_at, beat_at = excluded.beat_at "
     "WHERE tillroll_leases.holder = excluded.holder "
-    "OR tillroll_leases.ends_at <= excluded.beat_at RETURNING holder",
+    "OR tillroll_leases.ends_at <= excluded.beat_at OR tillroll_leases.ends_at > {mark} "
+    "RETURNING holder",
     "end_lease": "UPDATE tillroll_leases SET ends_at = {mark}, beat_at = {mark}, told = {mark} "
     "WHERE name = {mark} AND holder = {mark}",
 }
@@ -349,7 +354,8 @@ class OutboxWriter(OutboxReader):
 
     def take_lease(self, name: str, holder: str, at: int, ends_at: int) -> bool:
         """Take a job until then, or prolong it; False where somebody else does it."""
-        return bool(self._ask_one("take_lease", name, holder, ends_at, at))
+        latest = at + SPANS_MAX * (ends_at - at)
+        return bool(self._ask_one("take_lease", name, holder, ends_at, at, latest))
 
     def end_lease(self, name: str, holder: str, at: int, ends_at: int, told: str) -> None:
         """Say what came of a job, and until when it is kept; nothing where it was lost."""

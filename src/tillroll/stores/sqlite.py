@@ -567,6 +567,8 @@ class SqliteStore:
             finally:
                 self._take_back(connection)
 
+    read_primary = read
+
     def _lend(self) -> Connection:
         with self._calm:
             connection = self._idle.pop() if self._idle else self._connect()
