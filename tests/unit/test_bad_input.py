@@ -275,3 +275,9 @@ def test_metadata_may_hold_what_json_can(ledger: tillroll.Ledger):
     held = {"nothing": None, "parts": [1.5, "x", {"deep": [None, True]}]}
     ledger.grant("acme", 5, metadata=held, request_id="held")
     assert ledger.explain("held")["metadata"] == held
+
+
+def test_settings_that_say_nothing_are_refused_and_write_nothing(ledger: tillroll.Ledger):
+    check_rejected(ledger, "configure", "acme")
+    check_rejected(ledger, "configure", "acme", time_zone=None, late_settlement=None)
+    assert ledger.configure("acme", late_settlement=False).kind == "settings"

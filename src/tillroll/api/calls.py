@@ -180,6 +180,10 @@ class Call:
         """Return the body."""
         return bodies.parse(shape, self.body)
 
+    def arguments(self, shape: type[msgspec.Struct]) -> dict[str, Any]:
+        """Return what the body gives, as arguments of a verb."""
+        return bodies.parse_arguments(shape, self.body)
+
     def query(self, shape: type[Q]) -> Q:
         """Return the query.
 

@@ -7,7 +7,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.panel import Panel
+from rich.segment import Segments
 from rich.table import Table
 
 from tillroll.cli.terminal import counted, out, say
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 # Columns that are never broken; ids are, where they are too long.
 _WHOLE = {"time (UTC)", "kind", "state", "category", "expires", "ends", "resets"}
+WIDEST = 1_000  # more than all columns of a table have together, but for an id
 _SHORT = 16  # an operation up to this length is not broken either
 _FRACTION = re.compile(r"(?<=:\d\d)\.\d+(?=Z)")
 
@@ -60,8 +63,8 @@ def grouped(units: str) -> str:
 
 def show_access(found: Access) -> None:
     """Show an answer about access, and what would help where it is no."""
-    label = "[bold green]yes[/]" if found.allowed else "[bold red]no[/]"
-    said = f"{label} {escape(found.message)}"
+    label = "[bold green]allowed[/]" if found.allowed else "[bold red]not allowed[/]"
+    said = f"{label}: {escape(found.message)}"
     if not found.allowed:
         said += f" ({found.reason.replace('_', ' ')})"
     if found.value is not None and not isinstance(found.value, bool):
@@ -205,9 +208,29 @@ def show_statement(account: str, page: Page) -> None:
             escape(receipt.operation or ""),
             escape(receipt.ref or receipt.request_id or ""),  # what `explain` tells the story of
         )
-    out.print(lines)
+    if _width(lines) <= out.width:
+        out.print(lines)
+    else:
+        _show_wide(lines)
     if page.next is not None:
         out.print(f"more: --before {page.next}", style="dim")
+
+
+def _show_wide(lines: Table) -> None:
+    """Show a table whose last column is too long for the line: below the others, and whole.
+
+    An id is there to be copied, and one broken over several lines cannot be.
+    """
+    last = lines.columns.pop()
+    head, *rows = out.render_lines(lines, out.options.update_width(_width(lines)), pad=False)
+    for row, cell in zip([head, *rows], ["", *last.cells], strict=True):
+        out.print(Segments(row), soft_wrap=True, end="")
+        out.print(f"\n     {cell}" if cell else "", style="dim", soft_wrap=True)
+
+
+def _width(lines: Table) -> int:
+    """Return how wide a table would be of itself."""
+    return Measurement.get(out, out.options.update_width(WIDEST), lines).maximum
 
 
 def show_usage(groups: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:

@@ -1162,7 +1162,12 @@ class Verbs:
             late_settlement: Accept a settle after the hold's deadline, from what is free then.
             request_id: Repeat it to retry; the first answer is returned.
             **how: See `How`.
+
+        Raises:
+            InvalidInput: Neither is given: there is nothing to write.
         """
+        if time_zone is None and late_settlement is None:
+            raise InvalidInput("give time_zone or late_settlement: without either nothing changes")
         if time_zone is not None:
             calendar.zone(_text(time_zone, "time_zone"))
         command = c.Configure(
