@@ -46,6 +46,10 @@ Library = Literal["apsw", "sqlite3"]  # the copies of SQLite that a process may 
 
 SEQ_MAX = 2**63 - 1
 BUSY_SECONDS = 10
+# What this tillroll can read and write whole; the documents in the store say nothing of it. Raised
+# with a change that a version before would drop or misread, which calls `Writer.need` where it
+# first writes such a thing (decisions/0020).
+FORMAT = 1
 TRIES = 5  # of one batch, where another process was faster each time
 FORK_SECONDS = 10  # how long a fork waits for readers of the ledger in other threads
 CACHED_ACCOUNTS_MAX = 20_000  # about 3 kB each: 65 MB
@@ -303,6 +307,9 @@ class Reader(Protocol):
     def moved_to(self) -> str | None:
         """Return where this ledger went, None where it is still here."""
 
+    def needs(self) -> int:
+        """Return the lowest format that a tillroll must know to use this ledger."""
+
     def registry_version(self) -> int:
         """Return how many transactions have put a document; 0 where none has.
 
@@ -427,6 +434,13 @@ class Writer(Reader, Protocol):
         What it says is nobody's business here; a text, without NUL. The first put of a transaction
         has the version grow by one, under the lock of its row: so no two writers give two states
         of the registry one number, and the later of them waits for the first.
+        """
+
+    def need(self, format_: int) -> None:
+        """Refuse the ledger, from now on, to a tillroll that does not know this format.
+
+        Called within the transaction that first writes what such a one would drop or misread. Its
+        processes that run are told with their next write. It is never lowered.
         """
 
     def set_registry_version(self, version: int) -> None:
@@ -643,18 +657,28 @@ def migrations(dialect: str) -> list[Migration]:
     return steps
 
 
-def pending(known: list[Migration], applied: dict[int, str]) -> Iterator[Migration]:
-    """Yield what is to be applied.
+def check_needs(needs: object) -> None:
+    """Refuse a ledger that holds what this tillroll would drop or misread.
+
+    Args:
+        needs: The format that it names; None where it names none.
 
     Raises:
-        SchemaMismatch: The database is newer than this tillroll, or a step was altered since.
+        SchemaMismatch: It is a later one than this tillroll has.
     """
-    newest = known[-1].number
-    if applied and max(applied) > newest:
+    if needs is not None and int(str(needs)) > FORMAT:
         raise SchemaMismatch(
-            f"the database has schema {max(applied)}, this tillroll knows {newest}: "
-            f"upgrade tillroll; nothing was written"
+            f"the ledger holds what a newer tillroll wrote, in format {needs}; this one knows "
+            f"{FORMAT}, and would drop or misread it: upgrade tillroll; nothing was written"
         )
+
+
+def pending(known: list[Migration], applied: dict[int, str]) -> Iterator[Migration]:
+    """Yield what is to be applied. Steps of a newer tillroll only add, and are left alone.
+
+    Raises:
+        SchemaMismatch: A step was altered since.
+    """
     for step in known:
         if step.number not in applied:
             yield step

@@ -78,6 +78,7 @@ class MemoryStore:
         self.repeats: dict[Key, tuple[int, int]] = {}
         self.books: dict[str, PriceBook] = {}
         self.gone: str | None = None
+        self.format = 1
         self.registry: dict[tuple[str, str], str] = {}
         self.registry_version = 0
         self.outbox: dict[EventKey, Waiting] = {}
@@ -268,6 +269,10 @@ class MemoryReader:
             Repeats(owner, name, *self._store.repeats[owner, name])
             for name, owner in _page(self._store.repeats, after, limit)
         ]
+
+    def needs(self) -> int:
+        """Return the lowest format that a tillroll must know."""
+        return self._store.format
 
     def moved_to(self) -> str | None:
         """Return where this ledger went."""
@@ -579,6 +584,10 @@ class MemoryWriter(MemoryReader):
             self._registry.pop((kind, name), None)
         else:
             self._registry[kind, name] = document
+
+    def need(self, format_: int) -> None:
+        """Note the format; nobody else opens this store."""
+        self.acts.append(lambda: setattr(self._store, "format", max(self._store.format, format_)))
 
     def set_registry_version(self, version: int) -> None:
         """Have the registry go on from this version."""

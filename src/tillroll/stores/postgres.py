@@ -48,6 +48,7 @@ from tillroll.stores.base import (
     CommitUncertain,
     Migration,
     Retry,
+    check_needs,
     least,
     migrations,
     pending,
@@ -55,6 +56,7 @@ from tillroll.stores.base import (
 )
 from tillroll.stores.postgres_rows import (
     COPY_MIN,
+    NEEDS,
     PLACE,
     Doubt,
     PostgresReader,
@@ -869,6 +871,8 @@ def applied_steps(connection: Connection) -> dict[int, str]:
                 "the database has tillroll's tables but not their history; nothing was written"
             )
         return {}
+    if "tillroll_meta" in tables:
+        check_needs((connection.execute(NEEDS).fetchone() or [None])[0])
     return dict(connection.execute("SELECT number, checksum FROM tillroll_migrations").fetchall())
 
 
