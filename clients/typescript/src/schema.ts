@@ -2528,10 +2528,14 @@ export interface components {
         /**
          * Page
          * @description Part of a history; `next` is where to go on, or null.
+         *
+         *         `due` is what fell due by now and nobody has booked yet, in the order of the entries: on the
+         *         page that ends with the present. With it the history adds up to the balance.
          */
         Page: {
             entries: components["schemas"]["Receipt"][];
             next: number | null;
+            due: components["schemas"]["Receipt"][];
         };
         /**
          * EntriesQuery

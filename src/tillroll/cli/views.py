@@ -180,10 +180,11 @@ _SIGNS = {
 
 def show_statement(account: str, page: Page) -> None:
     """Show a page of a statement."""
-    if not page.receipts:
+    shown = (*page.due, *page.receipts)
+    if not shown:
         out.print(f"{account} has no entries here", markup=False)
         return
-    longest = max(len(receipt.operation or "") for receipt in page.receipts)
+    longest = max(len(receipt.operation or "") for receipt in shown)
     lines = table(
         "seq",
         "time (UTC)",
@@ -195,14 +196,14 @@ def show_statement(account: str, page: Page) -> None:
         right=("seq", "units", "available"),
         whole=("operation",) if longest <= _SHORT else (),
     )
-    for receipt in page.receipts:
+    for receipt in shown:
         sign = _SIGNS.get(receipt.kind, "")
         color = {"+": "green", "-": "red"}.get(sign, "")
         units = f"{sign}{receipt.units:,f}" if receipt.units else ""
         lines.add_row(
             str(receipt.seq),
-            f"{receipt.recorded_at:%y-%m-%d %H:%M:%S}",
-            receipt.kind,
+            f"{receipt.effective_at if receipt.due else receipt.recorded_at:%y-%m-%d %H:%M:%S}",
+            f"{receipt.kind} (due)" if receipt.due else receipt.kind,
             f"[{color}]{units}[/]" if color else units,
             f"{receipt.available:,f}",
             escape(receipt.operation or ""),
@@ -336,6 +337,7 @@ EXPORT_COLUMNS = (
     "operation",
     "model",
     "price_version",
+    "due",
     "reason",
     "actor",
     "tags",
@@ -349,6 +351,7 @@ def export_rows(receipts: Iterable[Receipt]) -> Iterator[dict[str, Any]]:
     for receipt in receipts:
         row = receipt.to_dict()
         row["price_version"] = receipt.price_version
+        row["due"] = "true" if receipt.due else ""
         for name in ("tags", "meters", "postings"):
             row[name] = json.dumps(row[name], ensure_ascii=False) if row[name] else ""
         yield row
