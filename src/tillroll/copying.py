@@ -101,6 +101,7 @@ def copy(
             f"the scales differ: {source.url} has {source.scale}, {target.url} {target.scale}"
         )
     _check_target(source, target)
+    _need_as(source, target)
     copied = _copy_all(source, target, progress)
     with source.read() as reader:
         before = reader.moved_to()
@@ -108,6 +109,7 @@ def copy(
         if not keep:
             persist(source, lambda tx: tx.set_moved(target.url))
             source.wait_for_writers()
+        _need_as(source, target)
         copied += _copy_all(source, target, progress)
         if not keep:
             _prune_as(source, target)
@@ -167,6 +169,14 @@ def _check_registry(left: Reader, right: Reader, url: str, *, known: bool) -> No
             f"{url} has documents of its own (version {other} of the registry, here {one}): "
             f"it was in use, or is another ledger; copy to an empty store"
         )
+
+
+def _need_as(source: Store, target: Store) -> None:
+    """Refuse the target to whom the source is refused: it gets what such a one would misread."""
+    with source.read() as reader:
+        needs = reader.needs()
+    if needs > 1:
+        persist(target, lambda tx: tx.need(needs))
 
 
 def _copy_registry(source: Store, target: Store) -> None:

@@ -94,14 +94,21 @@ class Page(Struct, frozen=True):
     Attributes:
         receipts: At most as many as were asked for.
         next: Pass as `before` for the page after this one; None where the history begins.
+        due: What fell due by now and nobody has booked yet, newest first: with these on top the
+            history adds up to the balance. On the first page only, 1,000 at the most.
     """
 
     receipts: tuple[Receipt, ...]
     next: int | None
+    due: tuple[Receipt, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """Return it as plain values for JSON."""
-        return {"entries": [r.to_dict() for r in self.receipts], "next": self.next}
+        return {
+            "entries": [r.to_dict() for r in self.receipts],
+            "next": self.next,
+            "due": [r.to_dict() for r in self.due],
+        }
 
 
 class Proven(Struct, frozen=True):
@@ -517,6 +524,7 @@ def statement(
     kinds: Sequence[str] = (),
     since: int | None = None,
     until: int | None = None,
+    at: int,
 ) -> Page:
     """Return entries of an account, newest first.
 
@@ -529,6 +537,7 @@ def statement(
         kinds: Only these kinds; empty for all.
         since: Only what was recorded at or after this.
         until: Only what was recorded before this.
+        at: Now; what fell due by then is in `Page.due`.
     """
     check_limit(limit)
     if before is not None and type(before) is not int:
@@ -539,14 +548,18 @@ def statement(
             raise InvalidInput(f"there is no kind {kind!r}; use {', '.join(KINDS)}")
     owner = account_id(project, account)
     found: list[Receipt] = []
+    waiting: tuple[Receipt, ...] = ()
     below = min(before, 2**62) if before is not None else 2**62
     with store.read() as reader:
+        if before is None and (until is None or at < until) and (since is None or since <= at):
+            due = _due(reader, store.scale, project, account, at)
+            waiting = tuple(one for one in reversed(due) if not kinds or one.kind in kinds)
         while len(found) < limit:
             rows = reader.entries_before(owner, below, PAGE_MAX if kinds else limit)
             for stored in rows:
                 below = stored.seq
                 if since is not None and stored.recorded_at < since:
-                    return Page(tuple(found), None)
+                    return Page(tuple(found), None, waiting[:PAGE_MAX])
                 if (until is None or stored.recorded_at < until) and (
                     not kinds or stored.kind in kinds
                 ):
@@ -555,7 +568,8 @@ def statement(
                         break
             if not rows or below == 1:
                 break
-    return Page(tuple(found), below if found and below > 1 and len(found) == limit else None)
+    going_on = below if found and below > 1 and len(found) == limit else None
+    return Page(tuple(found), going_on, waiting[:PAGE_MAX])
 
 
 def usage(
@@ -714,12 +728,25 @@ def _unbooked(reader: Reader, owner: bytes, account: str, at: int) -> list[Seale
     return book.appended
 
 
-def histories(store: Store, project: str, account: str | None = None) -> Iterator[Receipt]:
-    """Yield every entry of one account or of all, account by account, oldest first."""
+def _due(reader: Reader, scale: int, project: str, account: str, at: int) -> list[Receipt]:
+    """Return what fell due on an account by `at` and nobody has booked yet, oldest first."""
+    due = _unbooked(reader, account_id(project, account), account, at)
+    return [Receipt(sealed.entry, scale, account, due=True) for sealed in due]
+
+
+def histories(
+    store: Store, project: str, account: str | None = None, *, due_by: int | None = None
+) -> Iterator[Receipt]:
+    """Yield every entry of one account or of all, account by account, oldest first.
+
+    With `due_by`, each account's are followed by what fell due by then and nobody has booked.
+    """
     with store.read() as reader:
         for name in [account] if account is not None else _names(reader, project):
             for stored in _history(reader, account_id(project, name)):
                 yield Receipt(stored.entry, store.scale, name)
+            if due_by is not None:
+                yield from _due(reader, store.scale, project, name, due_by)
 
 
 # ---------------------------------------------------------------- explain

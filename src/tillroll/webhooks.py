@@ -7,14 +7,15 @@ by `stores.outbox`. Here is what the API and the command line do with the two. S
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Any
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec.structs import replace
 
 from tillroll.ledger.calendar import show_instant
-from tillroll.ledger.errors import InvalidInput, NotFound
+from tillroll.ledger.errors import IdempotencyConflict, InvalidInput, NotFound
 from tillroll.ledger.events import id_of, place_of
 from tillroll.ledger.types import DAY
 from tillroll.ledger.webhooks import (
@@ -32,7 +33,7 @@ from tillroll.ledger.webhooks import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from tillroll.stores.base import Reader, Writer
     from tillroll.stores.outbox import Delivery, State
@@ -42,6 +43,9 @@ OVERLAP_MAX = 30 * DAY
 SECRETS_MAX = 5  # good at a time: each is one more signature in a header
 DESCRIPTION_MAX = 255
 PAGE_MAX = 1_000
+# Sent again in one database transaction: some 50 ms for which others wait.
+REQUEUED_MAX = 1_000
+REQUEUE_TIMES_MAX = 10  # such transactions by one call
 URL_MAX = 2_000
 
 
@@ -90,14 +94,22 @@ def make(
     """Write a new endpoint.
 
     Returns:
-        The endpoint and its secret; None for the secret where the id is known already.
+        The endpoint and its secret; None for the secret where it was made before.
 
     Raises:
         InvalidInput: It cannot be one, or there are too many.
+        IdempotencyConflict: The id was used for another endpoint. Nothing was written.
     """
+    filters = check_filters(events)
+    asked = sha256(msgspec.json.encode((url, filters, format_, description))).hexdigest()
     known = None if endpoint_id is None else tx.document(ENDPOINT, endpoint_id)
     if endpoint_id is not None and known is not None:
-        return place_in(tx, project, endpoint_id), None
+        place = place_in(tx, project, endpoint_id)
+        if place.endpoint.asked not in ("", asked):
+            raise IdempotencyConflict(
+                f"this id made {endpoint_id} from another request: take a new one to make another"
+            )
+        return place, None
     if len(places_of(tx, project)) >= ENDPOINTS_MAX:
         raise InvalidInput(f"a project may have {ENDPOINTS_MAX} webhook endpoints at the most")
     secret = show_secret(secrets.token_bytes(SECRET_BYTES))
@@ -105,11 +117,12 @@ def make(
         id=endpoint_id or new_id(),
         project=project,
         url=check_url(url, private=private),
-        events=check_filters(events),
+        events=filters,
         format=_format(format_),
         secrets=(Secret(secret),),
         description=_described(description),
         created_at=at,
+        asked=asked,
     )
     _put(tx, endpoint)
     return Place(endpoint), secret
@@ -177,10 +190,45 @@ def remove(tx: Writer, project: str, endpoint_id: str) -> Place:
     return place
 
 
+class Queued(NamedTuple):
+    """How many deliveries are tried again, and whether more are left that were asked for."""
+
+    queued: int
+    more: bool
+
+
+def send_all_again(
+    perform: Callable[[Callable[[Writer], Queued]], Queued],
+    project: str,
+    at: int,
+    endpoint_id: str | None = None,
+) -> Queued:
+    """Have what is dead tried again, so many in one database transaction, so many in all.
+
+    Where it fails half-way, what was queued by then stays queued.
+
+    Args:
+        perform: Does something in a database transaction of its own.
+        project: Whose.
+        at: From when on.
+        endpoint_id: Of this endpoint only; of all without it.
+
+    Raises:
+        NotFound: There is no such endpoint.
+    """
+    total = 0
+    for _ in range(REQUEUE_TIMES_MAX):
+        queued, more = perform(lambda tx: send_again(tx, project, at, endpoint_id))
+        total += queued
+        if not more:
+            return Queued(total, more=False)
+    return Queued(total, more=True)
+
+
 def send_again(
     tx: Writer, project: str, at: int, endpoint_id: str | None = None, event_id: str | None = None
-) -> int:
-    """Have deliveries tried again, from the first attempt on; return how many.
+) -> Queued:
+    """Have deliveries tried again, from the first attempt on, a bounded number of them.
 
     Args:
         tx: The transaction to write in.
@@ -197,13 +245,13 @@ def send_again(
     if endpoint_id is not None:
         place_in(tx, project, endpoint_id)
     if event_id is None:
-        return tx.requeue(project, at, endpoint_id)
+        return Queued(*tx.requeue(project, at, endpoint_id, REQUEUED_MAX))
     if endpoint_id is None:
         raise InvalidInput("to send one event again, say to which endpoint")
     found = tx.requeue_one(project, at, (*place_of(event_id), endpoint_id))
     if not found:
         raise NotFound(f"{event_id} has no delivery to {endpoint_id} here")
-    return found
+    return Queued(found, more=False)
 
 
 def check_url(url: str, *, private: bool) -> str:
@@ -326,4 +374,15 @@ def _place(text: str) -> tuple[int, bytes, int, int, str]:
     return (min(int(parts[0]), 2**62), *place_of(parts[1]), parts[2])
 
 
-__all__ = ["change", "make", "page", "places_of", "remove", "rotate", "send_again", "shown"]
+__all__ = [
+    "Queued",
+    "change",
+    "make",
+    "page",
+    "places_of",
+    "remove",
+    "rotate",
+    "send_again",
+    "send_all_again",
+    "shown",
+]

@@ -80,6 +80,7 @@ class Api:
     def close(self) -> None:
         self.service.stop()
         self.run(self._client.aclose())
+        self.service.close()
         self.engine.close()
         self.run(self.loop.shutdown_default_executor())
         self.loop.close()

@@ -9,7 +9,7 @@ CATALOG = {
         "max": {"grants": [{"units": "900"}], "features": {"hd": True, "seats": "unlimited"}},
     },
     "passes": {"day": {"lasts": 86_400_000_000, "features": {"hd": True}}},
-    "features": {"hd": {}, "seats": {"kind": "limit"}},
+    "features": {"hd": {}, "seats": {"kind": "limit"}, "beta": {}},
     "coupons": {"welcome": {"units": "5"}},
 }
 ACME = "/v1/accounts/acme"

@@ -93,6 +93,20 @@ def test_a_key_is_made_over_http_once_and_its_secret_is_shown_once(api):
         assert all(secret not in document for document in reader.documents("key").values())
 
 
+def test_an_id_that_made_a_key_makes_no_other(api):
+    asked = {"name": "w", "scopes": ["read"], "expires_in": "90d"}
+    made = api.call("POST", "/v1/keys", asked, once="k").json()
+    for other in ({"name": "v"}, {"scopes": ["admin"]}, {"accounts": ["a"]}, {"expires_in": "1d"}):
+        said = api.call("POST", "/v1/keys", asked | other, once="k")
+        assert (said.status_code, said.json()["code"]) == (422, "idempotency_conflict"), other
+    assert api.call("POST", "/v1/keys", asked, once="k").json()["id"] == made["id"]
+    path = f"/v1/keys/{made['id']}/rotate"
+    assert api.call("POST", path, {"overlap": "1h"}, once="r").status_code == 200
+    said = api.call("POST", path, {"overlap": "2h"}, once="r")
+    assert said.json()["code"] == "idempotency_conflict"
+    assert api.call("GET", "/v1/whoami", key=made["secret"]).status_code == 200
+
+
 def test_a_rotated_key_works_beside_the_new_one_for_a_while(small):
     now = [datetime(2026, 1, 1, tzinfo=UTC)]
     api = small(clock=lambda: now[0])

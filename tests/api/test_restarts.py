@@ -120,6 +120,35 @@ def test_a_rolling_restart_of_two_workers_loses_no_request(serve, store_url):
     assert charged_ids(store_url) == sorted(load.acknowledged)
 
 
+def test_workers_whose_parent_is_killed_answer_and_leave_the_port(serve, store_url):
+    served = serve(store_url, "--workers", "2")
+    grant(served)
+    load = Load(served)
+    load.reached(100)
+    orphans = workers(served)
+    assert len(orphans) == 2
+    served.stop(signal.SIGKILL)
+    until = time.monotonic() + 60
+    while (left := {pid for pid in orphans if is_running(pid)}) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert left == set()
+    served.start()  # at the same address, which nobody holds any more
+    load.reached(100)
+    assert not workers(served) & orphans
+    load.stop()
+    served.stop()
+    assert load.failures == []
+    assert charged_ids(store_url) == sorted(load.acknowledged)
+
+
+def is_running(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"  # ended; whoever took it over has only not looked yet
+
+
 def workers(served):
     """Return the pids of the worker processes; the tracker of shared memory is none."""
     found = set()

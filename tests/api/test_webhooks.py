@@ -65,6 +65,21 @@ def test_what_cannot_be_an_endpoint(api, body):
     assert (said.status_code, said.json()["code"]) == (422, "invalid_input")
 
 
+def test_an_id_that_made_an_endpoint_makes_no_other(api):
+    asked = {"url": URL, "events": ["grant.*"]}
+    first = api.call("POST", "/v1/webhooks", asked, once="w").json()
+    assert first["secret"].startswith("whsec_")
+    for other in ({"url": URL + "/b"}, {"events": ["*"]}, {"description": "b"}):
+        said = api.call("POST", "/v1/webhooks", asked | other, once="w")
+        assert (said.status_code, said.json()["code"]) == (422, "idempotency_conflict"), other
+    path = f"/v1/webhooks/{first['id']}"
+    assert api.call("PATCH", path, {"description": "c"}).status_code == 200
+    again = api.call("POST", "/v1/webhooks", asked, once="w")
+    assert again.headers["idempotent-replayed"] == "true"
+    assert (again.json()["id"], again.json()["secret"]) == (first["id"], None)
+    assert len(api.call("GET", "/v1/webhooks").json()["endpoints"]) == 1
+
+
 def test_endpoints_are_the_admins_and_the_projects(api):
     shown = made(api).json()
     paths = ("/v1/webhooks", f"/v1/webhooks/{shown['id']}", "/v1/deliveries")
@@ -92,7 +107,7 @@ def test_deliveries_are_seen_and_sent_again(api):
             "/v1/deliveries/send-again",
             {"endpoint": shown["id"], "event": one["event"]},
         )
-        assert again.json() == {"queued": 1}
+        assert again.json() == {"queued": 1, "more": False}
         delivered(api)
         told = api.call("GET", f"/v1/events/{one['event']}").json()
         assert told["event"]["data"]["units"] == "12.5"

@@ -306,6 +306,14 @@ units = 500
 
 [feature.hd]
 
+[feature.old]
+
+[feature.seats]
+kind = "limit"
+
+[feature.model]
+kind = "config"
+
 [plan.pro]
 grants = [{ units = 100 }]
 features = { hd = true }
@@ -317,6 +325,18 @@ features = { hd = true }
 [coupon.welcome]
 units = 5
 """
+
+
+def test_an_id_too_long_for_the_line_stands_below_it_whole(shell):
+    wide = shell.run("statement", "acme")
+    assert len(wide.splitlines()) == 2
+    long = "order-" + "0123456789" * 9
+    shell.run("consume", "acme", "image.generate", "--request-id", long)
+    head, charged, below, granted, first = shell.run("statement", "acme").splitlines()
+    assert head.split()[-1] == "operation"
+    assert charged.split()[-1] == "image.generate"
+    assert (below.strip(), first.strip()) == (long, "g1")
+    assert "grant" in granted
 
 
 @pytest.fixture
@@ -331,10 +351,10 @@ def test_a_catalog_is_planned_applied_and_shown(shop):
     assert (same["plan"]["empty"], same["affected"]) == (True, [])
     assert shop.json("catalog", "apply", "--reason", "again")["new"] is False
     shown = shop.json("catalog", "show")
-    assert (shown["version"], shown["products"]) == (2, 5)
+    assert (shown["version"], shown["products"]) == (2, 8)
     assert "[plan.pro]" in shown["toml"]
     assert "[plan.pro]" in shop.run("prices", "show")
-    assert [one["products"] for one in shop.json("catalog", "list")] == [5, 0]
+    assert [one["products"] for one in shop.json("catalog", "list")] == [8, 0]
     shop.run("subscribe", "acme", "pro", "--request-id", "s1")
     (shop.folder / "less.toml").write_text(PRICES + SOLD.replace("units = 100", "units = 80"))
     told = shop.json("catalog", "plan", "less.toml")
@@ -357,7 +377,9 @@ def test_a_catalog_is_planned_applied_and_shown(shop):
 def test_what_is_bought_may_be_used(shop):
     no = shop.json("access", "acme", "--feature", "hd", code=3)
     assert (no["allowed"], no["reason"]) == (False, "not_entitled")
-    assert "buy the pass 'day'" in shop.run("access", "acme", "--feature", "hd", code=3)
+    said = shop.run("access", "acme", "--feature", "hd", code=3)
+    assert said.startswith("not allowed: no entitlement of the account brings 'hd'")
+    assert "buy the pass 'day'" in said
     shop.run("buy", "acme", "day", "--request-id", "b1")
     assert "until" in shop.run("access", "acme", "--feature", "hd")
     taken = shop.json("consume", "acme", "image.generate", "--feature", "hd")
@@ -374,7 +396,8 @@ def test_what_is_bought_may_be_used(shop):
 
 
 def test_an_entitlement_is_changed_and_ended(shop):
-    assert "subscription subscription on pro active" in shop.run("subscribe", "acme", "pro")
+    said = shop.run("subscribe", "acme", "pro")
+    assert said.startswith("ok subscription on pro active, 1,100 available")  # what it brings, too
     moved = shop.json("subscribe", "acme", "pro", "--name", "second", "--ends-at", "never")
     assert moved["entitlement"]["name"] == "second"
     paused = shop.run("change-entitlement", "acme", "second", "--status", "paused")

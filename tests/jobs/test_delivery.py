@@ -15,7 +15,7 @@ from tests.jobs.receiver import Received, Receiver, fails
 from tillroll import webhooks
 from tillroll.embedded import Ledger
 from tillroll.jobs import Deliverer, Sender, prune
-from tillroll.jobs.delivery import LOG_MAX, PER_ENDPOINT_MAX, SAID_BYTES_MAX
+from tillroll.jobs.delivery import AT_ONCE_MAX, LOG_MAX, PER_ENDPOINT_MAX, SAID_BYTES_MAX
 from tillroll.ledger.types import DAY, SECOND
 
 START = datetime.now(UTC).replace(microsecond=0)
@@ -36,9 +36,9 @@ class World:
         kwargs = {"lease_seconds": self.lease_seconds, "chance": lambda: 0.0}
         return Deliverer(self.engine, sender, **kwargs)
 
-    def endpoint(self, url: str, **kwargs):
+    def endpoint(self, url: str, project: str = "default", **kwargs):
         def act(tx):
-            return webhooks.make(tx, "default", url, at=self.engine.clock(), private=True, **kwargs)
+            return webhooks.make(tx, project, url, at=self.engine.clock(), private=True, **kwargs)
 
         place, secret = self.engine.perform(act)
         return place.endpoint.id, secret
@@ -144,10 +144,10 @@ def test_after_ten_attempts_it_is_dead_and_can_be_sent_again(world: World):
             lambda tx: webhooks.send_again(tx, "default", at, name, dead[0]["event"])
         )
         world.run()
-        assert again == 1
+        assert again == (1, False)
         assert [one["state"] for one in world.deliveries(event=dead[0]["event"])] == ["delivered"]
         assert len(world.deliveries(state="dead")) == 1
-        assert world.engine.perform(lambda tx: webhooks.send_again(tx, "default", at)) == 1
+        assert world.engine.perform(lambda tx: webhooks.send_again(tx, "default", at))[0] == 1
         world.run()
         assert world.deliveries(state="dead") == []
         # What was delivered can be sent once more, too.
@@ -238,9 +238,9 @@ def test_an_endpoint_that_fails_for_days_is_disabled_and_what_waits_is_dead(quic
         receiver.answer = lambda *_: 200
         quick.engine.perform(lambda tx: webhooks.change(tx, "default", name, disabled=False))
         at = quick.engine.clock()
-        queued = quick.engine.perform(lambda tx: webhooks.send_again(tx, "default", at, name))
+        queued, more = webhooks.send_all_again(quick.engine.perform, "default", at, name)
         quick.run()
-        assert queued == len(quick.deliveries(endpoint=name, state="delivered"))
+        assert (queued, more) == (len(quick.deliveries(endpoint=name, state="delivered")), False)
         assert quick.place(name).health.failing_since is None
 
 
@@ -313,6 +313,61 @@ def test_one_that_hangs_does_not_take_all(quick: World):
         release.set()
         quick.run()
     assert len(quick.deliveries(endpoint=first, state="delivered")) == 200
+
+
+def test_what_is_dead_is_sent_again_so_many_at_a_time(world: World, monkeypatch):
+    monkeypatch.setattr(webhooks, "REQUEUED_MAX", 3)
+    monkeypatch.setattr(webhooks, "REQUEUE_TIMES_MAX", 2)
+    with Receiver(lambda *_: 410) as receiver:
+        name, _ = world.endpoint(receiver.url)
+        for n in range(8):
+            world.ledger.grant("acme", 1, request_id=f"g{n}")
+        to_the_end(world)
+        at = world.engine.clock()
+        acts = 0
+
+        def perform(act):
+            nonlocal acts
+            acts += 1
+            return world.engine.perform(act)
+
+        answers = [webhooks.send_all_again(perform, "default", at, name) for _ in range(3)]
+    assert answers == [(6, True), (2, False), (0, False)]
+    assert acts == 4, "each database transaction is bounded"
+    assert {one["state"] for one in world.deliveries()} == {"pending"}
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_a_project_that_hangs_leaves_room_for_another(kind: str, tmp_path: Path):
+    world = World("memory://" if kind == "memory" else f"sqlite:///{tmp_path}/a.db")
+    release = threading.Event()
+
+    def hang(received: Received) -> int:
+        release.wait(30)
+        return 200
+
+    other = Ledger(world.engine, "other")
+    with Receiver() as slow, Receiver() as good:
+        slow.take = hang  # type: ignore[method-assign]
+        for _ in range(AT_ONCE_MAX // PER_ENDPOINT_MAX + 1):
+            world.endpoint(slow.url, events=["grant.*"])
+        world.endpoint(good.url, "other", events=["grant.*"])
+        for n in range(AT_ONCE_MAX):
+            world.ledger.grant("acme", 1, request_id=f"g{n}")
+        for n in range(20):
+            other.grant("zoe", 1, request_id=f"g{n}")
+        for _ in range(10_000):
+            world.deliverer.round()
+            if len(good.received) == 20:
+                break
+        assert len(good.received) == 20
+        assert slow.received == []
+        assert world.deliverer._of_projects["default"] == AT_ONCE_MAX // 2
+        release.set()
+        world.run()
+    assert not world.deliverer._of_projects
+    assert {one["state"] for one in world.deliveries()} == {"delivered"}
+    world.close()
 
 
 def test_what_somebody_took_and_never_ended_is_taken_over(world: World):

@@ -99,6 +99,38 @@ def test_a_job_that_is_seldom_done_is_kept_for_longer(world: World):
     assert world.done == ["ann"]
 
 
+def test_who_died_with_a_clock_that_was_ahead_is_followed(world: World):
+    world.now += timedelta(days=400)
+    world.worker("ann").run_once()  # and is never heard of again
+    world.now -= timedelta(days=400)
+    bob, eve = world.worker("bob"), world.worker("eve")
+    for _ in range(2):
+        for worker in (bob, eve):
+            worker.run_once()
+    assert world.done == ["ann", "bob", "bob"]
+    assert world.leases()["count"].holder == "bob"
+
+
+def test_clocks_that_differ_a_little_take_no_job_from_each_other(world: World):
+    ann, bob = world.worker("ann"), world.worker("bob")
+    for _ in range(3):
+        world.now += timedelta(seconds=3)
+        ann.run_once()
+        world.now -= timedelta(seconds=2)
+        bob.run_once()
+    assert world.done == ["ann"] * 3
+
+
+def test_a_clock_that_was_set_right_keeps_its_lease_short(world: World):
+    ann = world.worker("ann")
+    world.now += timedelta(days=400)
+    ann.run_once()
+    world.now -= timedelta(days=400)
+    ann.run_once()
+    ends_at = world.leases()["count"].ends_at
+    assert ends_at <= world.engine.clock() + LEASE_SECONDS * 1_000_000
+
+
 def test_jobs_are_shared_out_one_by_one(world: World):
     ann = world.worker("ann", world.job("ann", "a"))
     ann.run_once()

@@ -56,7 +56,43 @@ def test_a_name_that_leads_to_us_is_refused(monkeypatch):
     resolving(monkeypatch, ["93.184.216.34", "127.0.0.1"])
     said = Sender().post("https://hooks.example/", {}, b"{}")
     assert said.status is None
-    assert "127.0.0.1, which is not a public address" in str(said.error)
+    assert said.error == "Refused: hooks.example is not at a public address"
+
+
+def test_an_address_of_ours_is_not_told_to_who_asks(monkeypatch):
+    resolving(monkeypatch, ["10.20.30.40"])
+    said = Sender().post("https://db.internal.example/", {}, b"{}")
+    assert said.status is None
+    assert "10." not in str(said.error)
+
+
+def test_a_name_that_does_not_resolve_is_given_up_with_the_attempt(monkeypatch):
+    release = threading.Event()
+
+    def getaddrinfo(*_: object, **__: object):
+        release.wait(30)
+        return []
+
+    monkeypatch.setattr(sending.socket, "getaddrinfo", getaddrinfo)
+    said = Sender(seconds=0.2).post("https://hooks.example/", {}, b"{}")
+    still = not release.is_set()
+    release.set()
+    assert still
+    assert said.error == "TimeoutError: hooks.example was not resolved in time"
+
+
+def test_names_that_do_not_resolve_are_bounded(monkeypatch):
+    monkeypatch.setattr(sending, "_look_ups", threading.BoundedSemaphore(1))
+    release = threading.Event()
+
+    def getaddrinfo(*_: object, **__: object):
+        release.wait(30)
+        return []
+
+    monkeypatch.setattr(sending.socket, "getaddrinfo", getaddrinfo)
+    errors = [Sender(seconds=0.2).post("https://a.example/", {}, b"").error for _ in range(2)]
+    release.set()
+    assert errors[1] == "TimeoutError: too many names are being resolved"
 
 
 @pytest.mark.parametrize(

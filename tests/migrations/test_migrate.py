@@ -18,7 +18,8 @@ from tests.faults.rig import join, until
 from tests.servers.cluster import Cluster
 from tillroll.cli.app import run as cli
 from tillroll.embedded.opening import open_store
-from tillroll.stores.base import migrations
+from tillroll.stores import base
+from tillroll.stores.base import FORMAT, migrations
 
 MIGRATE = "import sys, tillroll; tillroll.migrate(sys.argv[1])"
 
@@ -127,18 +128,90 @@ def test_what_cannot_be_migrated(tmp_path: Path, postgres: Cluster):
     assert [file.name for file in tmp_path.iterdir()] == ["text.db"]
 
 
-def test_a_newer_ledger_is_not_touched(url: str):
-    tillroll.migrate(url)
-    ahead = "INSERT INTO tillroll_migrations VALUES (999, '0999_later.sql', 'x')"
+def run(url: str, statement: str) -> None:
     if url.startswith("sqlite"):
         with closing(apsw.Connection(url.removeprefix("sqlite:///"))) as connection:
-            connection.execute(ahead)
+            connection.execute(statement)
     else:
         with psycopg.connect(url) as connection:
-            connection.execute(ahead.encode())
+            connection.execute(statement.encode())
+
+
+AHEAD = "INSERT INTO tillroll_migrations VALUES (999, '0999_later.sql', 'x')"
+NEEDS = f"INSERT INTO tillroll_meta (name, value) VALUES ('needs', '{FORMAT + 1}')"  # noqa: S608
+
+
+def test_steps_of_a_newer_tillroll_keep_nobody_out(url: str):
+    with tillroll.open(url) as ledger:
+        ledger.grant("acme", 10)
+    run(url, AHEAD)
     for plan in (True, False):
-        with pytest.raises(tillroll.SchemaMismatch, match="upgrade"):
+        assert tillroll.migrate(url, plan=plan).steps == ()
+    with tillroll.open(url) as ledger:
+        assert ledger.consume("acme", units=1).available == 9
+        assert ledger.verify().ok
+
+
+def test_what_a_newer_tillroll_wrote_keeps_an_older_one_out(url: str):
+    tillroll.migrate(url)
+    run(url, AHEAD)
+    run(url, NEEDS)
+    for plan in (True, False):
+        with pytest.raises(
+            tillroll.SchemaMismatch, match=f"in format {FORMAT + 1}; this one"
+        ) as no:
             tillroll.migrate(url, plan=plan)
+        assert no.value.written == "nothing"
+    with pytest.raises(tillroll.SchemaMismatch, match="upgrade tillroll"):
+        tillroll.open(url)
+
+
+def test_a_process_that_runs_is_told_with_its_next_write(url: str):
+    with tillroll.open(url) as ledger:
+        ledger.grant("acme", 10, request_id="g")
+        run(url, NEEDS)
+        for _ in range(2):
+            with pytest.raises(tillroll.SchemaMismatch, match="drop or misread"):
+                ledger.consume("acme", units=1, request_id="c")
+            with pytest.raises(tillroll.SchemaMismatch):
+                ledger.grant("zoe", 1)
+            with pytest.raises(tillroll.SchemaMismatch):
+                ledger.apply_prices([], author="ann", reason="none")
+        run(url, "DELETE FROM tillroll_meta WHERE name = 'needs'")
+        assert ledger.consume("acme", units=1, request_id="c").available == 9
+        assert ledger.balance("acme").seq == 2
+
+
+def test_a_format_is_needed_from_the_write_on_that_says_so_and_never_less(url: str, tmp_path: Path):
+    with tillroll.open(url) as ledger, ledger.store.read() as reader:
+        assert reader.needs() == 1
+    with tillroll.open(url) as ledger:
+        for format_ in (FORMAT, 1):
+            with ledger.store.write() as tx:
+                tx.need(format_)
+            with ledger.store.read() as reader:
+                assert reader.needs() == FORMAT
+        with ledger.store.write() as tx:
+            tx.need(12)
+            tx.need(9)
+            assert tx.needs() == 12
+    with pytest.raises(tillroll.SchemaMismatch, match="in format 12"):
+        tillroll.open(url)
+
+
+def test_a_copy_needs_what_its_source_does(
+    monkeypatch: pytest.MonkeyPatch, url: str, tmp_path: Path
+):
+    monkeypatch.setattr(base, "FORMAT", 3)  # a tillroll to come
+    with tillroll.open(url) as ledger:
+        ledger.grant("acme", 10)
+        with ledger.store.write() as tx:
+            tx.need(3)
+    target = f"sqlite:///{tmp_path}/copy.db"
+    tillroll.copy(url, target)
+    monkeypatch.undo()
+    with pytest.raises(tillroll.SchemaMismatch, match="in format 3"):
+        tillroll.open(target)
 
 
 # ---------------------------------------------------------------- cut off

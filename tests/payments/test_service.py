@@ -1,6 +1,8 @@
 """Payments over HTTP: the documented flow, from the checkout to the refund, on a served ledger."""
 
+import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from tests.api.conftest import Api, Served
 from tests.payments.conftest import PRODUCTS, SECRET, World, clock
 from tests.payments.fake_stripe import FakeStripe, serving
 from tillroll.api import keys
+from tillroll.api.paying import ASKED_MAX
 from tillroll.embedded import open_engine
 from tillroll.ledger.pricing import new_version
 from tillroll.payments import topups
@@ -120,11 +123,57 @@ def test_while_stripe_is_down_the_webhook_is_sent_again(paying: tuple[Api, World
     assert (unplaced["id"], unplaced["account"]) == (payment["id"], None)
 
 
+def test_a_provider_that_hangs_slows_nobody_else(paying: tuple[Api, World], monkeypatch):
+    api, world = paying
+    stuck, go_on = threading.Semaphore(0), threading.Event()
+    answer = world.fake.call
+
+    def hang(*asked: Any) -> Any:
+        stuck.release()
+        assert go_on.wait(60)
+        return answer(*asked)
+
+    monkeypatch.setattr(world.fake, "call", hang)
+    headers = {"authorization": f"Bearer {api.admin}"}
+
+    async def crowd() -> tuple[list[httpx2.Response], list[httpx2.Response]]:
+        def checkout(n: int) -> asyncio.Future[httpx2.Response]:
+            asked = {"account": f"a{n}", "product": "pack100"}
+            once = headers | {"idempotency-key": f"o{n}"}
+            return asyncio.ensure_future(api._client.post(CHECKOUT, json=asked, headers=once))
+
+        hanging = [checkout(n) for n in range(ASKED_MAX)]
+        await asyncio.to_thread(lambda: [stuck.acquire(timeout=60) for _ in hanging])
+        turned = [await checkout(ASKED_MAX), await checkout(ASKED_MAX + 1)]
+        # With all threads for providers taken, what needs none and what is told still goes on.
+        for path in ("/v1/accounts/acme/balance", "/v1/accounts", "/v1/keys", "/readyz"):
+            assert (await api._client.get(path, headers=headers)).status_code in (200, 404)
+        event = world.fake.tell("customer.created", {"object": "customer", "id": "cus_1"})
+        body, signature = world.fake.signed(event, SECRET)
+        signed = {"stripe-signature": signature, "content-type": "application/json"}
+        told = await api._client.post(WEBHOOK, content=body, headers=signed)
+        assert told.status_code == 200
+        go_on.set()
+        return turned, await asyncio.gather(*hanging)
+
+    turned, served = api.run(crowd())
+    assert {one.status_code for one in served} == {200}
+    assert [(one.status_code, one.json()) for one in turned] == [(503, {"error": "overloaded"})] * 2
+    assert turned[0].headers["retry-after"] == "1"
+    after = api.call("POST", CHECKOUT, {"account": "z", "product": "pack100"}, once="z")
+    assert after.status_code == 200
+
+
 def test_who_may_and_what_is_refused(paying: tuple[Api, World]):
     api, _ = paying
     live = api.key(mode="live")
     asked = {"account": "acme", "product": "pack100"}
-    assert api.call("POST", CHECKOUT, asked, once="o", key=live).status_code == 404
+    said = api.call("POST", CHECKOUT, asked, once="o", key=live)
+    assert (said.status_code, said.json()["code"]) == (404, "payments_not_set_up")
+    assert said.headers["content-type"] == "application/problem+json"
+    assert "stripe_secret_key (sk_live_...)" in said.json()["detail"]
+    said = api.call("POST", "/v1/accounts/acme/top-ups/credits/pause", {}, key=live)
+    assert (said.status_code, said.json()["code"]) == (404, "payments_not_set_up")
     reader = api.key(mode="test", scopes="read")
     assert api.call("POST", CHECKOUT, asked, once="o", key=reader).status_code == 403
     beta = api.key(mode="test", accounts=["beta"])

@@ -548,7 +548,7 @@ class LedgerMachine(RuleBasedStateMachine):
         name=rights,
         brings=st.sampled_from(
             [
-                {},
+                {"features": {"hd": True}},
                 {"features": {"seats": 2, "4k": True}},
                 {"grants": [{"units": 4, "every": "week", "rollover_max": 2}]},
             ]

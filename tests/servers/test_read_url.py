@@ -6,8 +6,12 @@ from collections.abc import Iterator
 import pytest
 
 import tillroll
+from tests.jobs.receiver import Receiver
 from tests.servers.cluster import Cluster
+from tillroll import webhooks
+from tillroll.api import keys
 from tillroll.cli.app import run as cli
+from tillroll.jobs import Deliverer, Job, Sender, Worker
 
 
 @pytest.fixture
@@ -70,6 +74,48 @@ def test_no_decision_reads_from_there(ledger: tillroll.Ledger, standby: Cluster)
     assert ledger.book_due() == 0
     assert ledger.balance("acme").seq == 0
     standby.run("SELECT pg_wal_replay_resume()")
+
+
+def test_jobs_and_keys_do_not_read_from_there(
+    ledger: tillroll.Ledger, own_postgres: Cluster, standby: Cluster
+):
+    """What acts upon what it reads sees all that was committed, however far a standby is behind."""
+    engine = ledger._engine
+    keyring = keys.Keyring(engine.store)
+    own_postgres.catch_up(standby)
+    standby.run("SELECT pg_wal_replay_pause()")
+    done = []
+
+    def count() -> dict[str, object]:
+        done.append(1)
+        return {}
+
+    job = Job("count", 5.0, count)
+    assert Worker(engine, [job], holder="ann").turn(job).ours
+    assert not Worker(engine, [job], holder="bob").turn(job).ours
+    with Receiver() as receiver:
+        at = engine.clock()
+        engine.perform(lambda tx: webhooks.make(tx, "default", receiver.url, at=at, private=True))
+        ledger.grant("acme", 100)
+        deliverer = Deliverer(engine, Sender(private=True))
+        while deliverer.round()["more"]:
+            pass
+        deliverer.close()
+        assert [got.told["type"] for got in receiver.received] == ["grant.created"]
+    key, secret = keys.new_key("default", "live", name="k", scopes=["read"], at=at)
+    engine.perform(lambda tx: keys.put_key(tx, key))
+    assert asyncio.run(keyring.find(secret)) == key
+    engine.perform(lambda tx: keys.end_key(tx, key.id, at, ledger=None))
+    later = asyncio.run(_after(keys.LEASE_SECONDS, keyring, secret))
+    assert later is not None
+    assert later.revoked_at == at
+    assert ledger.balance("acme").seq == 0, "the standby is behind all the while"
+    standby.run("SELECT pg_wal_replay_resume()")
+
+
+async def _after(seconds: float, keyring: keys.Keyring, secret: str) -> keys.ApiKey | None:
+    await asyncio.sleep(2 * seconds)
+    return await keyring.find(secret)
 
 
 def test_how_far_behind_is_shown(ledger: tillroll.Ledger, own_postgres: Cluster, standby: Cluster):

@@ -32,6 +32,7 @@ PRODUCTS = Products(
         "hd": FeatureTerms(),
         "seats": FeatureTerms("limit", 1),
         "model": FeatureTerms("config"),
+        "beta": FeatureTerms(),
     },
 )
 

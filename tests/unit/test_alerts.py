@@ -143,9 +143,22 @@ def test_an_alert_on_another_budget_says_nothing():
     ledger = world.ledger
     ledger.grant("acme", 100)
     ledger.set_budget("acme", "a", 10)
+    ledger.set_budget("acme", "b", 100)
     ledger.set_alert("acme", "b only", "budget", 50, budget="b")
     ledger.consume("acme", units=9)
     assert told(world) == []
+
+
+def test_an_alert_on_a_budget_that_is_not_there_is_refused():
+    world = World("alert.*")
+    ledger = world.ledger
+    ledger.set_budget("acme", "daily", 10)
+    with pytest.raises(InvalidInput, match="no budget 'dayly'; it has daily"):
+        ledger.set_alert("acme", "typo", "budget", 50, budget="dayly", request_id="a")
+    assert ledger.set_alert("acme", "typo", "budget", 50, budget="daily", request_id="a").seq == 2
+    ledger.set_alert("zoe", "all", "budget", 50)  # of those to come
+    with pytest.raises(InvalidInput, match="no budget 'daily'; it has none"):
+        ledger.set_alert("zoe", "one", "budget", 50, budget="daily")
 
 
 def test_grants_that_expire_in_30_7_and_1_days():

@@ -294,3 +294,9 @@ def test_a_history_goes_on_above_a_seq(after: object):
         ledger.grant("acme", 10)
         with pytest.raises(tillroll.InvalidInput, match="after must be"):
             ledger.history("acme", after=after)  # type: ignore[arg-type]
+
+
+def test_settings_that_say_nothing_are_refused_and_write_nothing(ledger: tillroll.Ledger):
+    check_rejected(ledger, "configure", "acme")
+    check_rejected(ledger, "configure", "acme", time_zone=None, late_settlement=None)
+    assert ledger.configure("acme", late_settlement=False).kind == "settings"

@@ -446,6 +446,25 @@ class TestProducts:
         assert read.products.plans["pro"].trial == 131_400_500_000
         assert read.products.plans["pro"].grants[0].called == "credits"
 
+    @pytest.mark.parametrize(
+        ("plan", "grant", "found"),
+        [
+            ("", "", ("month", 1)),
+            ('every = "day"', "", ("day", 1)),
+            ('every = "day"\ncount = 2', "", ("day", 2)),
+            ('every = "day"\ncount = 2', ', every = "day"', ("day", 1)),
+            ('every = "day"\ncount = 2', ", count = 3", ("day", 3)),
+            ('every = "year"', ', every = "month"', ("month", 1)),
+            ('every = "year"', ', every = "month", count = 6', ("month", 6)),
+        ],
+    )
+    def test_a_grant_comes_with_the_plans_period_unless_it_has_its_own(self, plan, grant, found):
+        read = parse(f"[plan.x]\ngrants = [{{ units = 5{grant} }}]\n{plan}")
+        [brought] = read.products.plans["x"].grants
+        assert (brought.every, brought.count) == found
+        again = parse(dump(read.prices, read.overrides, read.products))
+        assert again == read
+
     def test_a_version_keeps_them_and_its_digest(self):
         read = parse(SOLD)
         version = new_version(1, [IMAGE], products=read.products)
@@ -531,8 +550,9 @@ class TestProducts:
         plan = diff(old, [IMAGE], {}, parse(text).products)
         assert plan.lines() == [
             *(("~", f"plan.pro {change}") for change in (
-                ('grants.credits units = 1_000, rollover_min = 1, rollover_max = "200.5" -> '
-                'units = 2_000, rollover_min = 1, rollover_max = "200.5"'),
+                ('grants.credits units = 1_000, every = "year", count = 2, rollover_min = 1, '
+                'rollover_max = "200.5" -> units = 2_000, every = "year", count = 2, '
+                'rollover_min = 1, rollover_max = "200.5"'),
                 "features.hd true -> false",
             )),
             (

@@ -47,6 +47,7 @@ PRODUCTS = Products(
         "hd": FeatureTerms(),
         "seats": FeatureTerms("limit"),
         "model": FeatureTerms("config", "small"),
+        "beta": FeatureTerms(),
     },
     coupons={"welcome": Coupon(Decimal(5)), "thrice": Coupon(Decimal(1), most=3)},
 )
@@ -382,7 +383,7 @@ def test_what_lasts_is_prolonged(bench: Bench):
     bench.do("entitle", "beta", lasts="1d")
     bench.do("entitle", "beta", lasts="1d")
     assert bench.only()["ends_at"] == "2026-02-02T12:00:00Z"
-    bench.do("entitle", "tried", trial_ends_at=NOON + timedelta(days=1))
+    bench.do("entitle", "tried", features={"hd": True}, trial_ends_at=NOON + timedelta(days=1))
     assert {one["name"]: one["status"] for one in bench.do("entitlements")} == (
         {"beta": "active", "tried": "trialing"}
     )
@@ -425,12 +426,55 @@ def test_what_makes_no_sense_is_not_written(
     check_invalid(bench, match, verb, **args)
 
 
+def test_features_are_those_of_the_catalog(bench: Bench):
+    for features, said in (
+        ({"hdd": True}, r"no feature 'hdd'; it has beta, hd, model, seats. Add \[feature.hdd\]"),
+        ({"hd": 5}, "features.hd must be true or false: the catalog has it as 'boolean'"),
+        ({"seats": True}, 'features.seats must be a whole number, 0 or more, or "unlimited"'),
+        ({"seats": "many"}, "features.seats must be a whole number"),
+        ({"model": True}, "features.model must be a text"),
+    ):
+        with pytest.raises(tillroll.InvalidInput, match=said):
+            bench.ledger.entitle("acme", "deal", features=features, request_id="same")
+    with pytest.raises(tillroll.InvalidInput, match="no feature 'bta'"):
+        bench.ledger.entitle("acme", "bta", request_id="same")
+    good = {"hd": True, "seats": "unlimited", "model": "large"}
+    bench.ledger.entitle("acme", "deal", features=good, request_id="same")
+    bench.ledger.entitle("acme", "gold", kind="time_pass", lasts="1d")  # its name says enough
+    # What a later version drops is still given to whom it was sold.
+    fewer = Products(features={"seats": FeatureTerms("limit")})
+    bench.ledger.apply_prices([], products=fewer, author="ann", reason="fewer")
+    bench.ledger.entitle("acme", "deal", features=good)
+    with pytest.raises(tillroll.InvalidInput, match="no feature 'hdd'"):
+        bench.ledger.entitle("acme", "deal", features={"hdd": True})
+
+
+def test_where_no_feature_is_declared_any_may_be_given():
+    ledger = tillroll.open("memory://")
+    assert ledger.entitle("acme", "anything", features={"x": 1, "y": "z"}).seq == 1
+    ledger.apply_prices([], author="ann", reason="prices alone")
+    assert ledger.entitle("acme", "anything", features={"x": True}).seq == 2
+
+
+def test_grants_come_with_the_entitlements_own_period(bench: Bench):
+    given = bench.ledger.entitle(
+        "acme",
+        "deal",
+        kind="subscription",
+        every="week",
+        count=2,
+        grants=[{"units": 5}, {"units": 1, "name": "daily", "every": "day"}],
+    )
+    grants = given.to_dict()["entitlement"]["grants"]
+    assert [(one["every"], one["count"]) for one in grants] == [("week", 2), ("day", 1)]
+
+
 def test_an_account_holds_so_many(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(entitle, "ENTITLEMENTS_MAX", 2)
-    bench.do("entitle", "one")
-    bench.do("entitle", "two")
-    bench.do("entitle", "two", features={"x": 1})
-    check_invalid(bench, "2 entitlements at the most", "entitle", "three")
+    bench.do("entitle", "one", features={"hd": True})
+    bench.do("entitle", "two", features={"hd": True})
+    bench.do("entitle", "two", features={"seats": 1})
+    check_invalid(bench, "2 entitlements at the most", "entitle", "three", features={"hd": True})
     check_invalid(bench, "2 entitlements at the most", "buy", "day")
 
 

@@ -17,6 +17,7 @@ from psycopg import conninfo
 import tillroll
 from tests.servers.cluster import Cluster
 from tillroll.stores import postgres
+from tillroll.stores.base import migrations
 from tillroll.stores.postgres import PostgresStore
 from tillroll.testing import conformance
 
@@ -100,12 +101,66 @@ def sent(spread_url: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_every_table_is_spread_or_everywhere(spread_url: str):
     found = schema(spread_url, "SELECT tablename FROM pg_tables WHERE tablename LIKE 'tillroll%'")
     assert {name for (name,) in found} == SPREAD | EVERYWHERE
-    step = files("tillroll.stores").joinpath("migrations/citus/0001_distribute.sql").read_text()
-    plain = " ".join(step.split())
+    plain = " ".join(" ".join(step.sql.split()) for step in migrations("citus"))
     for name in SPREAD:
         assert re.search(rf"create_distributed_table\( ?'{name}', 'account_id'", plain)
     for name in EVERYWHERE:
         assert f"create_reference_table('{name}')" in plain
+
+
+# What a cluster has that a plain server has not: where each table lies, and what spreads one.
+_CLUSTER = """
+CREATE TABLE pg_dist_partition (logicalrelid regclass PRIMARY KEY, partkey text);
+CREATE FUNCTION create_reference_table(regclass) RETURNS void LANGUAGE sql AS
+    $$ INSERT INTO pg_dist_partition VALUES ($1, NULL) $$;
+CREATE FUNCTION create_distributed_table(regclass, text, colocate_with text DEFAULT 'none')
+    RETURNS void LANGUAGE sql AS $$ INSERT INTO pg_dist_partition VALUES ($1, $2) $$;
+"""
+_LIES = "SELECT logicalrelid::text, partkey FROM pg_dist_partition"
+
+
+def lies(url: str) -> dict[object, object]:
+    """Return by what each table is spread; None for one that is on every server."""
+    return dict(schema(url, _LIES))
+
+
+@pytest.fixture
+def cluster_url(postgres_url: str) -> str:
+    """A plain server that notes which tables it was told to spread."""
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute(_CLUSTER.encode())
+    return postgres_url
+
+
+WHOLE = dict.fromkeys(SPREAD, "account_id") | dict.fromkeys(EVERYWHERE)
+
+
+def test_all_tables_are_spread(cluster_url: str):
+    store = PostgresStore(cluster_url)
+    store.distribute()
+    store.close()
+    assert lies(cluster_url) == WHOLE
+    PostgresStore(cluster_url).close()
+    assert lies(cluster_url) == WHOLE
+
+
+@pytest.mark.parametrize("later", [set(), {"tillroll_outbox", "tillroll_leases"}])
+def test_tables_that_came_after_a_ledger_was_spread_are_spread_too(
+    cluster_url: str, later: set[str]
+):
+    PostgresStore(cluster_url).close()
+    with psycopg.connect(cluster_url) as connection:
+        connection.execute(migrations("citus")[0].sql.encode())
+        for name in later:  # as an earlier form of the first step may have
+            connection.execute("INSERT INTO pg_dist_partition VALUES (%s, 'account_id')", (name,))
+    before = lies(cluster_url)
+    assert "tillroll_notes" not in before
+    with pytest.raises(tillroll.SchemaMismatch, match="0002_outbox_and_notes"):
+        PostgresStore(cluster_url, migrate=False)
+    assert lies(cluster_url) == before
+    PostgresStore(cluster_url).close()
+    assert lies(cluster_url).keys() == WHOLE.keys()
+    PostgresStore(cluster_url, migrate=False).close()
 
 
 def test_every_key_carries_the_account(spread_url: str):

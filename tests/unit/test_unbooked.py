@@ -2,10 +2,12 @@
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
 import tillroll
+from tillroll.cli import views
 
 
 def test_usage_and_effective_balances_need_no_booking():
@@ -28,6 +30,48 @@ def test_usage_and_effective_balances_need_no_booking():
     assert Decimal(ledger.usage("acme")[0]["units"]) == ledger.balance("acme").used == 30
     assert ledger.book_due() == 1
     assert answers() == before
+
+
+def test_a_statement_adds_up_to_the_balance_though_nobody_booked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    with tillroll.open(tmp_path / "a.db", clock=lambda: now) as ledger:
+        ledger.grant("acme", 100, request_id="g", expires_in="10d")
+        ledger.hold("acme", units=30, request_id="h", expires_in="1h")
+        ledger.grant("zoe", 1, request_id="z")
+        assert ledger.statement("acme").due == ()
+        now += timedelta(days=30)
+        page = ledger.statement("acme", limit=1)
+        assert [(one.kind, one.seq, one.due) for one in page.due] == [
+            ("grant_expired", 4, True),
+            ("hold_expired", 3, True),
+        ]
+        assert [one.seq for one in page.receipts] == [2]
+        balance = ledger.balance("acme")
+        assert (page.due[0].seq, page.due[0].available) == (balance.seq, balance.available)
+        assert page.due[1].effective_at == now - timedelta(days=30) + timedelta(hours=1)
+        assert ledger.statement("acme", before=page.next).due == ()
+        assert ledger.statement("acme", until=now).due == ()
+        assert len(ledger.statement("acme", since=now).due) == 2
+        kinds = ledger.statement("acme", kinds=["grant", "hold_expired"])
+        assert ([one.kind for one in kinds.due], len(kinds.receipts)) == (["hold_expired"], 1)
+        exported = [(one.account, one.seq, one.due) for one in ledger.entries(due=True)]
+        assert exported == [
+            *(("acme", n, n > 2) for n in range(1, 5)),
+            ("zoe", 1, False),
+        ]
+        assert len(list(ledger.entries())) == 3, "the history is what is booked"
+        rows = list(views.export_rows(ledger.entries("acme", due=True)))
+        assert [row["due"] for row in rows] == ["", "", "true", "true"]
+        views.show_statement("acme", page)
+        shown = capsys.readouterr().out.splitlines()
+        assert "grant_expired (due)" in shown[1]
+        assert "26-01-11 00:00:00" in shown[1], "when it fell due"
+        assert "(due)" not in shown[-1]
+        assert ledger.book_due() == 1
+        after = ledger.statement("acme")
+        assert (after.due, after.receipts[:2]) == ((), page.due), "it is what was said"
 
 
 @pytest.mark.parametrize("clock", ["recorded", "effective"])

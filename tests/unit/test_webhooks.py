@@ -13,7 +13,7 @@ import tillroll
 from tillroll import webhooks as w
 from tillroll.embedded import Ledger
 from tillroll.ledger import webhooks
-from tillroll.ledger.errors import InvalidInput, NotFound
+from tillroll.ledger.errors import IdempotencyConflict, InvalidInput, NotFound
 from tillroll.ledger.events import TOPICS, id_of, place_of
 from tillroll.ledger.types import DAY, HOUR, SECOND
 from tillroll.ledger.webhooks import Endpoint, Health, Place, Secret
@@ -183,8 +183,10 @@ def test_an_endpoint_is_made_changed_and_removed():
         assert "secret" not in json.dumps(w.shown(place)).replace('"secrets"', "").replace(
             '"secret": null', ""
         )
-        again, none = made(ledger, endpoint_id=name)
+        again, none = made(ledger, endpoint_id=name, events=["grant.*"], description="books")
         assert (again, none) == (place, None)
+        with pytest.raises(IdempotencyConflict):
+            made(ledger, endpoint_id=name)
         changed = act(ledger, w.change, "default", name, events=["*"], disabled=True)
         assert (changed.is_open, changed.endpoint.events) == (False, ("*",))
         with ledger.store.read() as reader:
@@ -263,7 +265,7 @@ def test_sending_again_asks_for_both_or_for_all():
             act(ledger, w.send_again, "default", NOW, place.endpoint.id, event)
         with pytest.raises(NotFound):
             act(ledger, w.send_again, "default", NOW, "we_nobody")
-        assert act(ledger, w.send_again, "default", NOW) == 0
+        assert act(ledger, w.send_again, "default", NOW) == (0, False)
         with ledger.store.read() as reader:
             for wrong in ({"limit": 0}, {"after": "x"}, {"after": "1~x~y"}):
                 with pytest.raises(InvalidInput):

@@ -1295,7 +1295,7 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Have events sent again: one to one endpoint, or all that was given up
+         * Have events sent again: one to one endpoint, or what was given up, 10,000 of it a call
          * @description Needs a key with the scope admin.
          */
         post: operations["send_again"];
@@ -2528,10 +2528,14 @@ export interface components {
         /**
          * Page
          * @description Part of a history; `next` is where to go on, or null.
+         *
+         *         `due` is what fell due by now and nobody has booked yet, in the order of the entries: on the
+         *         page that ends with the present. With it the history adds up to the balance.
          */
         Page: {
             entries: components["schemas"]["Receipt"][];
             next: number | null;
+            due: components["schemas"]["Receipt"][];
         };
         /**
          * EntriesQuery
@@ -3063,10 +3067,11 @@ export interface components {
         };
         /**
          * Queued
-         * @description How many deliveries are tried again.
+         * @description How many deliveries are tried again, and whether more are left: then ask again.
          */
         Queued: {
             queued: number;
+            more: boolean;
         };
         /**
          * ToldEvent
@@ -3747,6 +3752,18 @@ export interface components {
                     /** @enum {unknown} */
                     code?: "not_found";
                 });
+            };
+        };
+        /** @description `payments_not_set_up`: The service has no payment provider for this project and mode; `not_found`: Nothing of that name exists here */
+        "No404-6": {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"] & {
+                    /** @enum {unknown} */
+                    code?: "payments_not_set_up" | "not_found";
+                };
             };
         };
         /** @description `provider_refused`: The payment provider refused */
@@ -6652,7 +6669,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description How many deliveries are tried again. */
+            /** @description How many deliveries are tried again, and whether more are left: then ask again. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -6826,7 +6843,7 @@ export interface operations {
             };
             401: components["responses"]["No401-1"];
             403: components["responses"]["No403-2"];
-            404: components["responses"]["No404-1"];
+            404: components["responses"]["No404-6"];
             408: components["responses"]["No408-1"];
             413: components["responses"]["No413-1"];
             415: components["responses"]["No415-1"];
@@ -6867,7 +6884,7 @@ export interface operations {
             };
             401: components["responses"]["No401-1"];
             403: components["responses"]["No403-2"];
-            404: components["responses"]["No404-1"];
+            404: components["responses"]["No404-6"];
             408: components["responses"]["No408-1"];
             413: components["responses"]["No413-1"];
             415: components["responses"]["No415-1"];
@@ -6908,7 +6925,7 @@ export interface operations {
             };
             401: components["responses"]["No401-1"];
             403: components["responses"]["No403-2"];
-            404: components["responses"]["No404-1"];
+            404: components["responses"]["No404-6"];
             408: components["responses"]["No408-1"];
             413: components["responses"]["No413-1"];
             415: components["responses"]["No415-1"];
@@ -6982,7 +6999,7 @@ export interface operations {
             };
             401: components["responses"]["No401-1"];
             403: components["responses"]["No403-2"];
-            404: components["responses"]["No404-1"];
+            404: components["responses"]["No404-6"];
             408: components["responses"]["No408-1"];
             413: components["responses"]["No413-1"];
             415: components["responses"]["No415-1"];
@@ -7023,7 +7040,7 @@ export interface operations {
             };
             401: components["responses"]["No401-1"];
             403: components["responses"]["No403-2"];
-            404: components["responses"]["No404-1"];
+            404: components["responses"]["No404-6"];
             408: components["responses"]["No408-1"];
             413: components["responses"]["No413-1"];
             415: components["responses"]["No415-1"];
@@ -7064,7 +7081,7 @@ export interface operations {
             };
             401: components["responses"]["No401-1"];
             403: components["responses"]["No403-2"];
-            404: components["responses"]["No404-1"];
+            404: components["responses"]["No404-6"];
             408: components["responses"]["No408-1"];
             413: components["responses"]["No413-1"];
             415: components["responses"]["No415-1"];

@@ -7,6 +7,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
 from tillroll.api import keys
 from tillroll.api.calls import Answer, Call, answered
@@ -84,6 +85,7 @@ async def rotate_key(call: Call) -> Answer:
             at=at,
             created_by=call.key.id,
         )
+        key = replace(key, asked=keys.asked_of(old.id, overlap))
         kept = keys.put_key(tx, key)
         return kept, secret if kept == key else None
 

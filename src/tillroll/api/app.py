@@ -15,12 +15,14 @@ from tillroll.api.calls import JSON, Answer, Call, Stream, Tenant
 from tillroll.api.followers import Followers
 from tillroll.api.keys import Keyring
 from tillroll.api.openapi import description
+from tillroll.api.paying import TOLD_MAX, Paying
 from tillroll.api.routes import routes
 from tillroll.api.routing import Routes, decoded
 from tillroll.ledger.errors import (
     Forbidden,
     InvalidInput,
     NotFound,
+    Overloaded,
     TillrollError,
     TooManyRequests,
 )
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 PER_KEY_MAX = 1_000
-SIGNED_MAX = 64  # webhooks of payment providers at once: each is a thread that writes
 PROBLEMS = "/problems/"
 TENANTS_MAX = 10_000
 _ONCE = frozenset({b"authorization", b"idempotency-key", b"content-type", b"last-event-id"})
@@ -100,7 +101,7 @@ class Service:
         self._keyring = Keyring(engine.store)
         self._tenants: dict[str, Tenant] = {}
         self._under_way: dict[str, int] = {}
-        self._desks = desks
+        self._paying = Paying(desks)
         self._signed = 0
         self._per_key_max = per_key_max
         self._topup_url = topup_url
@@ -159,7 +160,7 @@ class Service:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if len(headers) != len(scope["headers"]):
             _refuse_doubled(scope["headers"])
-        return Call(self.followers, self._desks, route, params, headers, scope["query_string"])
+        return Call(self.followers, self._paying, route, params, headers, scope["query_string"])
 
     async def _answer(self, call: Call, receive: Receive) -> Answer | Stream:
         route = call.route
@@ -175,10 +176,10 @@ class Service:
         """Answer a call without a key: nobody knows yet who calls, so few are at work at once.
 
         Raises:
-            TooManyRequests: They are.
+            Overloaded: They are.
         """
-        if self._signed >= SIGNED_MAX:
-            raise TooManyRequests(f"{SIGNED_MAX} webhooks are being taken in, as many as may be")
+        if self._signed >= TOLD_MAX:
+            raise Overloaded(f"{TOLD_MAX} webhooks are being taken in, as many as may be")
         self._signed += 1
         try:
             call.body = await _body(call, receive)
@@ -242,7 +243,7 @@ class Service:
     def _problem(self, scope: Scope, call: Call | None, problem: TillrollError) -> Answer:
         """Return the answer to a call that came to nothing, or to a no."""
         if call is not None and call.route.licenzy:
-            return licenzy.problem(problem)
+            return licenzy.problem(problem, scope["path"])
         shown = problems.document(problem, scope["path"], self._topup(call, problem))
         headers = problems.headers_of(problem).items()
         return Answer(
@@ -267,6 +268,10 @@ class Service:
     def stop(self) -> None:
         """End what would not end by itself."""
         self.followers.stop()
+
+    def close(self) -> None:
+        """Wait for what payment providers are being asked, and for what they tell."""
+        self._paying.close()
 
 
 def fill(template: str, **values: str) -> str:

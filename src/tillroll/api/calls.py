@@ -17,12 +17,12 @@ from tillroll.wire.answers import render
 from tillroll.wire.problems import IdempotencyKeyMissing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from tillroll.api.followers import Followers
     from tillroll.api.keys import ApiKey
+    from tillroll.api.paying import Paying
     from tillroll.engine import Engine
-    from tillroll.payments.desk import Desk
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 B = TypeVar("B", bound=msgspec.Struct)
@@ -115,14 +115,14 @@ class Call:
     """What a handler is given."""
 
     __slots__ = (
-        *("body", "desks", "followers", "headers", "key", "params", "query_string", "route"),
+        *("body", "followers", "headers", "key", "params", "paying", "query_string", "route"),
         "tenant",
     )
 
     def __init__(
         self,
         followers: Followers,
-        desks: Sequence[Desk],
+        paying: Paying,
         route: Route,
         params: list[str],
         headers: Mapping[bytes, bytes],
@@ -130,7 +130,7 @@ class Call:
     ) -> None:
         """Begin with what the head of a request says; who calls and the body come later."""
         self.followers = followers
-        self.desks = desks
+        self.paying = paying
         self.route = route
         self.params = params
         self.headers = headers
@@ -179,6 +179,10 @@ class Call:
     def parse(self, shape: type[B]) -> B:
         """Return the body."""
         return bodies.parse(shape, self.body)
+
+    def arguments(self, shape: type[msgspec.Struct]) -> dict[str, Any]:
+        """Return what the body gives, as arguments of a verb."""
+        return bodies.parse_arguments(shape, self.body)
 
     def query(self, shape: type[Q]) -> Q:
         """Return the query.

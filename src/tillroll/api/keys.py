@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tillroll.ledger.errors import InvalidInput, NotFound
+from tillroll.ledger.errors import IdempotencyConflict, InvalidInput, NotFound
 from tillroll.ledger.verbs import ID_MAX
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class ApiKey(Struct, frozen=True, kw_only=True):
         accounts: The only accounts it is open to; empty for all.
         created_by: The key that made it; None where the machine's own shell did.
         expires_at: Microseconds since 1970, as all times here.
+        asked: SHA-256 of what it was made from, hexadecimal, by which a repeat is told from another
+            request of the same id; empty where a version before this one made it.
     """
 
     id: str
@@ -70,6 +72,7 @@ class ApiKey(Struct, frozen=True, kw_only=True):
     created_by: str | None = None
     expires_at: int | None = None
     revoked_at: int | None = None
+    asked: str = ""
 
     @property
     def ledger(self) -> str:
@@ -152,8 +155,14 @@ def new_key(
         created_at=at,
         created_by=created_by,
         expires_at=expires_at,
+        asked=asked_of(name, wanted, names, None if expires_at is None else expires_at - at),
     )
     return key, token
+
+
+def asked_of(*what: object) -> str:
+    """Return what is kept of a request to make a key."""
+    return sha256(msgspec.json.encode(what)).hexdigest()
 
 
 # ---------------------------------------------------------------- in the registry
@@ -176,10 +185,19 @@ def projects_in(reader: Reader) -> list[Project]:
 
 
 def put_key(tx: Writer, key: ApiKey) -> ApiKey:
-    """Write a key; return the one that is there, where the id is known already."""
-    known = tx.document("key", key.id)
-    if known is not None:
-        return msgspec.json.decode(known, type=ApiKey)
+    """Write a key; return the one that is there, where it was made before.
+
+    Raises:
+        IdempotencyConflict: The id was used for another key. Nothing was written.
+    """
+    document = tx.document("key", key.id)
+    if document is not None:
+        known = msgspec.json.decode(document, type=ApiKey)
+        if known.asked not in ("", key.asked):
+            raise IdempotencyConflict(
+                f"this id made {key.id} from another request: take a new one to make another"
+            )
+        return known
     tx.put_document("key", key.id, msgspec.json.encode(key).decode())
     return key
 
@@ -279,7 +297,7 @@ class Keyring:
 
     def _load(self) -> tuple[int, list[ApiKey]] | None:
         """Return the registry's version and all keys, None where nothing has changed."""
-        with self._store.read() as reader:
+        with self._store.read_primary() as reader:
             version = reader.registry_version()
             return None if version == self._version else (version, keys_in(reader))
 

@@ -29,8 +29,14 @@ _WORDS = {
 }
 
 
-def problem(error: TillrollError) -> Answer:
-    """Return an error in their words."""
+def problem(error: TillrollError, path: str) -> Answer:
+    """Return an error in their words.
+
+    That payments are not set up is for whoever set the service up, so he is told all of it.
+    """
+    if isinstance(error, problems.PaymentsNotSetUp):
+        whole = problems.document(error, path) | {"error": error.code}
+        return Answer(render(whole), whole["status"], (), problems.MEDIA_TYPE)
     word, status = _WORDS.get(error.code, (error.code, problems.status_of(error)))
     headers = problems.headers_of(error)
     return Answer(

@@ -18,6 +18,7 @@ from tillroll.ledger.units import show_units
 from tillroll.payments import overage as overages
 from tillroll.payments import settling, subscribing, topups
 from tillroll.wire import bodies
+from tillroll.wire.problems import PaymentsNotSetUp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,12 +33,17 @@ def _desk(call: Call) -> Desk:
     """Return the desk of the caller's ledger whose provider can be asked.
 
     Raises:
-        NotFound: There is none: payments are not set up for this project and mode.
+        PaymentsNotSetUp: There is none.
     """
-    for desk in call.desks:
+    for desk in call.paying.desks:
         if desk.ledger == call.tenant.name and hasattr(desk.provider, "checkout"):
             return desk
-    raise NotFound("payments are not set up for this project and mode")
+    mode = call.key.mode
+    raise PaymentsNotSetUp(
+        f"payments are not set up for project {call.key.project!r} in {mode} mode: set "
+        f"stripe_secret_key (sk_{mode}_...), stripe_webhook_secret and stripe_success_url, and "
+        "payments_project where it is not 'default'; then start the service again"
+    )
 
 
 async def checkout(call: Call) -> Answer:
@@ -49,20 +55,20 @@ async def checkout(call: Call) -> Answer:
         raise InvalidInput("give account or subject_ref, and product or product_code")
     call.check_open(names[0])
     desk, request_id = _desk(call), call.request_id()
-    url = await asyncio.to_thread(desk.checkout, names[0], products[0], request_id)
+    url = await call.paying.asked.run(desk.checkout, names[0], products[0], request_id)
     return answered({"checkout_url": url})
 
 
 async def webhook(call: Call) -> Answer:
     """Take in what a payment provider tells; 200 once all of it is committed."""
-    desk = next((one for one in call.desks if one.provider.name == call.params[0]), None)
+    desk = next((one for one in call.paying.desks if one.provider.name == call.params[0]), None)
     if desk is None:
         raise NotFound("there is no such payment provider here")
     headers = {
         name.decode("latin-1").lower(): value.decode("latin-1")
         for name, value in call.headers.items()
     }
-    return answered({"received": await asyncio.to_thread(desk.receive, headers, call.body)})
+    return answered({"received": await call.paying.told.run(desk.receive, headers, call.body)})
 
 
 async def payments(call: Call) -> Answer:
@@ -165,7 +171,7 @@ async def resume_top_up(call: Call) -> Answer:
 
 async def _topped(call: Call, act: Callable[..., topups.TopUp], **how: Any) -> Answer:
     desk = _desk(call)
-    made = await asyncio.to_thread(act, desk, call.account, **how)
+    made = await call.paying.asked.run(act, desk, call.account, **how)
     return answered(made.shown(desk.engine.store.scale))
 
 
@@ -204,7 +210,7 @@ async def resolve_overage(call: Call) -> Answer:
 
 async def _reported(call: Call, act: Callable[..., Overage], *args: Any, **how: Any) -> Answer:
     desk = _desk(call)
-    made = await asyncio.to_thread(act, desk, call.account, *args, **how)
+    made = await call.paying.asked.run(act, desk, call.account, *args, **how)
     return answered(shown_overage(made, desk.engine.store.scale))
 
 

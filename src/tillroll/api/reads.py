@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from tillroll.embedded import Ledger
     from tillroll.ledger.pricing import PriceVersion
-    from tillroll.ledger.receipts import Receipt
     from tillroll.queries import Balance, Page
 
 T = TypeVar("T")
@@ -161,12 +160,18 @@ async def entries(call: Call) -> Answer:
     """Return a page of an account's history, oldest first, for exports."""
     asked = call.query(EntriesQuery)
 
-    def read(reads: Ledger) -> list[Receipt]:
-        return reads.history(call.account, after=asked.after, limit=asked.limit)
+    def read(reads: Ledger) -> dict[str, Any]:
+        page = reads.history(call.account, after=asked.after, limit=asked.limit)
+        last = page[-1].seq if len(page) == asked.limit else None
+        seen = page[-1].seq if page else asked.after
+        due = () if last is not None else reads.statement(call.account, limit=1).due
+        return {
+            "entries": [receipt.to_dict() for receipt in page],
+            "next": last,
+            "due": [receipt.to_dict() for receipt in reversed(due) if receipt.seq > seen],
+        }
 
-    page = await _of_account(call, read)
-    last = page[-1].seq if len(page) == asked.limit else None
-    return answered({"entries": [receipt.to_dict() for receipt in page], "next": last})
+    return answered(await _of_account(call, read))
 
 
 async def hold(call: Call) -> Answer:

@@ -31,7 +31,7 @@ WORK = (
 IN_FLIGHT = ("hold_not_found", "hold_finalized", "hold_expired")
 SETTLING = (*STATUS, "unpriced", *IN_FLIGHT, "settle_exceeds_hold", "insufficient_units")
 ENDING = ("account_closed", "entitlement_not_found")
-PROVIDER = ("provider_refused", "provider_unavailable")
+PROVIDER = ("provider_refused", "provider_unavailable", "payments_not_set_up")
 
 
 ACCOUNT = "/v1/accounts/{account}"
@@ -309,7 +309,7 @@ def _payments() -> Iterator[Route]:
         summary=_first(p.webhook),
         group="Payments",
         body=b.PaymentWebhook,
-        refusals=("bad_signature", *PROVIDER),
+        refusals=("bad_signature", "provider_refused", "provider_unavailable"),
         body_max=WEBHOOK_BODY_MAX,
         signed=True,
     )

@@ -139,16 +139,21 @@ async def get_event(call: Call) -> Answer:
 
 
 async def send_again(call: Call) -> Answer:
-    """Have events sent again: one to one endpoint, or all that was given up."""
+    """Have events sent again: one to one endpoint, or what was given up, 10,000 of it a call."""
     asked = call.parse(bodies.SendAgain)
     endpoint = None if isinstance(asked.endpoint, msgspec.UnsetType) else asked.endpoint
     event = None if isinstance(asked.event, msgspec.UnsetType) else asked.event
 
-    def act(tx: Writer) -> int:
-        at = call.tenant.engine.clock()
-        return webhooks.send_again(tx, call.tenant.name, at, endpoint, event)
+    engine, name = call.tenant.engine, call.tenant.name
 
-    return answered({"queued": await _write(call, act)})
+    def act() -> webhooks.Queued:
+        if event is None:
+            return webhooks.send_all_again(engine.perform, name, engine.clock(), endpoint)
+        return engine.perform(
+            lambda tx: webhooks.send_again(tx, name, engine.clock(), endpoint, event)
+        )
+
+    return answered((await asyncio.to_thread(act))._asdict())
 
 
 async def _read(call: Call, read: Callable[[Reader], Any]) -> Any:

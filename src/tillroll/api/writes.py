@@ -27,7 +27,7 @@ def writing(verb: Callable[..., Request], shape: type[msgspec.Struct]) -> Handle
     """Return the handler of a verb: the address names the account and what it acts on."""
 
     async def write(call: Call) -> Answer:
-        given = bodies.arguments(call.parse(shape))
+        given = call.arguments(shape)
         given["actor"] = call.actor(given.get("actor"))
         tenant = call.tenant
         request = verb(tenant.verbs, *call.params, request_id=call.request_id(), **given)
@@ -63,7 +63,7 @@ async def batch(call: Call) -> Answer:
     items: list[dict[str, Any] | TillrollError] = []
     for raw in call.parse(bodies.Batch).items:
         try:
-            item = bodies.arguments(bodies.parse(bodies.Item, bytes(raw)))
+            item = bodies.parse_arguments(bodies.Item, bytes(raw))
         except InvalidInput as problem:
             items.append(problem)
             continue

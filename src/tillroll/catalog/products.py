@@ -79,8 +79,8 @@ class GrantTable(Table, frozen=True, kw_only=True):
 
     units: Annotated[Amount, says("How many.")]
     name: Annotated[str, says("Tells it from the plan's others; the wallet's if left out.")] = ""
-    every: Annotated[Every, says("day, week, month or year.")] = "month"
-    count: Annotated[int, says("Every how many of them.")] = 1
+    every: Annotated[Every | None, says("day, week, month or year; the plan's if left out.")] = None
+    count: Annotated[int | None, says("Every how many of them; as the plan without both.")] = None
     rollover_min: Annotated[Amount, says("The least that a period begins with beside.")] = 0
     rollover_max: Annotated[Amount, says("The most that is carried over.")] = 0
     wallet: Wallet = "credits"
@@ -178,7 +178,7 @@ def terms_of(row: Table) -> msgspec.Struct:
             )
         case PlanTable():
             return Plan(
-                grants=tuple(_allowance(grant) for grant in row.grants),
+                grants=tuple(_allowance(grant, row) for grant in row.grants),
                 features=row.features,
                 every=row.every,
                 count=row.count,
@@ -217,12 +217,13 @@ def terms_of(row: Table) -> msgspec.Struct:
             raise AssertionError(type(row).__name__)
 
 
-def _allowance(row: GrantTable) -> Allowance:
+def _allowance(row: GrantTable, plan: PlanTable) -> Allowance:
+    every, count = calendar.period_of(row.every, row.count, plan.every, plan.count)
     return Allowance(
         units=Decimal(row.units),
         name=row.name,
-        every=row.every,
-        count=row.count,
+        every=every,
+        count=count,
         rollover_min=Decimal(row.rollover_min),
         rollover_max=Decimal(row.rollover_max),
         wallet=row.wallet,
@@ -275,7 +276,7 @@ def fields_of(terms: msgspec.Struct) -> list[str]:
         if name in defaults and value == defaults[name]:
             continue
         if name == "grants":
-            rows = "".join(f"  {{ {', '.join(fields_of(grant))} }},\n" for grant in value)
+            rows = "".join(f"  {{ {', '.join(_grant_fields(one, terms))} }},\n" for one in value)
             lines.append(f"grants = [\n{rows}]")
         elif name == "price":
             money = [("amount", amount(value.amount)), ("currency", quoted(value.currency))]
@@ -293,6 +294,18 @@ def fields_of(terms: msgspec.Struct) -> list[str]:
         else:
             lines += set_fields((name, value, None, shown))
     return lines
+
+
+def _grant_fields(grant: msgspec.Struct, plan: msgspec.Struct) -> list[str]:
+    """Write what a plan's grant sets; its period only where it is not the plan's."""
+    assert isinstance(grant, Allowance)
+    assert isinstance(plan, Plan)
+    lines = [line for line in fields_of(grant) if not line.startswith(("every =", "count ="))]
+    if (grant.every, grant.count) == (plan.every, plan.count):
+        return lines
+    period = [f"every = {quoted(grant.every)}"]
+    period += [f"count = {grant.count}"] if grant.count != 1 else []
+    return lines[:1] + period + lines[1:]
 
 
 def _defaults(kind: type[msgspec.Struct]) -> dict[str, object]:

@@ -754,7 +754,10 @@ def export(
     account: str | None = None,
     common: Common | None = None,
 ) -> None:
-    """Write every entry as CSV (with --json: JSON lines), account by account, oldest first."""
+    """Write every entry as CSV (with --json: JSON lines), account by account, oldest first.
+
+    What fell due and is not booked yet follows, marked as `due`, so that it adds up.
+    """
     common = common or Common()
     with common.open() as ledger, c.progress(quiet=path is None) as bar:
         task = bar.add_task("writing entries", total=None)
@@ -762,7 +765,7 @@ def export(
             sys.stdout.reconfigure(encoding="utf-8")  # data, not text for whoever looks
         target = sys.stdout if path is None else path.open("w", encoding="utf-8", newline="")
         try:
-            rows = views.export_rows(ledger.entries(account))
+            rows = views.export_rows(ledger.entries(account, due=True))
             if common.json:
                 for row in rows:
                     target.write(views.json_line(row))

@@ -121,7 +121,8 @@ def subscribe(
             reason=reason,
             actor=actor,
         )
-    show_receipt(receipt, common)
+        available = ledger.balance(account).available  # what it brings came after the entry
+    show_receipt(receipt, common, available)
 
 
 def entitle(
@@ -161,7 +162,8 @@ def entitle(
             reason=reason,
             actor=actor,
         )
-    show_receipt(receipt, common)
+        available = ledger.balance(account).available
+    show_receipt(receipt, common, available)
 
 
 def _features(texts: list[str]) -> dict[str, bool | int | str]:

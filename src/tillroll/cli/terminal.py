@@ -19,6 +19,7 @@ import tillroll
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from decimal import Decimal
 
     from tillroll.ledger.receipts import Receipt
 
@@ -134,8 +135,8 @@ _DONE = {
 }
 
 
-def show_receipt(receipt: Receipt, common: Common) -> None:
-    """Print what a write answered."""
+def show_receipt(receipt: Receipt, common: Common, available: Decimal | None = None) -> None:
+    """Print what a write answered; with what is available now, where more follows from it."""
     if common.json:
         print_json(receipt.to_dict())
         return
@@ -147,8 +148,10 @@ def show_receipt(receipt: Receipt, common: Common) -> None:
     if held is not None:
         on = f" on {escape(held.product)}" if held.product not in (None, held.name) else ""
         ends = "ended" if receipt.kind == "entitlement_ended" else held.status.replace("_", " ")
-        parts = [f"[bold green]ok[/] {held.kind.replace('_', ' ')} {escape(held.name)}{on} {ends}"]
-    tail = [f"{receipt.available:,f} available"]
+        kind = held.kind.replace("_", " ")
+        named = kind if held.name == kind else f"{kind} {escape(held.name)}"
+        parts = [f"[bold green]ok[/] {named}{on} {ends}"]
+    tail = [f"{receipt.available if available is None else available:,f} available"]
     if receipt.held:
         tail.append(f"{receipt.held:,f} held")
     if receipt.shortfall:

@@ -7,7 +7,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.panel import Panel
+from rich.segment import Segments
 from rich.table import Table
 
 from tillroll.cli.terminal import counted, out, say
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 # Columns that are never broken; ids are, where they are too long.
 _WHOLE = {"time (UTC)", "kind", "state", "category", "expires", "ends", "resets"}
+WIDEST = 1_000  # more than all columns of a table have together, but for an id
 _SHORT = 16  # an operation up to this length is not broken either
 _FRACTION = re.compile(r"(?<=:\d\d)\.\d+(?=Z)")
 
@@ -60,8 +63,8 @@ def grouped(units: str) -> str:
 
 def show_access(found: Access) -> None:
     """Show an answer about access, and what would help where it is no."""
-    label = "[bold green]yes[/]" if found.allowed else "[bold red]no[/]"
-    said = f"{label} {escape(found.message)}"
+    label = "[bold green]allowed[/]" if found.allowed else "[bold red]not allowed[/]"
+    said = f"{label}: {escape(found.message)}"
     if not found.allowed:
         said += f" ({found.reason.replace('_', ' ')})"
     if found.value is not None and not isinstance(found.value, bool):
@@ -177,10 +180,11 @@ _SIGNS = {
 
 def show_statement(account: str, page: Page) -> None:
     """Show a page of a statement."""
-    if not page.receipts:
+    shown = (*page.due, *page.receipts)
+    if not shown:
         out.print(f"{account} has no entries here", markup=False)
         return
-    longest = max(len(receipt.operation or "") for receipt in page.receipts)
+    longest = max(len(receipt.operation or "") for receipt in shown)
     lines = table(
         "seq",
         "time (UTC)",
@@ -192,22 +196,42 @@ def show_statement(account: str, page: Page) -> None:
         right=("seq", "units", "available"),
         whole=("operation",) if longest <= _SHORT else (),
     )
-    for receipt in page.receipts:
+    for receipt in shown:
         sign = _SIGNS.get(receipt.kind, "")
         color = {"+": "green", "-": "red"}.get(sign, "")
         units = f"{sign}{receipt.units:,f}" if receipt.units else ""
         lines.add_row(
             str(receipt.seq),
-            f"{receipt.recorded_at:%y-%m-%d %H:%M:%S}",
-            receipt.kind,
+            f"{receipt.effective_at if receipt.due else receipt.recorded_at:%y-%m-%d %H:%M:%S}",
+            f"{receipt.kind} (due)" if receipt.due else receipt.kind,
             f"[{color}]{units}[/]" if color else units,
             f"{receipt.available:,f}",
             escape(receipt.operation or ""),
             escape(receipt.ref or receipt.request_id or ""),  # what `explain` tells the story of
         )
-    out.print(lines)
+    if _width(lines) <= out.width:
+        out.print(lines)
+    else:
+        _show_wide(lines)
     if page.next is not None:
         out.print(f"more: --before {page.next}", style="dim")
+
+
+def _show_wide(lines: Table) -> None:
+    """Show a table whose last column is too long for the line: below the others, and whole.
+
+    An id is there to be copied, and one broken over several lines cannot be.
+    """
+    last = lines.columns.pop()
+    head, *rows = out.render_lines(lines, out.options.update_width(_width(lines)), pad=False)
+    for row, cell in zip([head, *rows], ["", *last.cells], strict=True):
+        out.print(Segments(row), soft_wrap=True, end="")
+        out.print(f"\n     {cell}" if cell else "", style="dim", soft_wrap=True)
+
+
+def _width(lines: Table) -> int:
+    """Return how wide a table would be of itself."""
+    return Measurement.get(out, out.options.update_width(WIDEST), lines).maximum
 
 
 def show_usage(groups: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
@@ -313,6 +337,7 @@ EXPORT_COLUMNS = (
     "operation",
     "model",
     "price_version",
+    "due",
     "reason",
     "actor",
     "tags",
@@ -326,6 +351,7 @@ def export_rows(receipts: Iterable[Receipt]) -> Iterator[dict[str, Any]]:
     for receipt in receipts:
         row = receipt.to_dict()
         row["price_version"] = receipt.price_version
+        row["due"] = "true" if receipt.due else ""
         for name in ("tags", "meters", "postings"):
             row[name] = json.dumps(row[name], ensure_ascii=False) if row[name] else ""
         yield row

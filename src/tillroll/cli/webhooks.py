@@ -166,10 +166,13 @@ def deliveries(
 def send_again(common: c.Common, endpoint: str | None, event: str | None) -> int:
     """Have deliveries tried again."""
 
-    def act(tx: Writer, engine: Engine) -> int:
+    def act(tx: Writer, engine: Engine) -> webhooks.Queued:
         return webhooks.send_again(tx, common.project, engine.clock(), endpoint, event)
 
-    queued = with_engine(common, act)
+    queued, more = 0, True
+    while more:
+        some, more = with_engine(common, act)
+        queued += some
     if common.json:
         c.print_json({"queued": queued})
     else:

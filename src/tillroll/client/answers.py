@@ -144,7 +144,10 @@ def decimals_of(shown: Mapping[str, Any]) -> int:
 
 def page_of(shown: Mapping[str, Any], scale: int) -> Page:
     """Return a page of a statement."""
-    return Page(tuple(receipt_of(line, scale) for line in shown["entries"]), shown["next"])
+    due = tuple(receipt_of(line, scale) for line in shown.get("due", ()))
+    for receipt in due:
+        receipt.due = True
+    return Page(tuple(receipt_of(line, scale) for line in shown["entries"]), shown["next"], due)
 
 
 # ---------------------------------------------------------------- what only looks

@@ -354,13 +354,17 @@ class Client:
         """The same verbs, decided as they would be now, with nothing written."""
         return ClientPreview(self)
 
-    def entries(self, account: str | None = None) -> Iterator[Receipt]:
-        """Yield every entry, account by account, oldest first; for exports."""
+    def entries(self, account: str | None = None, *, due: bool = False) -> Iterator[Receipt]:
+        """Yield every entry, account by account, oldest first; for exports.
+
+        With `due`, each account's are followed by what fell due and nobody has booked yet.
+        """
         for name in self.accounts() if account is None else [account]:
             after: int | None = 0
             while after is not None:
                 page = self._run(self._asking.page(name, after))
                 yield from page.receipts
+                yield from page.due if due else ()
                 after = page.next
 
     def accounts(self) -> Iterator[str]:

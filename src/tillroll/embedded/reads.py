@@ -128,6 +128,9 @@ class Reads:
     ) -> Page:
         """Return entries of an account, newest first, a page at a time.
 
+        What fell due since the last of them, and nobody has booked yet, is in `Page.due` of the
+        first page: with it the statement adds up to the balance.
+
         Args:
             account: The balance owner.
             limit: How many, 1 to 1,000.
@@ -145,6 +148,7 @@ class Reads:
             kinds=kinds,
             since=None if since is None else calendar.instant(since, "since"),
             until=None if until is None else calendar.instant(until, "until"),
+            at=self._now(),
         )
 
     def usage(
@@ -309,9 +313,20 @@ class Reads:
         account = _sound_or_none(account, "account")
         return queries.verify(self.store, self.project, account=account, progress=progress)
 
-    def entries(self, account: str | None = None) -> Iterator[Receipt]:
-        """Yield every entry, account by account, oldest first; for exports."""
-        return queries.histories(self.store, self.project, _sound_or_none(account, "account"))
+    def entries(self, account: str | None = None, *, due: bool = False) -> Iterator[Receipt]:
+        """Yield every entry, account by account, oldest first; for exports.
+
+        Args:
+            account: One account, or all.
+            due: After each account's entries yield what fell due by now and nobody has booked
+                yet, too: receipts with `due`, which a later export has as entries.
+        """
+        return queries.histories(
+            self.store,
+            self.project,
+            _sound_or_none(account, "account"),
+            due_by=self._now() if due else None,
+        )
 
     def accounts(self) -> Iterator[str]:
         """Yield the names of all accounts that have a history."""

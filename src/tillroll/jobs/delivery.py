@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 AT_ONCE_MAX = 64  # requests under way in this process
 PER_ENDPOINT_MAX = 8  # so that one which hangs does not take all
+# Nor does one project: it takes another only while more are free than it has. Alone it has half of
+# them; of several that hang each has as much as is left free, so that who comes next finds some.
 SPREAD_MAX = 500  # events that deliveries are made of in one transaction
 LEASE_SECONDS = 60.0  # longer than an attempt may take, with what comes before and after
 PATIENCE_SECONDS = 0.5  # how long a round waits for something to come back
@@ -91,7 +93,8 @@ class Deliverer:
         self._chance = chance
         self._pool = ThreadPoolExecutor(AT_ONCE_MAX, thread_name_prefix="tillroll-webhook")
         self._back: queue.SimpleQueue[Sent] = queue.SimpleQueue()
-        self._under_way: Counter[str] = Counter()
+        self._under_way: Counter[str] = Counter()  # by endpoint
+        self._of_projects: Counter[str] = Counter()
 
     def round(self) -> dict[str, Any]:
         """Do one round; return what it did, and under `more` whether to go on at once."""
@@ -112,7 +115,7 @@ class Deliverer:
 
     def _spread(self) -> int:
         """Make the deliveries of new events; twice does no harm."""
-        with self._engine.store.read() as reader:
+        with self._engine.store.read_primary() as reader:
             events = reader.unspread(SPREAD_MAX)
             places = webhooks.all_places(reader) if events else []
         if events:
@@ -131,8 +134,9 @@ class Deliverer:
             return 0
         at = self._engine.clock()
         full = [name for name, n in self._under_way.items() if n >= PER_ENDPOINT_MAX]
-        with self._engine.store.read() as reader:
-            due = reader.due_deliveries(at, AT_ONCE_MAX * 2, full)
+        greedy = [name for name, n in self._of_projects.items() if n >= room]
+        with self._engine.store.read_primary() as reader:
+            due = reader.due_deliveries(at, AT_ONCE_MAX * 2, full, greedy)
             places = {p.endpoint.id: p for p in webhooks.all_places(reader)} if due else {}
             lost = [d for d in due if d.endpoint not in places or not places[d.endpoint].is_open]
             chosen = self._choose([d for d in due if d not in lost], room)
@@ -146,16 +150,22 @@ class Deliverer:
             place = places[delivery.endpoint]
             assert told is not None, "an event goes with its deliveries, pending ones stay"
             self._under_way[delivery.endpoint] += 1
+            self._of_projects[delivery.project] += 1
             self._pool.submit(self._send, delivery, place, told.payload)
         return len(taken) + len(lost)
 
     def _choose(self, due: Sequence[Delivery], room: int) -> list[Delivery]:
-        """Return what to take, no more of one endpoint than may be under way to it."""
-        counts = Counter(self._under_way)
+        """Return what to take, no more of one endpoint or project than may be under way to it."""
+        counts, of_projects = Counter(self._under_way), Counter(self._of_projects)
         chosen: list[Delivery] = []
         for delivery in due:
-            if len(chosen) < room and counts[delivery.endpoint] < PER_ENDPOINT_MAX:
+            free = room - len(chosen)
+            if (
+                of_projects[delivery.project] < free
+                and counts[delivery.endpoint] < PER_ENDPOINT_MAX
+            ):
                 counts[delivery.endpoint] += 1
+                of_projects[delivery.project] += 1
                 chosen.append(delivery)
         return chosen
 
@@ -197,7 +207,8 @@ class Deliverer:
         if back:
             for one in back:
                 self._under_way[one.delivery.endpoint] -= 1
-            self._under_way = +self._under_way
+                self._of_projects[one.delivery.project] -= 1
+            self._under_way, self._of_projects = +self._under_way, +self._of_projects
             at = self._engine.clock()
             chance = self._chance()
             self._engine.perform(lambda tx: _record(tx, back, at, chance))

@@ -1,8 +1,9 @@
 """The loop: named jobs, each done by one process at a time, a round every so often.
 
 Who does a job holds its lease, a row in the store that he prolongs with each turn; where he ends
-without a word, others find the lease over and go on. Leases save work and nothing more: every job
-is right when several do it at once, since two clocks may disagree about when a lease is over.
+without a word, others find the lease over and go on. A lease that would last for longer
+than anybody takes one is over, too: his clock was ahead. Leases save work and nothing more: every
+job is right when several do it at once, since two clocks may disagree about when one is over.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from tillroll.ledger.types import SECOND
+from tillroll.stores.outbox import SPANS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -130,12 +132,14 @@ class Worker:
         clock, perform = self._engine.clock, self._engine.perform
         span = int(max(self._lease, LEASE_ROUNDS * job.every) * SECOND)
         at = clock()
-        with self._engine.store.read() as reader:  # most turns end here where others do the job
+        with (
+            self._engine.store.read_primary() as reader
+        ):  # most turns end here where others do the job
             held = {lease.name: lease for lease in reader.leases()}.get(job.name)
         ours = held is not None and held.holder == self.holder
-        if held is not None and not ours and held.ends_at > at:
+        if held is not None and not ours and at < held.ends_at <= at + SPANS_MAX * span:
             return Turn(job.name, ours=False)
-        if ours and held is not None and held.ends_at - at > span * 2 // 3:
+        if ours and held is not None and span * 2 // 3 < held.ends_at - at <= span:
             return Turn(job.name, ours=True, told=job.run())  # not each turn writes
         if not perform(lambda tx: tx.take_lease(job.name, self.holder, at, at + span)):
             return Turn(job.name, ours=False)

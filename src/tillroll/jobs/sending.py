@@ -4,7 +4,7 @@ The standard library, not the HTTP client that the service's own client uses: wh
 to which address the socket goes. The name is resolved once, every address that comes back is
 checked, and the socket goes to a checked one, so that a name which resolves otherwise a moment
 later (DNS rebinding) gains nothing. Redirects are not followed, proxies are not asked, and one
-deadline holds for all of it, however slowly the other side speaks.
+deadline holds for all of it, however slowly the other side speaks or its name resolves.
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ import io
 import ipaddress
 import socket
 import ssl
+import threading
 import time
+from concurrent.futures import Future
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 SECONDS = 15.0  # for one attempt in all: the specification says 15 to 30
 RESPONSE_BYTES_MAX = 16 * 1024  # read of an answer; what is kept of it is less
 _PART = 4 * 1024
+# Of names, under way in this process. The system's resolver cannot be told to stop: it goes on for
+# half a minute or so after its attempt has ended, so twice as many as attempts, and some to spare.
+LOOK_UPS_MAX = 256
 # Addresses of IPv6 that carry one of IPv4: what that is decides (RFC 6052, 3056).
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _HTTPS, _HTTP = 443, 80
@@ -106,7 +111,7 @@ class Sender:
 
     def _connect(self, host: str, port: int, until: float) -> socket.socket:
         """Return a socket to a checked address; the first that takes it."""
-        addresses = self.resolve(host, port)
+        addresses = self.resolve(host, port, until)
         problem: OSError | None = None
         for address in addresses:
             try:
@@ -115,20 +120,18 @@ class Sender:
                 problem = failed
         raise problem or OSError(f"{host} has no address")
 
-    def resolve(self, host: str, port: int) -> list[Address]:
+    def resolve(self, host: str, port: int, until: float) -> list[Address]:
         """Return the addresses of a host, each of which may be sent to.
 
         Raises:
-            Refused: One of them may not; a name of ours among others is no accident.
-            OSError: There are none.
+            Refused: One of them may not; a name of ours among others is no accident. Which address
+                that is, is not said: who asks may be a stranger to the network he asks about.
+            OSError: There are none, or none by that moment of the monotonic clock.
         """
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        texts = dict.fromkeys(str(info[4][0]).partition("%")[0] for info in found)
-        addresses = [ipaddress.ip_address(text) for text in texts]
-        if not self._private:
-            for address in addresses:
-                if not is_public(address):
-                    raise Refused(f"{host} is at {address}, which is not a public address")
+        found = _looked_up(host, port, until)
+        addresses = [ipaddress.ip_address(text) for text in found]
+        if not (self._private or all(map(is_public, addresses))):
+            raise Refused(f"{host} is not at a public address")
         return addresses
 
 
@@ -143,6 +146,36 @@ def is_public(address: Address) -> bool:
         if address.teredo is not None or address.is_site_local:
             return False
     return address.is_global and not (address.is_multicast or address.is_reserved)
+
+
+_look_ups = threading.BoundedSemaphore(LOOK_UPS_MAX)
+
+
+def _looked_up(host: str, port: int, until: float) -> list[str]:
+    """Return the addresses that a name resolves to, as texts, each once.
+
+    On a thread of its own, which is left behind where it takes too long.
+    """
+    answer: Future[list[str]] = Future()
+    look_ups = _look_ups
+
+    def look_up() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            texts = dict.fromkeys(str(info[4][0]).partition("%")[0] for info in found)
+            answer.set_result(list(texts))
+        except Exception as problem:  # noqa: BLE001 - it is raised where it is waited for
+            answer.set_exception(problem)
+        finally:
+            look_ups.release()
+
+    if not look_ups.acquire(timeout=_left(until)):
+        raise TimeoutError("too many names are being resolved")
+    threading.Thread(target=look_up, name="tillroll-resolve", daemon=True).start()
+    try:
+        return answer.result(_left(until))
+    except TimeoutError:
+        raise TimeoutError(f"{host} was not resolved in time") from None
 
 
 def _left(until: float) -> float:

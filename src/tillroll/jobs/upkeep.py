@@ -30,14 +30,14 @@ def book(engine: Engine) -> dict[str, Any]:
         long the oldest event has waited, how many wait, how many deliveries were given up.
     """
     store = engine.store
-    with store.read() as reader:
+    with store.read_primary() as reader:
         projects = reader.projects()
         backlog = reader.backlog()
     booked = in_doubt = most = 0
     oldest = 0.0
     for project in projects:
         at = engine.clock()
-        with store.read() as reader:
+        with store.read_primary() as reader:
             names = reader.due(project, NEVER - 1, LOOKED_AT_MAX)
             accounts = reader.accounts([(account_id(project, name), name) for name in names])
         for account in accounts.values():

@@ -205,6 +205,18 @@ def current(anchor: str, every: Every, count: int, at: int, zone_name: str) -> i
     return low
 
 
+def period_of(
+    every: Every | None, count: int | None, every_else: Every, count_else: int
+) -> tuple[Every, int]:
+    """Return a period of which a part may be left out: all of it is another's then.
+
+    Who names `every` alone means each one; who names `count` alone, so many of the other's.
+    """
+    if every is None and count is None:
+        return every_else, count_else
+    return every_else if every is None else every, 1 if count is None else count
+
+
 def _add_months(day: date, months: int) -> date:
     years, month = divmod(day.month - 1 + months, 12)
     year = day.year + years

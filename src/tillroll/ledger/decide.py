@@ -680,6 +680,12 @@ def _govern(case: Case, command: c.Command) -> Entry:
         case c.SetAlert(terms=alert):
             if not alert.removed and len(account.alerts) >= alerts.ALERTS_MAX:
                 raise InvalidInput(f"an account may have {alerts.ALERTS_MAX} alerts at the most")
+            if alert.budget is not None and alert.budget not in account.budgets:
+                known = ", ".join(sorted(account.budgets)[:20]) or "none"
+                raise InvalidInput(
+                    f"the account has no budget {alert.budget!r}; it has {known}. Set it first, or "
+                    "leave `budget` out to mean all"
+                )
             return entry_of(case, "alert", alert.wallet, 0, (), alert=alert)
         case c.Configure():
             settings = account.settings

@@ -17,7 +17,15 @@ from tillroll.ledger.entitlements import period_end
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.granting import granted
 from tillroll.ledger.moves import entry_of
-from tillroll.ledger.products import Allowance, Pack, Pass, Plan, Products, unit_price
+from tillroll.ledger.products import (
+    Allowance,
+    Pack,
+    Pass,
+    Plan,
+    Products,
+    unit_price,
+    value_problems,
+)
 from tillroll.ledger.refuse import no_entitlement, refuse
 from tillroll.ledger.types import (
     NEVER,
@@ -152,6 +160,7 @@ def _subscribe(case: Case, command: c.Subscribe) -> Entry:
 
 
 def _entitle(case: Case, command: c.Entitle) -> Entry:
+    _check_features(case, command)
     terms = {
         "kind": command.kind,
         "product": command.product,
@@ -168,6 +177,32 @@ def _entitle(case: Case, command: c.Entitle) -> Entry:
     if held is None:
         return _begin(case, command, terms, command.trial_ends_at)
     return _move(case, command, held, terms)
+
+
+def _check_features(case: Case, command: c.Entitle) -> None:
+    """Refuse features that no version of the catalog declared, or not with such a value.
+
+    A feature that a later version dropped stays what it was for whom it was sold to. A project that
+    declares none names them as it likes; what was given with neither features nor grants, and is no
+    feature, has its own name for one.
+    """
+    if command.kind != "feature" and command.features == {command.name: True}:
+        return
+    book = case.rules.prices
+    declared = [book.versions[number].products.features for number in sorted(book.versions)]
+    if not any(declared):
+        return
+    for name, value in command.features.items():
+        kinds = [terms[name].kind for terms in declared if name in terms]
+        if not kinds:
+            known = ", ".join(sorted(declared[-1])[:20]) or "none"
+            raise InvalidInput(
+                f"the catalog has no feature {name!r}; it has {known}. Add [feature.{name}] and "
+                f"apply it, or correct the name"
+            )
+        told = [list(value_problems(f"features.{name}", kind, value)) for kind in kinds]
+        if all(told):
+            raise InvalidInput(f"{told[-1][0]}: the catalog has it as {kinds[-1]!r}")
 
 
 def _begin(

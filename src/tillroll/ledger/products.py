@@ -276,7 +276,7 @@ def _pass_problems(timed: Pass, products: Products, _scale: int | None) -> Itera
 
 def _terms_problems(terms: FeatureTerms, _products: Products, _scale: int | None) -> Iterator[str]:
     if terms.default is not None:
-        yield from _value_problems("default", terms.kind, terms.default)
+        yield from value_problems("default", terms.kind, terms.default)
 
 
 def _coupon_problems(coupon: Coupon, _products: Products, scale: int | None) -> Iterator[str]:
@@ -351,10 +351,10 @@ def _feature_problems(features: Mapping[str, Feature], products: Products) -> It
         if terms is None:
             yield f"features.{name}: there is no [feature.{name}]"
         else:
-            yield from _value_problems(f"features.{name}", terms.kind, value)
+            yield from value_problems(f"features.{name}", terms.kind, value)
 
 
-def _value_problems(where: str, kind: FeatureKind, value: Feature) -> Iterator[str]:
+def value_problems(where: str, kind: FeatureKind, value: Feature) -> Iterator[str]:
     """Yield what is wrong with a feature's value; a bool is an int to Python, not to us."""
     if kind == "boolean":
         if not isinstance(value, bool):

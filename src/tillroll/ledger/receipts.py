@@ -38,16 +38,28 @@ class Receipt:
         entry: The entry itself, amounts as integers of 10^-scale.
         account: The balance owner.
         replayed: True when this is the first answer to a repeated request.
+        due: True where it is not in the history yet: the clock brought it, and the next write
+            on the account books it. Its place and its amounts are certain, its `recorded_at` is
+            when it was looked at.
         provisional: False: it is an entry. A client that lets a request through while its service
             is away answers with a `ProvisionalReceipt`, where it is True.
     """
 
     provisional: ClassVar[bool] = False
 
-    __slots__ = ("_scale", "account", "entry", "replayed")
+    __slots__ = ("_scale", "account", "due", "entry", "replayed")
 
-    def __init__(self, entry: Entry, scale: int, account: str, *, replayed: bool = False) -> None:
+    def __init__(
+        self,
+        entry: Entry,
+        scale: int,
+        account: str,
+        *,
+        replayed: bool = False,
+        due: bool = False,
+    ) -> None:
         """Show this entry at this scale."""
+        self.due = due
         self.entry = entry
         self.account = account
         self.replayed = replayed
@@ -223,7 +235,7 @@ class Receipt:
 
     def __repr__(self) -> str:
         """Show what a person debugging wants to see first."""
-        mark = " replayed" if self.replayed else ""
+        mark = " replayed" if self.replayed else " due" if self.due else ""
         return (
             f"<Receipt {self.account} #{self.seq} {self.kind} {self.units} {self.wallet}"
             f" available={self.available} request_id={self.request_id!r}{mark}>"

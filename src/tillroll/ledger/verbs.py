@@ -462,10 +462,12 @@ class Verbs:
             name: What it is called.
             kind: "feature", "subscription" or "time_pass".
             features: Name to value: True, a limit, or a setting. Its own name, switched on, where
-                neither features nor grants are given.
+                neither features nor grants are given. Where the catalog declares features, each is
+                one of them and has its kind of value.
             grants: Units that come again and again, each a mapping with `units` and, as for
                 `set_recurring`, every, count, rollover_min, rollover_max, wallet, priority,
-                applies_to; `name` tells several of one wallet apart.
+                applies_to; `name` tells several of one wallet apart. One that says neither every
+                nor count comes with the entitlement's own period.
             every: Its period: "day", "week", "month" or "year".
             count: Every how many of them.
             status: "trialing", "active", "past_due" (may be used, is not renewed) or "paused"
@@ -482,11 +484,16 @@ class Verbs:
 
         Raises:
             AccountClosed: Refused; nothing moved.
+            InvalidInput: The catalog has no such feature, or it takes another kind of value;
+                nothing written or remembered.
         """
         if ends_at is not None and lasts is not None:
             raise InvalidInput("give ends_at or lasts, not both")
         name = _text(name, "name", ENTITLEMENT_NAME_MAX)
-        brought = tuple(self._plan_grant(grant) for grant in _items(grants, "grants", GRANTS_MAX))
+        every = _one_of(every, Every, "every")
+        count = _integer(count, "count", 1, 1_000)
+        listed = _items(grants, "grants", GRANTS_MAX)
+        brought = tuple(self._plan_grant(grant, every, count) for grant in listed)
         if len({grant.name for grant in brought}) < len(brought):
             raise InvalidInput("two grants have the same name; give each its own")
         if trial_ends_at is not None and status is None:
@@ -496,8 +503,8 @@ class Verbs:
             kind=_one_of(kind, EntitlementKind, "kind"),
             features=_features(features, {} if brought else {name: True}),
             grants=brought,
-            every=_one_of(every, Every, "every"),
-            count=_integer(count, "count", 1, 1_000),
+            every=every,
+            count=count,
             product=_optional(product, "product"),
             started_at=_instant(started_at, "started_at"),
             lasts=_span(lasts, "lasts"),
@@ -572,7 +579,7 @@ class Verbs:
         )
         return self._request(account, command, request_id, how)
 
-    def _plan_grant(self, grant: Mapping[str, Any]) -> PlanGrant:
+    def _plan_grant(self, grant: Mapping[str, Any], every: Every, count: int) -> PlanGrant:
         """Check one of an entitlement's grants; Any: a mapping from the caller."""
         if not isinstance(grant, Mapping):
             raise InvalidInput("each of grants must be a mapping such as {'units': 1000}")
@@ -586,11 +593,13 @@ class Verbs:
         if lowest > highest:
             raise InvalidInput("rollover_min must not exceed rollover_max")
         operations = grant.get("applies_to", ())
+        own = (grant.get("every"), grant.get("count"))
+        every, count = calendar.period_of(*own, every, count)
         return PlanGrant(
             name=_product(grant.get("name", wallet), "a grant's name"),
             units=parse_units(grant["units"], self.scale),
-            every=_one_of(grant.get("every", "month"), Every, "every"),
-            count=_integer(grant.get("count", 1), "count", 1, 1_000),
+            every=_one_of(every, Every, "every"),
+            count=_integer(count, "count", 1, 1_000),
             rollover_min=lowest,
             rollover_max=highest,
             wallet=wallet,
@@ -1107,10 +1116,14 @@ class Verbs:
                 "depleted" (nothing is free), "budget" (so many percent of a cap are spent) or
                 "expiring" (a grant expires in so many days).
             threshold: The units, percent or days; none for "depleted".
-            budget: For "budget": the only budget that is meant.
+            budget: For "budget": the only budget that is meant, which must be there; all of the
+                account's, now and later, if left out.
             wallet: The kind of credits.
             request_id: Repeat it to retry; the first answer is returned.
             **how: See `How`.
+
+        Raises:
+            InvalidInput: The account has no such budget; nothing written or remembered.
         """
         terms = AlertTerms(
             name=_text(name, "name"),
@@ -1149,7 +1162,12 @@ class Verbs:
             late_settlement: Accept a settle after the hold's deadline, from what is free then.
             request_id: Repeat it to retry; the first answer is returned.
             **how: See `How`.
+
+        Raises:
+            InvalidInput: Neither is given: there is nothing to write.
         """
+        if time_zone is None and late_settlement is None:
+            raise InvalidInput("give time_zone or late_settlement: without either nothing changes")
         if time_zone is not None:
             calendar.zone(_text(time_zone, "time_zone"))
         command = c.Configure(

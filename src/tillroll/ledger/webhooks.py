@@ -56,6 +56,8 @@ class Endpoint(Struct, frozen=True, kw_only=True):
         events: Types of events, or their beginnings, such as "grant.*"; "*" is all.
         format: In whose words.
         secrets: The newest first.
+        asked: SHA-256 of what it was made from, hexadecimal, by which a repeat is told from another
+            request of the same id; empty where a version before this one made it.
     """
 
     id: str
@@ -67,6 +69,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     description: str | None = None
     disabled: bool = False
     created_at: int = 0
+    asked: str = ""
 
 
 class Health(Struct, frozen=True, kw_only=True):

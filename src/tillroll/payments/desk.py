@@ -204,7 +204,7 @@ class Desk:
         """
         if sold.version or sold.product is None:
             return sold
-        with self.engine.store.read() as reader:
+        with self.engine.store.read_primary() as reader:
             known = settling.known(reader, self.ledger, self.provider.name, payment_id)
         if known is None or known.bought is None:
             return sold
@@ -252,7 +252,7 @@ class Desk:
     def _subscription(self, told: SubscriptionTold) -> None:
         """Follow a subscription; where two tellings of one second differ, ask how it stands."""
         provider = self.provider.name
-        with self.engine.store.read() as reader:
+        with self.engine.store.read_primary() as reader:
             known = subscribing.known(reader, self.ledger, provider, told.id)
         if subscribing.is_in_doubt(known, told) and hasattr(self.provider, "subscription"):
             # Later than both, and earlier than anything of the next second.
@@ -323,7 +323,7 @@ class Desk:
     def _check_receiver(self, account: str) -> None:
         """Refuse to take money for an account that could not receive what it is for."""
         verbs_of(self.engine, self.ledger).grant(account, 1)  # the name is looked at as ever
-        with self.engine.store.read() as reader:
+        with self.engine.store.read_primary() as reader:
             found = look(reader, self.ledger, account, self.engine.clock())
         if found.status == "closed":
             raise InvalidInput(f"account {account!r} is closed; nothing was asked for")
@@ -345,7 +345,7 @@ class Desk:
         return over
 
     def _answered(self, account: str, product: str, request_id: str) -> str | None:
-        with self.engine.store.read() as reader:
+        with self.engine.store.read_primary() as reader:
             note = reader.note((account_id(self.ledger, account), ASKED, request_id))
         if note is None:
             return None
@@ -409,7 +409,7 @@ class Desk:
     def customer(self, account: str) -> str:
         """Return the provider's customer for an account, and keep it."""
         key = (account_id(self.ledger, account), CUSTOMER, self.provider.name)
-        with self.engine.store.read() as reader:
+        with self.engine.store.read_primary() as reader:
             note = reader.note(key)
         if note is not None:
             return note.document
@@ -453,7 +453,7 @@ class Desk:
 
     def _window(self, at: int) -> tuple[int, int]:
         """Return from when to when to ask next: from what was heard last, a few hours on."""
-        with self.engine.store.read() as reader:
+        with self.engine.store.read_primary() as reader:
             note = reader.note(self._cursor_key())
         last = 0 if note is None else msgspec.json.decode(note.document, type=Cursor).at
         last = min(last, at)  # a clock that was ahead is not believed for ever
@@ -487,7 +487,7 @@ class Desk:
     def again(self) -> int:
         """Try again what the ledger could not follow; return how many were tried."""
         at = self.engine.clock()
-        with self.engine.store.read() as reader:
+        with self.engine.store.read_primary() as reader:
             due = reader.notes_due(self.ledger, subscribing.KIND, at, AGAIN_MAX)
             kept = reader.notes_due(self.ledger, KEPT, at, AGAIN_MAX)
         for note in due:
@@ -530,7 +530,7 @@ class Desk:
 
     def prices(self) -> PriceBook:
         """Return the ledger's catalog."""
-        with self.engine.store.read() as reader:
+        with self.engine.store.read_primary() as reader:
             return reader.prices(self.ledger)
 
     def _checkout_key(self, account: str, product: str) -> tuple[bytes, str, str]:

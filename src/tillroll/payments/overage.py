@@ -165,7 +165,7 @@ def round_of(desk: Desk) -> int:
     Raises:
         ProviderUnavailable: What was noted stays; the next round sends the same again.
     """
-    with desk.engine.store.read() as reader:
+    with desk.engine.store.read_primary() as reader:
         due = reader.notes_due(desk.ledger, KIND, desk.engine.clock(), ROUND_MAX)
     arrived = 0
     refused: ProviderRefused | None = None

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from tillroll.jobs import Turn
 
 GIVEN = "TILLROLL_SETTINGS"  # where the parent leaves the settings for its workers
+PARENT = "TILLROLL_PARENT"  # where it leaves its process id, if it has several
+PARENT_SECONDS = 1.0  # between two looks at whether it is still there
 MCP_PATH = "/mcp"
 READY_SECONDS = 5.0
 SLOW_SECONDS = 1.0
@@ -63,6 +65,7 @@ class Application:
         self._stack = contextlib.AsyncExitStack()
         self._worker: jobs.Worker | None = None
         self._task: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     async def __call__(
         self,
@@ -136,6 +139,8 @@ class Application:
             tell=self._turned,
         )
         self._task = asyncio.create_task(self._worker.run())
+        if PARENT in os.environ:
+            self._watch = asyncio.create_task(stop_without(int(os.environ[PARENT])))
         self._agents = _agents(service) if settings.mcp else None
         if self._agents is not None:
             await self._stack.enter_async_context(self._agents.run())
@@ -151,12 +156,15 @@ class Application:
         assert self._worker is not None
         assert self._task is not None
         assert self._service is not None
+        if self._watch is not None:
+            self._watch.cancel()
         self._service.stop()
         await self._stack.aclose()
         self._worker.stop()
         await self._task
         with contextlib.suppress(TillrollError):  # others find the leases over a little later
             await asyncio.to_thread(self._worker.close)
+        await asyncio.to_thread(self._service.close)
         await asyncio.to_thread(self._engine.close)
         if self._traces is not None:
             await asyncio.to_thread(self._traces.close)
@@ -242,6 +250,18 @@ def _look(engine: Engine) -> str | None:
     """Read from the store; return where the ledger was moved to, None where it is here."""
     with engine.store.read() as reader:
         return reader.moved_to()
+
+
+async def stop_without(parent: int) -> None:
+    """Have this process stop in order once its parent is gone.
+
+    One that was killed tells its workers nothing. They would keep the port, so that no other could
+    take its place, and nobody would end or replace them.
+    """
+    while os.getppid() == parent:  # noqa: ASYNC110 - who was killed sets no event
+        await asyncio.sleep(PARENT_SECONDS)
+    log.critical("the parent process is gone; stopping", parent=parent, pid=os.getpid())
+    signal.raise_signal(signal.SIGTERM)
 
 
 def _agents(service: Service) -> Agents | None:

@@ -13,7 +13,7 @@ import uvicorn
 from tillroll.api import keys
 from tillroll.embedded import open_engine
 from tillroll.server import logs, metrics
-from tillroll.server.app import GIVEN
+from tillroll.server.app import GIVEN, PARENT
 from tillroll.server.bounds import BoundedHttp
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def first_key(settings: Settings) -> str | None:
     """
     engine = open_engine(settings.database_url, waiting_max=settings.waiting_max)
     try:
-        with engine.store.read() as reader:
+        with engine.store.read_primary() as reader:
             if keys.keys_in(reader):
                 return None
         return engine.perform(lambda tx: _first(tx, engine))
@@ -56,16 +56,18 @@ def serve(settings: Settings) -> None:
 
     SIGHUP replaces the workers one by one, where there are several: none is ended before the one
     that takes its place answers. Where there is one, it stops in order, for whoever started it to
-    start it again.
+    start it again. Workers whose parent was killed stop by themselves, once they have answered.
     """
     logs.configure(settings)
     if settings.workers == 1 and hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    os.environ.pop(PARENT, None)
     os.environ[GIVEN] = msgspec.json.encode(settings).decode()
     BoundedHttp.request_seconds = settings.request_seconds
     with tempfile.TemporaryDirectory(prefix="tillroll-metrics-") as folder:
         if settings.workers > 1:
             os.environ[metrics.FOLDER] = folder
+            os.environ[PARENT] = str(os.getpid())
         uvicorn.run(
             "tillroll.server.app:create",
             factory=True,

@@ -46,6 +46,10 @@ Library = Literal["apsw", "sqlite3"]  # the copies of SQLite that a process may 
 
 SEQ_MAX = 2**63 - 1
 BUSY_SECONDS = 10
+# What this tillroll can read and write whole; the documents in the store say nothing of it. Raised
+# with a change that a version before would drop or misread, which calls `Writer.need` where it
+# first writes such a thing (decisions/0020).
+FORMAT = 1
 TRIES = 5  # of one batch, where another process was faster each time
 FORK_SECONDS = 10  # how long a fork waits for readers of the ledger in other threads
 CACHED_ACCOUNTS_MAX = 20_000  # about 3 kB each: 65 MB
@@ -303,6 +307,9 @@ class Reader(Protocol):
     def moved_to(self) -> str | None:
         """Return where this ledger went, None where it is still here."""
 
+    def needs(self) -> int:
+        """Return the lowest format that a tillroll must know to use this ledger."""
+
     def registry_version(self) -> int:
         """Return how many transactions have put a document; 0 where none has.
 
@@ -337,11 +344,15 @@ class Reader(Protocol):
         """Return deliveries in the order of their places, above `after`."""
 
     def due_deliveries(
-        self, at: int, limit: int = 1_000, skip: Collection[str] = ()
+        self,
+        at: int,
+        limit: int = 1_000,
+        skip: Collection[str] = (),
+        skip_projects: Collection[str] = (),
     ) -> list[Delivery]:
         """Return deliveries that are to be tried by that time, the longest due first.
 
-        Those to the endpoints in `skip` are left out.
+        Those to the endpoints in `skip` and those of the projects in `skip_projects` are left out.
         """
 
     def delivery_page(
@@ -425,6 +436,13 @@ class Writer(Reader, Protocol):
         of the registry one number, and the later of them waits for the first.
         """
 
+    def need(self, format_: int) -> None:
+        """Refuse the ledger, from now on, to a tillroll that does not know this format.
+
+        Called within the transaction that first writes what such a one would drop or misread. Its
+        processes that run are told with their next write. It is never lowered.
+        """
+
     def set_registry_version(self, version: int) -> None:
         """Have the registry go on from this version, as a copy does that brought it."""
 
@@ -443,8 +461,14 @@ class Writer(Reader, Protocol):
     def record(self, deliveries: Sequence[Delivery]) -> int:
         """Write what came of deliveries that one holds; return of how many that was so still."""
 
-    def requeue(self, project: str, at: int, endpoint: str | None = None) -> int:
-        """Have all that is dead tried again, of one endpoint or of all; return how many."""
+    def requeue(
+        self, project: str, at: int, endpoint: str | None = None, limit: int = 1_000
+    ) -> tuple[int, bool]:
+        """Have what is dead tried again, of one endpoint or of all, at most `limit` of it.
+
+        Returns:
+            How many, and whether more are left.
+        """
 
     def requeue_one(self, project: str, at: int, key: DeliveryKey) -> int:
         """Have one delivery tried again, whatever came of it; return whether it is there."""
@@ -456,7 +480,10 @@ class Writer(Reader, Protocol):
         """
 
     def take_lease(self, name: str, holder: str, at: int, ends_at: int) -> bool:
-        """Take a job until then, or prolong it; False where somebody else does it."""
+        """Take a job until then, or prolong it; False where somebody else does it.
+
+        A lease that ends more than twice as far ahead is over: it was taken by a clock that was.
+        """
 
     def end_lease(self, name: str, holder: str, at: int, ends_at: int, told: str) -> None:
         """Say what came of a job, and until when it is kept; nothing where it was lost."""
@@ -489,7 +516,13 @@ class Store(Protocol):
         """
 
     def read(self) -> AbstractContextManager[Reader]:
-        """Open one consistent view that blocks no writer."""
+        """Open one consistent view that blocks no writer; it may be behind what was committed."""
+
+    def read_primary(self) -> AbstractContextManager[Reader]:
+        """Open one consistent view of all that was committed, where it is written.
+
+        For whoever acts upon what he reads, without a writer's lock: a standby may be behind.
+        """
 
     def wait_for_writers(self) -> None:
         """Return when nobody writes any more who began before this was called."""
@@ -624,18 +657,28 @@ def migrations(dialect: str) -> list[Migration]:
     return steps
 
 
-def pending(known: list[Migration], applied: dict[int, str]) -> Iterator[Migration]:
-    """Yield what is to be applied.
+def check_needs(needs: object) -> None:
+    """Refuse a ledger that holds what this tillroll would drop or misread.
+
+    Args:
+        needs: The format that it names; None where it names none.
 
     Raises:
-        SchemaMismatch: The database is newer than this tillroll, or a step was altered since.
+        SchemaMismatch: It is a later one than this tillroll has.
     """
-    newest = known[-1].number
-    if applied and max(applied) > newest:
+    if needs is not None and int(str(needs)) > FORMAT:
         raise SchemaMismatch(
-            f"the database has schema {max(applied)}, this tillroll knows {newest}: "
-            f"upgrade tillroll; nothing was written"
+            f"the ledger holds what a newer tillroll wrote, in format {needs}; this one knows "
+            f"{FORMAT}, and would drop or misread it: upgrade tillroll; nothing was written"
         )
+
+
+def pending(known: list[Migration], applied: dict[int, str]) -> Iterator[Migration]:
+    """Yield what is to be applied. Steps of a newer tillroll only add, and are left alone.
+
+    Raises:
+        SchemaMismatch: A step was altered since.
+    """
     for step in known:
         if step.number not in applied:
             yield step

@@ -142,6 +142,10 @@ class JoinedStore:
         """Read what the host's transaction sees."""
         raise NotImplementedError
 
+    def read_primary(self) -> AbstractContextManager[Reader]:
+        """Read what the host's transaction sees."""
+        return self.read()
+
     def _reach(self) -> Any:
         """Return the driver's connection; what the host says against it is said in our words."""
         try:

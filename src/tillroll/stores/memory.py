@@ -39,6 +39,7 @@ from tillroll.stores.base import (
     Story,
 )
 from tillroll.stores.outbox import (
+    SPANS_MAX,
     Backlog,
     Delivery,
     DeliveryKey,
@@ -77,6 +78,7 @@ class MemoryStore:
         self.repeats: dict[Key, tuple[int, int]] = {}
         self.books: dict[str, PriceBook] = {}
         self.gone: str | None = None
+        self.format = 1
         self.registry: dict[tuple[str, str], str] = {}
         self.registry_version = 0
         self.outbox: dict[EventKey, Waiting] = {}
@@ -98,6 +100,8 @@ class MemoryStore:
         """Open one consistent view: nobody writes meanwhile."""
         with self._lock:
             yield MemoryReader(self._open())
+
+    read_primary = read
 
     def _open(self) -> MemoryStore:
         if self._closed:
@@ -266,6 +270,10 @@ class MemoryReader:
             for name, owner in _page(self._store.repeats, after, limit)
         ]
 
+    def needs(self) -> int:
+        """Return the lowest format that a tillroll must know."""
+        return self._store.format
+
     def moved_to(self) -> str | None:
         """Return where this ledger went."""
         return self._store.gone
@@ -314,10 +322,18 @@ class MemoryReader:
         return [self._deliveries[key] for key in keys[:limit]]
 
     def due_deliveries(
-        self, at: int, limit: int = 1_000, skip: Collection[str] = ()
+        self,
+        at: int,
+        limit: int = 1_000,
+        skip: Collection[str] = (),
+        skip_projects: Collection[str] = (),
     ) -> list[Delivery]:
         """Return deliveries that are to be tried by that time."""
-        due = [row for row in self._pending() if row.next_at <= at and row.endpoint not in skip]
+        due = [
+            row
+            for row in self._pending()
+            if row.next_at <= at and row.endpoint not in skip and row.project not in skip_projects
+        ]
         return sorted(due, key=lambda row: row.next_at)[:limit]
 
     def _pending(self) -> list[Delivery]:
@@ -512,10 +528,12 @@ class MemoryWriter(MemoryReader):
         self.put_deliveries(held)
         return len(held)
 
-    def requeue(self, project: str, at: int, endpoint: str | None = None) -> int:
-        """Have all that is dead tried again."""
-        rows = self.delivery_page(project, endpoint=endpoint, state="dead", limit=SEQ_MAX)
-        return self._requeue(rows, at)
+    def requeue(
+        self, project: str, at: int, endpoint: str | None = None, limit: int = 1_000
+    ) -> tuple[int, bool]:
+        """Have what is dead tried again, at most `limit` of it."""
+        rows = self.delivery_page(project, endpoint=endpoint, state="dead", limit=limit + 1)
+        return self._requeue(rows[:limit], at), len(rows) > limit
 
     def requeue_one(self, project: str, at: int, key: DeliveryKey) -> int:
         """Have one delivery tried again."""
@@ -543,7 +561,8 @@ class MemoryWriter(MemoryReader):
     def take_lease(self, name: str, holder: str, at: int, ends_at: int) -> bool:
         """Take a job until then, or prolong it."""
         known = self._store.leases.get(name)
-        if known is not None and known.holder != holder and known.ends_at > at:
+        latest = at + SPANS_MAX * (ends_at - at)
+        if known is not None and known.holder != holder and at < known.ends_at <= latest:
             return False
         lease = Lease(name, holder, ends_at, at, "" if known is None else known.told)
         self.acts.append(lambda: self._store.leases.__setitem__(name, lease))
@@ -568,6 +587,10 @@ class MemoryWriter(MemoryReader):
             self._registry.pop((kind, name), None)
         else:
             self._registry[kind, name] = document
+
+    def need(self, format_: int) -> None:
+        """Note the format; nobody else opens this store."""
+        self.acts.append(lambda: setattr(self._store, "format", max(self._store.format, format_)))
 
     def set_registry_version(self, version: int) -> None:
         """Have the registry go on from this version."""

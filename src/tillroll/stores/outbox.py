@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 State = Literal["pending", "delivered", "dead"]
 STATES: tuple[State, ...] = ("pending", "delivered", "dead")
+# A lease that ends later than so many spans from now was taken by a clock that was ahead, and is
+# over: who held it may be dead, and nobody would follow until that time has come. Two, so that
+# clocks which differ a little take no job from each other.
+SPANS_MAX = 2
 EventKey = tuple[bytes, int, int]
 DeliveryKey = tuple[bytes, int, int, str]
 Statement = tuple[str, tuple[object, ...]]
@@ -137,8 +141,10 @@ _SQL = {
     "record": "UPDATE tillroll_deliveries SET state = {mark}, attempts = {mark}, next_at = {mark}, "
     "log = {mark} WHERE {one} AND endpoint = {mark} AND lease = {mark} RETURNING seq",
     "page": "SELECT {owner}, {delivery} FROM tillroll_deliveries WHERE project = {mark} ",
+    "dead_of": "SELECT {owner}, seq, n, endpoint FROM tillroll_deliveries "
+    "WHERE project = {mark} AND state = 'dead' ",
     "requeue": "UPDATE tillroll_deliveries SET state = 'pending', attempts = 0, next_at = {mark}, "
-    "lease = lease + 1 WHERE project = {mark} AND ",
+    "lease = lease + 1 WHERE project = {mark} AND {one} AND endpoint = {mark} ",
     "new": "SELECT count(*), min(created_at) FROM tillroll_outbox WHERE spread = 0",
     "pending": "SELECT count(*), min(created_at), min(next_at) FROM tillroll_deliveries "
     "WHERE state = 'pending'",
@@ -154,7 +160,8 @@ _SQL = {
     "VALUES ({mark}, {mark}, {mark}, {mark}, '') ON CONFLICT (name) DO UPDATE SET "
     "holder = excluded.holder, ends_at = excluded.ends_at, beat_at = excluded.beat_at "
     "WHERE tillroll_leases.holder = excluded.holder "
-    "OR tillroll_leases.ends_at <= excluded.beat_at RETURNING holder",
+    "OR tillroll_leases.ends_at <= excluded.beat_at OR tillroll_leases.ends_at > {mark} "
+    "RETURNING holder",
     "end_lease": "UPDATE tillroll_leases SET ends_at = {mark}, beat_at = {mark}, told = {mark} "
     "WHERE name = {mark} AND holder = {mark}",
 }
@@ -209,13 +216,19 @@ class OutboxReader:
         return [Delivery(*row) for row in self._ask_one("deliveries", *place, limit)]
 
     def due_deliveries(
-        self, at: int, limit: int = 1_000, skip: Collection[str] = ()
+        self,
+        at: int,
+        limit: int = 1_000,
+        skip: Collection[str] = (),
+        skip_projects: Collection[str] = (),
     ) -> list[Delivery]:
         """Return deliveries that are to be tried by that time, the longest due first."""
-        marks = ", ".join([self._mark] * len(skip))
-        skipped = f"AND endpoint NOT IN ({marks}) " if skip else ""
-        sql = f"{self._sql['due']}{skipped}ORDER BY next_at LIMIT {self._mark}"
-        return [Delivery(*row) for row in self._run((sql, (at, *skip, limit)))[0]]
+        sql = self._sql["due"]
+        for column, names in (("endpoint", skip), ("project", skip_projects)):
+            if names:
+                sql += f"AND {column} NOT IN ({', '.join([self._mark] * len(names))}) "
+        sql += f"ORDER BY next_at LIMIT {self._mark}"
+        return [Delivery(*row) for row in self._run((sql, (at, *skip, *skip_projects, limit)))[0]]
 
     def delivery_page(
         self,
@@ -304,18 +317,27 @@ class OutboxWriter(OutboxReader):
         )
         return sum(len(found) for found in rows)
 
-    def requeue(self, project: str, at: int, endpoint: str | None = None) -> int:
-        """Have all that is dead tried again, of one endpoint or of all; return how many."""
-        sql, given = self._sql["requeue"] + "state = 'dead'", (at, project)
-        if endpoint is not None:
-            sql += f" AND endpoint = {self._mark}"
-            given = (*given, endpoint)  # type: ignore[assignment]  # one more
-        return len(self._run((f"{sql} RETURNING seq", given))[0])
+    def requeue(
+        self, project: str, at: int, endpoint: str | None = None, limit: int = 1_000
+    ) -> tuple[int, bool]:
+        """Have what is dead tried again, of one endpoint or of all, at most `limit` of it.
+
+        Returns:
+            How many, and whether more are left.
+        """
+        which = "" if endpoint is None else f"AND endpoint = {self._mark} "
+        given = (project,) if endpoint is None else (project, endpoint)
+        [found] = self._run(
+            (f"{self._sql['dead_of']}{which}LIMIT {self._mark}", (*given, limit + 1))
+        )
+        sql = self._sql["requeue"] + "AND state = 'dead' RETURNING seq"
+        keys = sorted(tuple(row) for row in found[:limit])  # one order for all who do this
+        rows = self._run(*[(sql, (at, project, *self._place(key))) for key in keys])
+        return sum(len(row) for row in rows), len(found) > limit
 
     def requeue_one(self, project: str, at: int, key: DeliveryKey) -> int:
         """Have one delivery tried again, whatever came of it; return whether it is there."""
-        one = self._sql["event"].partition("WHERE")[2]
-        sql = f"{self._sql['requeue']}{one} AND endpoint = {self._mark} RETURNING seq"
+        sql = self._sql["requeue"] + "RETURNING seq"
         return len(self._run((sql, (at, project, *self._place(key))))[0])
 
     def prune_events(self, before: int, limit: int = 1_000) -> int:
@@ -332,7 +354,8 @@ class OutboxWriter(OutboxReader):
 
     def take_lease(self, name: str, holder: str, at: int, ends_at: int) -> bool:
         """Take a job until then, or prolong it; False where somebody else does it."""
-        return bool(self._ask_one("take_lease", name, holder, ends_at, at))
+        latest = at + SPANS_MAX * (ends_at - at)
+        return bool(self._ask_one("take_lease", name, holder, ends_at, at, latest))
 
     def end_lease(self, name: str, holder: str, at: int, ends_at: int, told: str) -> None:
         """Say what came of a job, and until when it is kept; nothing where it was lost."""

@@ -18,6 +18,7 @@ import threading
 import time
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import msgspec
@@ -47,6 +48,7 @@ from tillroll.stores.base import (
     CommitUncertain,
     Migration,
     Retry,
+    check_needs,
     least,
     migrations,
     pending,
@@ -54,6 +56,7 @@ from tillroll.stores.base import (
 )
 from tillroll.stores.postgres_rows import (
     COPY_MIN,
+    NEEDS,
     PLACE,
     Doubt,
     PostgresReader,
@@ -255,7 +258,7 @@ class PostgresStore:
         self._dsn, self.url = parsed(url)
         self._read_dsn, self._read_url = parsed(read_url) if read_url else (self._dsn, self.url)
         self._mutex = threading.Lock()  # guards the idle readers
-        self._idle: list[Connection] = []
+        self._idle: dict[str, list[Connection]] = {}  # by where they go
         self._lent: set[Connection] = set()
         self._writer: Connection | None = None
         self._states: dict[bytes, Remembered] = {}
@@ -381,6 +384,25 @@ class PostgresStore:
                     f"{self.url} lacks {step.name}, and the role may not make it: run `tillroll "
                     f"migrate` as the owner of the tables; nothing was written ({said(problem)})"
                 ) from problem
+        self._spread_what_is_new(connection, apply=apply)
+
+    def _spread_what_is_new(self, connection: Connection, *, apply: bool) -> None:
+        """Spread the tables that came after the ledger was spread; nothing where it was not."""
+        done = spread_steps(connection)
+        lacking = [step for step in migrations("citus") if done and step.number > done]
+        if lacking and not apply:
+            raise SchemaMismatch(
+                f"{self.url} lacks {', '.join(step.name for step in lacking)} on its cluster: run "
+                f"`tillroll migrate`; nothing was written"
+            )
+        for step in lacking:
+            try:
+                spread_step(connection, step, again=True)
+            except errors.InsufficientPrivilege as problem:
+                raise SchemaMismatch(
+                    f"{self.url} lacks {step.name}, and the role may not do it: run `tillroll "
+                    f"migrate` as the owner of the tables; nothing was written ({said(problem)})"
+                ) from problem
 
     # ------------------------------------------------------------ the contract
 
@@ -486,8 +508,19 @@ class PostgresStore:
     @contextmanager
     def read(self) -> Iterator[PostgresReader]:
         """Open one consistent view; see `Store.read`."""
+        with self._view(self._read_dsn, self._read_url) as reader:
+            yield reader
+
+    @contextmanager
+    def read_primary(self) -> Iterator[PostgresReader]:
+        """Open one consistent view on the server that is written; see `Store.read_primary`."""
+        with self._view(self._dsn, self.url) as reader:
+            yield reader
+
+    @contextmanager
+    def _view(self, dsn: str, url: str) -> Iterator[PostgresReader]:
         with self._translating():
-            connection = self._lend()
+            connection = self._lend(dsn, url)
             try:
                 begin = [_BEGIN_READ]
                 if connection.pooled and self._project:
@@ -499,15 +532,16 @@ class PostgresStore:
                     f"backup; nothing was written"
                 ) from error
             finally:
-                self._take_back(connection)
+                self._take_back(connection, dsn)
 
-    def _lend(self) -> Connection:
+    def _lend(self, dsn: str, url: str) -> Connection:
         """Return an idle connection, or a new one where none is left or all have died."""
         while True:
             with self._mutex:
-                connection = self._idle.pop() if self._idle else None
+                idle = self._idle.get(dsn)
+                connection = idle.pop() if idle else None
             if connection is None:
-                connection = self._connect(self._read_dsn, self._read_url)
+                connection = self._connect(dsn, url)
                 if self._project and not connection.pooled:
                     connection.execute(_settings(self._project, local=False))
                 break
@@ -519,7 +553,7 @@ class PostgresStore:
             self._lent.add(connection)
         return connection
 
-    def _take_back(self, connection: Connection) -> None:
+    def _take_back(self, connection: Connection, dsn: str) -> None:
         with self._mutex:
             if connection not in self._lent:
                 return  # lent in the parent of this forked process
@@ -527,8 +561,9 @@ class PostgresStore:
         with suppress(psycopg.Error):
             connection.execute("ROLLBACK")
             with self._mutex:
-                if not self._closed and len(self._idle) < READERS_MAX:
-                    self._idle.append(connection)
+                idle = self._idle.setdefault(dsn, [])
+                if not self._closed and len(idle) < READERS_MAX:
+                    idle.append(connection)
                     return
         connection.close()
 
@@ -549,13 +584,15 @@ class PostgresStore:
     def distribute(self) -> None:
         """Spread the ledger's tables over a Citus cluster, by account; once, on the coordinator.
 
+        Tables that later steps of the schema make are spread when those are applied.
+
         Raises:
             StoreUnavailable: The server has no Citus, or the tables are spread already; nothing
                 was changed.
         """
         with self._translating(), self._connect(self._dsn, self.url) as connection:
             for step in migrations("citus"):
-                connection.execute(step.sql)
+                spread_step(connection, step, again=step.number > 1)
         self.spread = True
 
     def wait_for_writers(self) -> None:
@@ -651,7 +688,7 @@ class PostgresStore:
         self._mutex = threading.Lock()
         _INHERITED.append((self._writer, self._idle, self._lent))
         self._writer = None
-        self._idle = []
+        self._idle = {}
         self._lent = set()
         self._forget()
 
@@ -659,9 +696,9 @@ class PostgresStore:
         """Close every connection."""
         with self._mutex:
             self._closed = True
-            idle, self._idle = self._idle, []
+            idle, self._idle = self._idle, {}
         self._drop_writer()
-        for connection in idle:
+        for connection in chain.from_iterable(idle.values()):
             connection.close()
 
 
@@ -841,6 +878,8 @@ def applied_steps(connection: Connection) -> dict[int, str]:
                 "the database has tillroll's tables but not their history; nothing was written"
             )
         return {}
+    if "tillroll_meta" in tables:
+        check_needs((connection.execute(NEEDS).fetchone() or [None])[0])
     return dict(connection.execute("SELECT number, checksum FROM tillroll_migrations").fetchall())
 
 
@@ -869,6 +908,31 @@ def apply_step(
         connection.execute(
             "INSERT INTO tillroll_meta VALUES ('scale', %s), ('secret', %s) ON CONFLICT DO NOTHING",
             (str(SCALE_DEFAULT if scale is None else scale), secrets.token_hex(32)),
+        )
+
+
+def spread_steps(connection: Connection) -> int:
+    """Return the number of the last step by which this ledger was spread; 0 where it was not."""
+    meta: dict[str, str] = dict(
+        connection.execute(
+            "SELECT name, value FROM tillroll_meta WHERE name IN ('spread', 'spread_step')"
+        ).fetchall()
+    )
+    # The first step says no number: it was once the only one.
+    return int(meta.get("spread_step", "1")) if meta.get("spread") == "citus" else 0
+
+
+def spread_step(connection: Connection, step: Migration, *, again: bool) -> None:
+    """Spread the tables of one step, unless (`again`) another process was faster."""
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATING,))
+        if again and spread_steps(connection) >= step.number:
+            return
+        connection.execute(step.sql)
+        connection.execute(
+            "INSERT INTO tillroll_meta VALUES ('spread_step', %s) "
+            "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            (str(step.number),),
         )
 
 

@@ -39,6 +39,7 @@ from tillroll.stores.base import (
     Stored,
     Story,
     catch_up,
+    check_needs,
     least,
     note_of,
     note_row,
@@ -161,7 +162,14 @@ ORDER BY e.account_id, e.seq
 _PRICES_KNOWN = "SELECT count(*) FROM tillroll_price_versions WHERE project = %s"
 _MOVED_TO = "SELECT value FROM tillroll_meta WHERE name = 'moved_to'"
 PLACE = """
-SELECT name, value FROM tillroll_meta WHERE name IN ('moved_to', 'writing', 'registry_version')
+SELECT name, value FROM tillroll_meta
+WHERE name IN ('moved_to', 'writing', 'registry_version', 'needs')
+"""
+NEEDS = "SELECT value FROM tillroll_meta WHERE name = 'needs'"
+_NEED = """
+INSERT INTO tillroll_meta VALUES ('needs', %s)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value
+WHERE tillroll_meta.value::integer < excluded.value::integer
 """
 # Written with each change of those two: an old snapshot that locks this row is told by an error.
 TOUCHED = "WHERE name = 'scale'"
@@ -534,6 +542,11 @@ class PostgresReader(OutboxReader):
         owner, name = after or (bytes(16), "")
         return [Repeats(*row) for row in self.ask(_REPEATS_PAGE, name, owner.hex(), limit)]
 
+    def needs(self) -> int:
+        """Return the lowest format that a tillroll must know."""
+        rows = self.ask(NEEDS)
+        return int(rows[0][0]) if rows else 1
+
     def moved_to(self) -> str | None:
         """Return where this ledger went."""
         rows = self.ask(_MOVED_TO)
@@ -681,6 +694,7 @@ class PostgresWriter(PostgresReader, OutboxWriter):
             rows[name] = [row for _ in parts for row in next(answers)]
         self._versions[project] = rows["prices"][0][0]
         place: dict[str, str] = dict(rows["place"])
+        check_needs(place.get("needs"))
         self._moved = place.get("moved_to")
         self._registry = int(place.get("registry_version", 0))
         self.appends = place.get("writing") == "append"
@@ -848,9 +862,14 @@ class PostgresWriter(PostgresReader, OutboxWriter):
         Where none were, a lock on the table has those wait for us who wait for writers.
         """
         if self._moved is False:
-            rows = self._session.run(_WRITING, (_MOVED_TO, ()))[1]
-            return rows[0][0] if rows else None
+            place: dict[str, str] = dict(self._session.run(_WRITING, (PLACE, ()))[1])
+            check_needs(place.get("needs"))
+            return place.get("moved_to")
         return self._moved
+
+    def need(self, format_: int) -> None:
+        """Refuse the ledger to a tillroll that does not know this format."""
+        self.ask(_NEED, str(format_))
 
     def add_repeats(self, repeats: Sequence[Repeats]) -> None:
         """Write how often requests were repeated."""

@@ -65,6 +65,7 @@ from tillroll.stores.base import (
     Stored,
     Story,
     catch_up,
+    check_needs,
     least,
     migrations,
     note_of,
@@ -210,6 +211,12 @@ SELECT account_id, request_id, times, last_at FROM tillroll_replays
 WHERE (request_id, account_id) > (?, ?) ORDER BY request_id, account_id LIMIT ?
 """
 _MOVED_TO = "SELECT value FROM tillroll_meta WHERE name = 'moved_to'"
+_NEEDS = "SELECT value FROM tillroll_meta WHERE name = 'needs'"
+_NEED = """
+INSERT INTO tillroll_meta (name, value) VALUES ('needs', ?)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value
+WHERE CAST(tillroll_meta.value AS INTEGER) < CAST(excluded.value AS INTEGER)
+"""
 _REGISTRY_VERSION = "SELECT value FROM tillroll_meta WHERE name = 'registry_version'"
 _SET_REGISTRY_VERSION = """
 REPLACE INTO tillroll_meta (name, value) VALUES ('registry_version', ?)
@@ -499,6 +506,7 @@ class SqliteStore:
                 version = connection.execute("PRAGMA data_version").get
                 if version != self._data_version or len(self._states) > CACHED_ACCOUNTS_MAX:
                     self._forget()
+                    check_needs(connection.execute(_NEEDS).get)
                     self._data_version = version
                 known = self._states, self._prices, self._places, self._topics
                 return SqliteWriter(connection, *known)
@@ -566,6 +574,8 @@ class SqliteStore:
                 ) from error
             finally:
                 self._take_back(connection)
+
+    read_primary = read
 
     def _lend(self) -> Connection:
         with self._calm:
@@ -888,6 +898,11 @@ class SqliteReader(OutboxReader):
         rows = self.connection.execute(_REPEATS_PAGE, (name, owner, limit))
         return [Repeats(*row) for row in rows]
 
+    def needs(self) -> int:
+        """Return the lowest format that a tillroll must know."""
+        found: str | None = self.connection.execute(_NEEDS).get
+        return 1 if found is None else int(found)
+
     def moved_to(self) -> str | None:
         """Return where this ledger went."""
         where: str | None = self.connection.execute(_MOVED_TO).get
@@ -991,6 +1006,10 @@ class SqliteWriter(SqliteReader, OutboxWriter):
         if known is None:
             known = self._topics[project] = super().topics(project)
         return known
+
+    def need(self, format_: int) -> None:
+        """Refuse the ledger to a tillroll that does not know this format."""
+        self.connection.execute(_NEED, (str(format_),))
 
     def moved_to(self) -> str | None:
         """Return where this ledger went, remembered while nobody else has written."""
@@ -1229,6 +1248,8 @@ def _applied(connection: Connection) -> dict[int, str]:
                 "the database has tillroll's tables but not their history; nothing was written"
             )
         return {}
+    if "tillroll_meta" in tables:
+        check_needs(connection.execute(_NEEDS).get)
     return dict(connection.execute("SELECT number, checksum FROM tillroll_migrations"))
 
 

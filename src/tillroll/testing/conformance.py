@@ -1665,23 +1665,26 @@ def of_many_that_take_one_gets_it(b: Bench) -> None:
 
 @check
 def the_dead_can_be_sent_again(b: Bench) -> None:
-    """What is dead is pending again when asked for: all of an endpoint, or a single one."""
+    """What is dead is pending again when asked for: of an endpoint, so many, or a single one."""
     project = b.ledger.project
     several = [_delivery(b, n, state="dead", which=n % 2) for n in range(1, 5)]
     several.append(_delivery(b, 5, state="delivered"))
     even, odd = several[1].endpoint, several[0].endpoint
     b.perform(lambda tx: tx.put_deliveries(several))
-    assert b.perform(lambda tx: tx.requeue("nobody's", 7, odd)) == 0
-    assert b.perform(lambda tx: tx.requeue(project, 7, odd)) == 2  # noqa: PLR2004
+    assert b.perform(lambda tx: tx.requeue("nobody's", 7, odd)) == (0, False)
+    assert b.perform(lambda tx: tx.requeue(project, 7, odd, 1)) == (1, True)
+    assert b.perform(lambda tx: tx.requeue(project, 7, odd, 1)) == (1, False)
     assert b.perform(lambda tx: tx.requeue_one(project, 8, several[4].key)) == 1
     assert b.perform(lambda tx: tx.requeue_one("nobody's", 8, several[4].key)) == 0
-    assert b.perform(lambda tx: tx.requeue(project, 9, even)) == 2  # noqa: PLR2004
+    assert b.perform(lambda tx: tx.requeue(project, 9, even)) == (2, False)
     found = _deliveries(b)
     assert {(one.state, one.attempts, one.lease) for one in found} == {("pending", 0, 1)}, found
     assert sorted(one.next_at for one in found) == [7, 7, 8, 9, 9]
     with b.ledger.store.read() as reader:
         ours = [one for one in reader.due_deliveries(8, 1_000, [even]) if one in found]
+        without = reader.due_deliveries(8, 1_000, [even], [project, "nobody's"])
     assert {one.seq for one in ours} == {1, 3, 5}
+    assert not {one.key for one in without} & {one.key for one in found}
 
 
 @check

@@ -209,10 +209,15 @@ class Accounts(Struct):
 
 
 class Page(Struct):
-    """Part of a history; `next` is where to go on, or null."""
+    """Part of a history; `next` is where to go on, or null.
+
+    `due` is what fell due by now and nobody has booked yet, in the order of the entries: on the
+    page that ends with the present. With it the history adds up to the balance.
+    """
 
     entries: list[Receipt]
     next: int | None
+    due: list[Receipt]
 
 
 class HoldState(Struct):
@@ -411,9 +416,10 @@ class ToldEvent(Struct):
 
 
 class Queued(Struct):
-    """How many deliveries are tried again."""
+    """How many deliveries are tried again, and whether more are left: then ask again."""
 
     queued: int
+    more: bool
 
 
 class Whoami(Struct):

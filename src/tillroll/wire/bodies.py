@@ -6,6 +6,8 @@ is, and the verb checks what a type cannot say.
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -479,12 +481,86 @@ def parse(shape: type[B], body: bytes) -> B:
     """Return the body of a request; an empty one is an empty object.
 
     Raises:
-        InvalidInput: It is not JSON, or not of this shape; the message names the place.
+        InvalidInput: It is not JSON, or not of this shape; the message names the place. Or a name
+            comes twice in an object: whoever read it before us may have taken the other value.
     """
+    found = _decoded(shape, body)
+    if isinstance(found, Batch):
+        _refuse_other_lists([bytes(raw) for raw in found.items], body)
+    elif body.count(b":") > 1:
+        _refuse_doubled(body)
+    return found
+
+
+def parse_arguments(shape: type[B], body: bytes) -> dict[str, Any]:
+    """Return what a body gives, as arguments of the verb; as quick as may be.
+
+    Raises:
+        InvalidInput: As for `parse`.
+    """
+    given = arguments(_decoded(shape, body))
+    # Each name is followed by a colon. Where there are no more of them than names that were found,
+    # none came twice: 0.1 us, where looking for the names takes two.
+    colons = body.count(b":")
+    if colons > len(given) and colons > len(given) + sum(
+        [len(value) for value in given.values() if type(value) is dict]
+    ):
+        _refuse_doubled(body)
+    return given
+
+
+def _decoded(shape: type[B], body: bytes) -> B:
     try:
         return _decoder(shape).decode(body or b"{}")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
         raise InvalidInput(str(problem)) from None
+
+
+# Every text, and whether it is a name: where no two names are alike, no object has one twice.
+_TEXTS = re.compile(rb'"([^"\\]*)"\s*(:?)').findall
+_BEFORE_ITEMS = re.compile(rb'\s*\{\s*"items"\s*:\s*\[\s*').fullmatch
+
+
+def _refuse_doubled(body: bytes) -> None:
+    """Refuse a body, known to be JSON, in which an object has a name twice.
+
+    RFC 8259 (4) leaves it open which one counts, so two readers may understand two things.
+    """
+    if b"\\" not in body:
+        names = [text for text, colon in _TEXTS(body) if colon]
+        if len(names) == len(set(names)):
+            return
+    try:
+        json.loads(body, object_pairs_hook=_once, parse_int=str, parse_float=str)
+    except RecursionError as problem:
+        raise InvalidInput(str(problem)) from None
+
+
+def _refuse_other_lists(items: list[bytes], body: bytes) -> None:
+    """Refuse a batch that has its list twice: before the one that counts is only its beginning.
+
+    Its items are parsed, and looked at, one by one, so here nothing is parsed again.
+    """
+    end = _before(body, len(body)) - 1  # the brace
+    end = _before(body, end) - 1  # the bracket
+    for item in reversed(items):
+        end = _before(body, end) - len(item)
+    if not _BEFORE_ITEMS(body[:end]):
+        raise InvalidInput("the body must be an object with one list of items, and nothing else")
+
+
+def _before(body: bytes, end: int) -> int:
+    """Return where what stands before `end` ends, but for white space and a comma."""
+    while body[end - 1] in b" \t\r\n,":
+        end -= 1
+    return end
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    names = [name for name, _ in pairs]
+    if len(names) != len(set(names)):
+        twice = next(name for n, name in enumerate(names) if name in names[:n])
+        raise InvalidInput(f"the name {twice!r:.80} comes twice in an object of the body")
 
 
 def arguments(body: Struct) -> dict[str, Any]:

@@ -101,6 +101,12 @@ class BadSignature(EdgeError):
     code = "bad_signature"
 
 
+class PaymentsNotSetUp(EdgeError):
+    """The service has no payment provider for this project and mode. Nothing was written."""
+
+    code = "payments_not_set_up"
+
+
 class ProviderUnavailable(EdgeError):
     """The payment provider does not answer. Nothing is done twice."""
 
@@ -186,6 +192,9 @@ EDGE: dict[str, Kind] = {
     ),
     "provider_refused": Kind(502, "Read the provider's own message; correct the set-up"),
     "provider_unavailable": Kind(503, "Ask again with the same request_id"),
+    "payments_not_set_up": Kind(
+        404, "Set `stripe_secret_key` and what goes with it, as the guide of Stripe says"
+    ),
     "method_not_allowed": Kind(405, "See `Allow`"),
     "request_timeout": Kind(408, "Send it again, faster"),
     "body_too_large": Kind(413, "Send less at once"),

@@ -1,4 +1,5 @@
--- Spread a ledger over a Citus cluster by account. Run once, on the coordinator, before it is used.
+-- Spread a ledger over a Citus cluster by account. Run once, on the coordinator, before it is used;
+-- what later steps of the schema made is spread by the steps after this one.
 -- Citus refuses triggers on distributed tables; there the application's role is what keeps the
 -- history as it is (see `tillroll migrate --role`), and `tillroll verify` what shows that it was.
 
@@ -11,7 +12,6 @@ SELECT create_reference_table('tillroll_migrations');
 SELECT create_reference_table('tillroll_meta');
 SELECT create_reference_table('tillroll_price_versions');
 SELECT create_reference_table('tillroll_registry');
-SELECT create_reference_table('tillroll_leases');
 SELECT create_distributed_table('tillroll_accounts', 'account_id');
 SELECT create_distributed_table(
     'tillroll_entries', 'account_id', colocate_with => 'tillroll_accounts'
@@ -21,15 +21,6 @@ SELECT create_distributed_table(
 );
 SELECT create_distributed_table(
     'tillroll_replays', 'account_id', colocate_with => 'tillroll_accounts'
-);
-SELECT create_distributed_table(
-    'tillroll_outbox', 'account_id', colocate_with => 'tillroll_accounts'
-);
-SELECT create_distributed_table(
-    'tillroll_deliveries', 'account_id', colocate_with => 'tillroll_accounts'
-);
-SELECT create_distributed_table(
-    'tillroll_notes', 'account_id', colocate_with => 'tillroll_accounts'
 );
 
 INSERT INTO tillroll_meta VALUES ('spread', 'citus'), ('writing', 'append')
