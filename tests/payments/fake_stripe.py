@@ -402,7 +402,10 @@ class FakeStripe:
                     done = answer(*found.groups(), asked)  # type: ignore[operator]
                     return 200, done | {"url": path} if done["object"] == "list" else done
                 except Declined as no:
-                    return 402, _error("card_error", "Your card was declined.", str(no))
+                    decline, intent = no.args
+                    refused = _error("card_error", "Your card was declined.", decline)
+                    refused["error"]["payment_intent"] = intent
+                    return 402, refused
                 except KeyError as missing:
                     return 404, _error("invalid_request_error", f"No such thing: {missing}")
         return 404, _error("invalid_request_error", f"Unrecognized request URL ({path})")
@@ -465,7 +468,7 @@ class FakeStripe:
         else:
             intent["last_payment_error"] = {"code": "card_declined", "decline_code": card}
             self.tell("payment_intent.payment_failed", intent)
-            raise Declined(card)
+            raise Declined(card, intent)
         return intent
 
     def _intents(self, asked: Thing) -> Thing:

@@ -71,7 +71,12 @@ class SubscriptionTold(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class InvoiceTold(Struct, frozen=True, kw_only=True, tag=True):
-    """Whether a whole period of a subscription was paid, and what for."""
+    """Whether a whole period of a subscription was paid, and what for.
+
+    Attributes:
+        amount: What was paid or was to be, in the currency's smallest unit; None where the
+            provider does not say.
+    """
 
     id: str
     subscription: str
@@ -80,6 +85,8 @@ class InvoiceTold(Struct, frozen=True, kw_only=True, tag=True):
     period_start: int
     period_end: int
     price: str | None = None
+    amount: int | None = None
+    currency: str | None = None
 
 
 class SessionTold(Struct, frozen=True, kw_only=True, tag=True):

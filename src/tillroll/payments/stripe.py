@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import stripe
+from msgspec.structs import replace
 
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.types import SECOND
@@ -270,10 +271,13 @@ class Stripe:
         line = max(lines, key=lambda line: (line["period"]["end"], line["period"]["start"]))
         pricing = line["pricing"] or {}
         details = pricing.get("price_details") or {}
+        paid = topic == "invoice.paid"
         yield InvoiceTold(
             id=invoice["id"],
             subscription=subscription,
-            paid=topic == "invoice.paid",
+            paid=paid,
+            amount=invoice["amount_paid" if paid else "amount_due"],
+            currency=invoice["currency"],
             at=at,
             price=_id(details.get("price")),
             period_start=line["period"]["start"] * SECOND,
@@ -374,6 +378,8 @@ class Stripe:
             body: Any = problem.json_body or {}
             error = body.get("error", {})
             reason = error.get("decline_code") or error.get("code") or "declined"
+            tried = error.get("payment_intent") or {}
+            told = replace(told, payment=tried.get("id"))
             return _declined(told, reason, final=reason in _FINAL)
         return _charge(intent)
 

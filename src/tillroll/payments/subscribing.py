@@ -28,6 +28,7 @@ from tillroll.ledger.errors import TillrollError
 from tillroll.ledger.types import HOUR, NEVER, RESERVED, Refusal
 from tillroll.payments.provider import InvoiceTold, SubscriptionTold
 from tillroll.payments.settling import claimed
+from tillroll.payments.telling import Source, of_invoices, tell
 from tillroll.stores.base import Note
 
 if TYPE_CHECKING:
@@ -208,7 +209,21 @@ class _Work:
                 due_at=NEVER if subscription.refused is None else at + AGAIN,
             )
         )
+        source = Source(self._project, f"{kind}\n{name}", note.version, "", at)
+        self._tell(tx, before, subscription, source)
         return subscription
+
+    def _tell(
+        self, tx: Writer, before: Subscription, subscription: Subscription, source: Source
+    ) -> None:
+        """Tell what was paid and what was not, once it is known whose subscription it is."""
+        latest, earlier = subscription.latest, before.latest
+        if latest is None or latest.account is None:
+            return
+        told_before = before.invoices if earlier is not None and earlier.account else {}
+        plan = latest.plan if subscription.applied is None else subscription.applied.plan
+        told = of_invoices(before.provider, plan, told_before, subscription.invoices)
+        tell(tx, source._replace(account=latest.account), told)
 
     def _carried_out(self, tx: Writer, subscription: Subscription, at: int) -> Subscription:
         """Return the subscription with what the ledger answered to what follows from it."""

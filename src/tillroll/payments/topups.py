@@ -22,12 +22,14 @@ from tillroll.ledger import calendar
 from tillroll.ledger.burn import spendable
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.errors import InvalidInput, NotFound
+from tillroll.ledger.events import PaymentData, TopUpData
 from tillroll.ledger.types import DAY, HOUR, MINUTE, NEVER, RESERVED, WALLET_DEFAULT
 from tillroll.ledger.units import parse_decimal, parse_limit, parse_units, show_units
 from tillroll.payments.desk import KEY_LIFE, Desk, minor, new_note, put
 from tillroll.payments.facts import AMOUNT_MAX, decimals_of
 from tillroll.payments.provider import ChargeTold, Order, PaymentTold, Sold
 from tillroll.payments.settling import standing
+from tillroll.payments.telling import Source, tell
 from tillroll.wire.problems import ProviderRefused
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from tillroll.ledger.types import Account
     from tillroll.ledger.units import Units
     from tillroll.ledger.verbs import Span
+    from tillroll.payments.telling import Topic
     from tillroll.stores.base import Note, NoteKey, Reader, Writer
 
 KIND = "topup"
@@ -403,7 +406,7 @@ def resolved(desk: Desk, told: ChargeTold) -> None:
         pending = topup.pending
         if pending is None or pending.attempt != told.attempt or told.state == "pending":
             return
-        _write(tx, desk, note, _after(topup, pending, told, at), at + EVERY)
+        _write(tx, desk, note, _after(topup, pending, told, at), at + EVERY, told)
 
     desk.engine.perform(act)
 
@@ -464,14 +467,85 @@ def _key(desk: Desk, account: str, wallet: str) -> NoteKey:
     return account_id(desk.ledger, account), KIND, wallet
 
 
-def _write(tx: Writer, desk: Desk, note: Note | None, topup: TopUp, due_at: int) -> None:
-    """Write a top-up, due then, or when it may be looked at again."""
+def _write(
+    tx: Writer,
+    desk: Desk,
+    note: Note | None,
+    topup: TopUp,
+    due_at: int,
+    charge: ChargeTold | None = None,
+) -> None:
+    """Write a top-up, due then, or when it may be looked at again; tell what is new of it."""
     key = _key(desk, topup.account, topup.wallet)
     if topup.state == "waiting":
         due_at = topup.not_before
     elif topup.state == "paused":
         due_at = NEVER
-    put(tx, note or new_note(desk.ledger, key, topup.account), topup, due_at)
+    known = note or new_note(desk.ledger, key, topup.account)
+    put(tx, known, topup, due_at)
+    place = f"{KIND}\n{topup.wallet}\n{topup.account}"
+    source = Source(desk.ledger, place, known.version + 1, topup.account, desk.engine.clock())
+    before = None if note is None else decoded(note)
+    tell(tx, source, told_of(before, topup, charge, desk.engine.store.scale, desk.provider.name))
+
+
+def told_of(
+    before: TopUp | None, after: TopUp, charge: ChargeTold | None, scale: int, provider: str
+) -> list[Topic]:
+    """Return what is to be told of a top-up that stands otherwise than before.
+
+    Args:
+        before: How it stood; None where there was none.
+        after: How it stands.
+        charge: What became of its attempt, where that was told.
+        scale: Decimals of units.
+        provider: Who was to charge.
+    """
+    pending = None if before is None else before.pending
+    told: list[Topic] = []
+    if after.pending is not None and pending is None:
+        told.append(("topup.started", _data(after, after.pending, None, None, scale)))
+    if pending is not None and after.pending is None and charge is not None:
+        reason = None if charge.state == "succeeded" else charge.reason or "declined"
+        paid = "topup.failed" if reason else "topup.succeeded"
+        told.append((paid, _data(after, pending, charge.payment, reason, scale)))
+        if reason and charge.payment is not None:
+            told.append(("payment.failed", _failed(pending, charge.payment, reason, provider)))
+    if after.state == "paused" and (before is None or before.state != "paused"):
+        last = None if charge is None else charge.payment
+        told.append(("topup.paused", _data(after, pending, last, after.reason, scale)))
+    return told
+
+
+def _data(
+    topup: TopUp, pending: Pending | None, payment: str | None, reason: str | None, scale: int
+) -> TopUpData:
+    waits = topup.state == "waiting"
+    return TopUpData(
+        wallet=topup.wallet,
+        threshold=show_units(topup.threshold, scale),
+        target=show_units(topup.target, scale),
+        attempt=topup.attempt,
+        product=topup.product,
+        amount=None if pending is None else pending.amount,
+        currency=topup.currency,
+        payment=payment,
+        reason=reason,
+        declined=topup.declined,
+        not_before=calendar.show_instant(topup.not_before) if waits else None,
+    )
+
+
+def _failed(pending: Pending, payment: str, reason: str, provider: str) -> PaymentData:
+    return PaymentData(
+        provider=provider,
+        payment=payment,
+        product=pending.product,
+        units=pending.units,
+        amount=pending.amount,
+        currency=pending.currency,
+        reason=reason,
+    )
 
 
 def _positive(price: Units) -> Decimal:
