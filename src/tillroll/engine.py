@@ -64,8 +64,22 @@ _INTERRUPTED = Answer(
 )
 
 
-def answer_in(tx: Writer, scale: int, requests: Sequence[Request], at: int) -> list[Answer]:
-    """Answer one project's requests within a transaction under way: load, decide, append."""
+def answer_in(
+    tx: Writer,
+    scale: int,
+    requests: Sequence[Request],
+    at: int,
+    low: set[tuple[bytes, str]] | None = None,
+) -> list[Answer]:
+    """Answer one project's requests within a transaction under way: load, decide, append.
+
+    Args:
+        tx: The transaction.
+        scale: Decimals of units.
+        requests: Of one project.
+        at: The time.
+        low: Gets the balances that fell to where they are topped up, by (account_id, wallet).
+    """
     project = requests[0].project
     book = load_book(tx, project, requests, at)
     _still_here(tx)
@@ -75,6 +89,8 @@ def answer_in(tx: Writer, scale: int, requests: Sequence[Request], at: int) -> l
     else:
         answers = decide_batch(book, requests, at, rules)
     tx.append(project, book)
+    if low is not None:
+        low |= book.low
     return answers
 
 
@@ -184,10 +200,13 @@ class Engine:
         bridge: How to reach an event loop that owns the connection; the engine's own has none.
         observe: Called with each batch after it is written and before it is answered, by the
             thread that wrote it. It must not raise, and not wait.
+        wake: Called after a batch in which a balance fell to where it is topped up, by the thread
+            that wrote it. It must not raise, and not wait.
     """
 
     bridge: Bridge | None = None
     observe: Callable[[Batch], None] | None = None
+    wake: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -481,10 +500,14 @@ class Engine:
     def _write(self, requests: Sequence[Request]) -> list[Answer]:
         """Decide and write these requests in one database transaction."""
         self._recover()
-        return persist(
+        low: set[tuple[bytes, str]] = set()
+        answers = persist(
             self.store,
-            lambda tx: answer_in(tx, self.store.scale, requests, self.clock()),
+            lambda tx: answer_in(tx, self.store.scale, requests, self.clock(), low),
         )
+        if low and self.wake is not None:
+            self.wake()
+        return answers
 
     def _one_by_one(self, requests: Sequence[Request]) -> list[Answer]:
         """Write each request on its own, so that only the guilty one fails."""

@@ -27,6 +27,7 @@ from tillroll.ledger.types import (
     DAY,
     NEVER,
     OVERDRAFT,
+    TOPUP,
     WALLET_DEFAULT,
     Account,
     AlertTerms,
@@ -241,7 +242,11 @@ def overview(store: Store, project: str, account: str, *, at: int) -> dict[str, 
             }
             for recurring in state.recurring.values()
         ],
-        "alerts": [_alert(alert.terms, store.scale) for alert in state.alerts.values()],
+        "alerts": [
+            _alert(alert.terms, store.scale)
+            for alert in state.alerts.values()
+            if alert.terms.on != TOPUP
+        ],
     }
 
 

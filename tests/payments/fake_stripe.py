@@ -33,6 +33,10 @@ class Declined(Exception):
     """The bank says no."""
 
 
+class Detached(Exception):
+    """The card is not on file any more."""
+
+
 class FakeStripe:
     """Stripe's side: what it knows, and what the customers and banks do."""
 
@@ -43,6 +47,7 @@ class FakeStripe:
         self.answers: dict[str, tuple[str, int, Thing]] = {}
         self.meter_events: dict[str, Thing] = {}
         self.cards: dict[str, str] = {}  # customer -> "ok" or why it is declined
+        self.detached: set[str] = set()  # payment methods that were taken off file
         self.asked: list[tuple[str, str]] = []
         self.fail: list[str] = []  # of the next calls: "down", or "lost" after it was done
         self.counter = 0
@@ -376,7 +381,7 @@ class FakeStripe:
                     return 400, _error("idempotency_error", "another body under the same key")
             else:
                 status, thing = self._answer(method, path, asked)
-                if key is not None:
+                if key is not None and status != 400:
                     self.answers[key] = body, status, json.loads(json.dumps(thing))
             if failing == "lost":
                 raise ConnectionAbortedError
@@ -406,6 +411,10 @@ class FakeStripe:
                     refused = _error("card_error", "Your card was declined.", decline)
                     refused["error"]["payment_intent"] = intent
                     return 402, refused
+                except Detached:
+                    refused = _error("invalid_request_error", "No such PaymentMethod")
+                    refused["error"] |= {"code": "resource_missing", "param": "payment_method"}
+                    return 400, refused
                 except KeyError as missing:
                     return 404, _error("invalid_request_error", f"No such thing: {missing}")
         return 404, _error("invalid_request_error", f"Unrecognized request URL ({path})")
@@ -457,7 +466,8 @@ class FakeStripe:
     def _new_intent(self, asked: Thing) -> Thing:
         assert asked["off_session"] == asked["confirm"] == "true"
         card = self.cards.get(asked["customer"])
-        assert asked["payment_method"] == f"pm_{asked['customer']}"
+        if asked["payment_method"] in self.detached:
+            raise Detached
         intent = self.intent(
             asked["customer"], int(asked["amount"]), asked["currency"], asked["metadata"]
         )

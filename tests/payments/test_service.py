@@ -141,6 +141,9 @@ def test_top_ups(paying: tuple[Api, World]):
     path = "/v1/accounts/acme/top-ups/credits"
     assert api.call("GET", path).status_code == 404
     terms = {"threshold": 20, "target": "150", "product": "pack100", "daily_cap": "50"}
+    nobody = api.call("PUT", path, terms)
+    assert (nobody.status_code, nobody.json()["code"]) == (404, "not_found")
+    api.call("POST", "/v1/accounts/acme/grants", {"units": 1}, once="g")
     made = api.call("PUT", path, terms)
     assert (made.status_code, made.json()["state"], made.json()["daily_cap"]) == (
         200,
@@ -159,6 +162,8 @@ def test_overage(paying: tuple[Api, World]):
     api, world = paying
     path = "/v1/accounts/acme/overage/credits"
     assert api.call("GET", path).status_code == 404
+    assert api.call("PUT", path, {"meter": "api_units"}).status_code == 404
+    api.call("POST", "/v1/accounts/acme/grants", {"units": 1}, once="g")
     assert api.call("PUT", path, {"meter": "api_units"}).json()["state"] == "running"
     assert api.call("GET", path).json()["sent"] == 0
     assert api.call("POST", path + "/resolve", {"arrived": True}).status_code == 422

@@ -6825,7 +6825,7 @@ export interface operations {
                 };
             };
             401: components["responses"]["No401-1"];
-            403: components["responses"]["No403-2"];
+            403: components["responses"]["No403-3"];
             404: components["responses"]["No404-1"];
             408: components["responses"]["No408-1"];
             413: components["responses"]["No413-1"];
@@ -6981,7 +6981,7 @@ export interface operations {
                 };
             };
             401: components["responses"]["No401-1"];
-            403: components["responses"]["No403-2"];
+            403: components["responses"]["No403-3"];
             404: components["responses"]["No404-1"];
             408: components["responses"]["No408-1"];
             413: components["responses"]["No413-1"];

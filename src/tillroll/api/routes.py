@@ -286,6 +286,7 @@ def _payments() -> Iterator[Route]:
         ("POST", OVERAGE + "/stop", p.stop_overage, b.Nothing, a.Overage, admin),
         ("POST", OVERAGE + "/resolve", p.resolve_overage, b.Arrived, a.Overage, admin),
     ):
+        closed = STATUS[1:] if method == "PUT" else ()
         yield Route(
             method=method,
             path=path,
@@ -297,7 +298,7 @@ def _payments() -> Iterator[Route]:
             body=shape,
             query=reads.Query if shape is None else None,
             scopes=scopes,
-            refusals=() if shape is None else PROVIDER,
+            refusals=() if shape is None else (*closed, *PROVIDER),
             whole_project=path == "/v1/payments",
         )
     yield Route(

@@ -45,6 +45,9 @@ Category = Literal["paid", "promo", "plan", "adjustment"]
 Period = Literal["day", "week", "month", "total", "rolling"]
 Every = Literal["day", "week", "month", "year"]
 AlertOn = Literal["balance", "percent", "days_left", "depleted", "budget", "expiring"]
+# What an account is watched for: an alert, or (ours alone) a balance that is to be topped up.
+Watched = Literal[AlertOn, "topup"]
+TOPUP: Watched = "topup"
 EntitlementKind = Literal["subscription", "time_pass", "feature"]
 Standing = Literal["trialing", "active", "past_due", "paused"]
 Feature = bool | int | str
@@ -167,11 +170,12 @@ class AlertTerms(Struct, frozen=True, omit_defaults=True, gc=False):
 
     What `threshold` counts depends on `on`: units for "balance"; percent for "percent" (of what is
     granted and live) and "budget" (of the cap); days for "days_left" and "expiring"; nothing for
-    "depleted". `budget` names the one budget that is meant; without it, every one is.
+    "depleted". `budget` names the one budget that is meant; without it, every one is. What is on
+    `TOPUP` is ours: no alert, but where a balance in units is topped up.
     """
 
     name: str
-    on: AlertOn = "balance"
+    on: Watched = "balance"
     threshold: int = 0
     wallet: str = WALLET_DEFAULT
     budget: str | None = None

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from tillroll.embedded.ledger import verbs_of
 from tillroll.ledger.commands import account_id
-from tillroll.ledger.errors import IdempotencyConflict, InvalidInput
+from tillroll.ledger.errors import AccountClosed, IdempotencyConflict, InvalidInput, NotFound
 from tillroll.ledger.types import DAY, HOUR, MINUTE, NEVER, SECOND
 from tillroll.ledger.units import parse_units
 from tillroll.ledger.verbs import ID_MAX
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from tillroll.engine import Engine
     from tillroll.ledger.pricing import PriceBook
+    from tillroll.ledger.types import Account
     from tillroll.payments.facts import Fact
     from tillroll.payments.provider import Listener, Provider
     from tillroll.stores.base import NoteKey, Writer
@@ -552,6 +553,23 @@ def put(tx: Writer, note: Note, document: Struct, due_at: int = NEVER) -> None:
     tx.put_note(replace(note, document=text, due_at=due_at))
 
 
+def check_standing(account: Account) -> None:
+    """Arrange nothing for an account that is not there, or is closed.
+
+    Raises:
+        NotFound: It has no history; nothing was written.
+        AccountClosed: Nothing was written.
+    """
+    if account.seq == 0:
+        raise NotFound(f"there is no account {account.account!r}; nothing was written")
+    if account.status == "closed":
+        raise AccountClosed(
+            f"account {account.account!r} is closed; nothing was written",
+            account=account.account,
+            seq=account.seq,
+        )
+
+
 def minor(price: Any) -> int:
     """Return a price of the catalog in the currency's smallest unit.
 
@@ -564,4 +582,4 @@ def minor(price: Any) -> int:
     return int(amount)
 
 
-__all__ = ["Desk", "Pulled", "minor", "new_note", "put"]
+__all__ = ["Desk", "Pulled", "check_standing", "minor", "new_note", "put"]

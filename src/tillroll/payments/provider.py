@@ -129,6 +129,7 @@ class Order(Struct, frozen=True, kw_only=True):
         price: The provider's own id of the price; amount and currency where there is none.
         trial: How long nothing is paid, in microseconds.
         attempt: The number of a top-up's attempt; 0 for a checkout.
+        card: The provider's own id of what is charged; None for a checkout.
     """
 
     account: str
@@ -144,6 +145,7 @@ class Order(Struct, frozen=True, kw_only=True):
     units: str | None = None
     wallet: str = "credits"
     attempt: int = 0
+    card: str | None = None
 
 
 class Session(Struct, frozen=True, kw_only=True):
@@ -205,11 +207,19 @@ class Provider(Listener, Protocol):
     def page(self, session_id: str) -> list[Told]:
         """Return what there is to tell of a checkout as it stands."""
 
+    def card(self, customer: str) -> str | None:
+        """Return what a customer has on file to be charged; None where there is nothing."""
+
     def charge(self, order: Order, key: str) -> ChargeTold:
-        """Charge an order to what the customer has on file; the same key charges once."""
+        """Charge an order to the card that it names; the same order and key charge once."""
 
     def attempt(self, order: Order, since: int) -> ChargeTold | None:
-        """Return what became of an attempt whose key may be forgotten; None where it never was."""
+        """Return what became of an attempt whose key may be forgotten; None where it never was.
+
+        Args:
+            order: What was asked.
+            since: When, by our clock, which may have been ahead by up to a day.
+        """
 
     def subscription(self, subscription_id: str) -> SubscriptionTold:
         """Return a subscription as it stands."""

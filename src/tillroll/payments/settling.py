@@ -32,7 +32,7 @@ from tillroll.ledger.errors import InvalidInput, TillrollError
 from tillroll.ledger.types import RESERVED, SECOND, Account, Refusal
 from tillroll.ledger.units import to_decimal
 from tillroll.payments.facts import Bought, Payment, decimals_of, merge, owed
-from tillroll.payments.telling import Source, of_payment, tell
+from tillroll.payments.telling import Source, last_of, of_payment, tell
 from tillroll.stores.base import Note
 
 if TYPE_CHECKING:
@@ -151,7 +151,8 @@ class _Work:
         document = msgspec.json.encode(payment).decode()
         tx.put_note(replace(note, document=document, account=account))
         at = self._engine.clock()
-        source = Source(self._project, f"{kind}\n{name}", note.version, account, at)
+        seq = last_of(self.answers)
+        source = Source(self._project, f"{kind}\n{name}", note.version, account, at, seq)
         tell(tx, source, of_payment(before, payment, self._scale))
         return payment
 

@@ -17,7 +17,7 @@ import stripe
 from msgspec.structs import replace
 
 from tillroll.ledger.errors import InvalidInput
-from tillroll.ledger.types import SECOND
+from tillroll.ledger.types import DAY, SECOND
 from tillroll.payments.facts import Disputed, DisputeState, Refunded, RefundState
 from tillroll.payments.provider import (
     ChargeTold,
@@ -350,15 +350,16 @@ class Stripe:
         return list(self._session(session))
 
     def charge(self, order: Order, key: str) -> ChargeTold:
-        """Charge an order to the card that the customer has on file."""
-        if order.customer is None or order.amount is None or order.currency is None:
-            raise InvalidInput("a charge needs a customer, an amount and a currency")
+        """Charge an order to the card that it names."""
+        if None in (order.customer, order.card, order.amount, order.currency):
+            raise InvalidInput("a charge needs a customer, a card, an amount and a currency")
         metadata = self._metadata(order) | {ATTEMPT: str(order.attempt)}
         asked: dict[str, Any] = {
             "amount": order.amount,
             "currency": order.currency,
             "customer": order.customer,
             "metadata": metadata,
+            "payment_method": order.card,
             "off_session": True,
             "confirm": True,
         }
@@ -367,11 +368,8 @@ class Stripe:
         )
         try:
             with _asking():
-                card = self._card(order.customer)
-                if card is None:
-                    return _declined(told, "no_payment_method", final=True)
                 intent = self._client.v1.payment_intents.create(
-                    {**asked, "payment_method": card},  # type: ignore[typeddict-item]  # likewise
+                    asked,  # type: ignore[arg-type]  # likewise
                     {"idempotency_key": key},
                 ).to_dict()
         except stripe.CardError as problem:
@@ -381,16 +379,23 @@ class Stripe:
             tried = error.get("payment_intent") or {}
             told = replace(told, payment=tried.get("id"))
             return _declined(told, reason, final=reason in _FINAL)
+        except ProviderRefused as problem:
+            cause = problem.__cause__
+            # It was taken off file meanwhile. Had it been charged under this key, that had come.
+            if isinstance(cause, stripe.InvalidRequestError) and cause.param == "payment_method":
+                return _declined(told, cause.code or "no_such_card", final=False)
+            raise
         return _charge(intent)
 
-    def _card(self, customer: str) -> str | None:
+    def card(self, customer: str) -> str | None:
         """Return what a customer has on file to pay with: the default, or the newest card."""
-        found = self._client.v1.customers.retrieve(customer).to_dict()
-        default = (found.get("invoice_settings") or {}).get("default_payment_method")
-        if default:
-            return _id(default)
-        methods = self._client.v1.customers.payment_methods.list(customer, {"limit": 1})
-        return methods.data[0].id if methods.data else None
+        with _asking():
+            found = self._client.v1.customers.retrieve(customer).to_dict()
+            default = (found.get("invoice_settings") or {}).get("default_payment_method")
+            if default:
+                return _id(default)
+            methods = self._client.v1.customers.payment_methods.list(customer, {"limit": 1})
+            return methods.data[0].id if methods.data else None
 
     def attempt(self, order: Order, since: int) -> ChargeTold | None:
         """Return what became of an attempt whose key Stripe may have forgotten."""
@@ -400,7 +405,7 @@ class Stripe:
             found = self._client.v1.payment_intents.list(
                 {
                     "customer": order.customer,
-                    "created": {"gte": since // SECOND - TOLERANCE // SECOND},
+                    "created": {"gte": (since - DAY) // SECOND},
                     "limit": PAGE,
                 }
             )

@@ -28,7 +28,7 @@ from tillroll.ledger.errors import TillrollError
 from tillroll.ledger.types import HOUR, NEVER, RESERVED, Refusal
 from tillroll.payments.provider import InvoiceTold, SubscriptionTold
 from tillroll.payments.settling import claimed
-from tillroll.payments.telling import Source, of_invoices, tell
+from tillroll.payments.telling import Source, last_of, of_invoices, tell
 from tillroll.stores.base import Note
 
 if TYPE_CHECKING:
@@ -209,7 +209,8 @@ class _Work:
                 due_at=NEVER if subscription.refused is None else at + AGAIN,
             )
         )
-        source = Source(self._project, f"{kind}\n{name}", note.version, "", at)
+        seq = last_of(self.answers)
+        source = Source(self._project, f"{kind}\n{name}", note.version, "", at, seq)
         self._tell(tx, before, subscription, source)
         return subscription
 

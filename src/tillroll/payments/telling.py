@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.events import PaymentData, event
+from tillroll.ledger.types import Entry
 from tillroll.ledger.units import show_units
 from tillroll.payments.facts import Disputed, Refunded
 from tillroll.stores.outbox import Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from msgspec import Struct
 
+    from tillroll.ledger.book import Answer
     from tillroll.payments.facts import Payment
     from tillroll.payments.provider import InvoiceTold
     from tillroll.stores.base import Writer
@@ -34,6 +36,7 @@ class Source(NamedTuple):
     Attributes:
         note: The kind and name of the note, which no account can be called by.
         version: Of the note, as this transaction writes it: no other one has the same.
+        seq: Of the last entry that this transaction wrote for the account; 0 where it wrote none.
     """
 
     project: str
@@ -41,6 +44,12 @@ class Source(NamedTuple):
     version: int
     account: str
     at: int
+    seq: int = 0
+
+
+def last_of(answers: Iterable[Answer]) -> int:
+    """Return the seq of the last entry among answers; 0 where there is none."""
+    return max((one.outcome.seq for one in answers if isinstance(one.outcome, Entry)), default=0)
 
 
 def tell(tx: Writer, source: Source, told: Sequence[Topic]) -> None:
@@ -53,7 +62,8 @@ def tell(tx: Writer, source: Source, told: Sequence[Topic]) -> None:
         return
     project, account = source.project, source.account
     owner = account_id(project, account)
-    after = tx.accounts([(owner, account)])[owner].seq
+    # What this transaction appended may not be there to be read before its end.
+    after = max(tx.accounts([(owner, account)])[owner].seq, source.seq)
     place = account_id(project, f"\n{source.note}")
     made = [
         event(project, place, source.version, n, topic, data, account, source.at, after=after)
@@ -143,4 +153,4 @@ def _tried(invoice: InvoiceTold) -> tuple[str, int | None]:
     return invoice.id, None if invoice.paid else invoice.at
 
 
-__all__ = ["Source", "of_invoices", "of_payment", "tell"]
+__all__ = ["Source", "last_of", "of_invoices", "of_payment", "tell"]

@@ -17,7 +17,7 @@ from tillroll.ledger.chain import decode_account, decode_entry
 from tillroll.ledger.core import REFUSAL_LIFE, missing_stories
 from tillroll.ledger.errors import SchemaMismatch, StoreBusy, StoreCorrupt
 from tillroll.ledger.fold import apply
-from tillroll.ledger.types import NEVER, Account, Entry, Refusal
+from tillroll.ledger.types import NEVER, TOPUP, Account, Entry, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -230,6 +230,11 @@ def note_of(row: Sequence[Any]) -> Note:
     )
 
 
+def low_notes(book: Book) -> list[NoteKey]:
+    """Return the notes that become due since their balances fell low, in order."""
+    return [(owner, TOPUP, wallet) for owner, wallet in sorted(book.low)]
+
+
 def note_row(note: Note) -> tuple[Any, ...]:
     """Return the columns of a note: the key first, version and due time last."""
     return (*note.key, note.project, note.document, note.account, note.version, note.due_at)
@@ -397,7 +402,11 @@ class Writer(Reader, Protocol):
         """
 
     def append(self, project: str, book: Book) -> None:
-        """Write what the book gathered: entries, states, refusals, repeats, events."""
+        """Write what the book gathered: entries, states, refusals, repeats, events.
+
+        The notes of top-ups whose balances fell low become due, those that a job looks at: whoever
+        wrote one meanwhile, having seen the balance before, has to look again.
+        """
 
     def add_price_version(self, project: str, version: PriceVersion) -> None:
         """Write a new price version."""

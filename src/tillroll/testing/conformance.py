@@ -29,6 +29,8 @@ import msgspec
 from msgspec.structs import replace
 
 from tillroll.embedded import Ledger
+from tillroll.embedded.ledger import verbs_of
+from tillroll.engine import answer_in
 from tillroll.ledger import errors
 from tillroll.ledger.book import Event
 from tillroll.ledger.commands import account_id
@@ -43,7 +45,7 @@ from tillroll.ledger.products import (
     Plan,
     Products,
 )
-from tillroll.ledger.types import DAY, NEVER
+from tillroll.ledger.types import DAY, NEVER, TOPUP
 from tillroll.ledger.webhooks import ENDPOINT, Endpoint
 from tillroll.queries import Balance
 from tillroll.stores.base import Note, Writer
@@ -1873,6 +1875,38 @@ def a_note_rolled_back_leaves_no_trace(b: Bench) -> None:
         raise AssertionError("the transaction has committed")
     with b.ledger.store.read() as reader:
         assert reader.note(_note(b, "a").key) is None
+
+
+@check
+def a_balance_that_falls_low_makes_its_note_due(b: Bench) -> None:
+    """What is to top an account up looks at once, and whoever wrote meanwhile looks again."""
+    engine = b.ledger._engine  # noqa: SLF001 - where an account is topped up has no verb
+    verbs = verbs_of(engine, b.ledger.project, ours=True)
+    watch = verbs.set_alert(b.account, "~topup", TOPUP, 20)  # type: ignore[arg-type]  # ours alone
+    b.grant(100, "g")
+    b.perform(lambda tx: answer_in(tx, engine.store.scale, [watch], engine.clock()))
+    owner = account_id(b.ledger.project, b.account)
+    at = engine.clock()
+    note = replace(_note(b, "credits", due_at=at + DAY), owner=owner, kind=TOPUP)
+    b.perform(lambda tx: tx.put_note(note))
+
+    def stands() -> tuple[int, int]:
+        with b.ledger.store.read() as reader:
+            found = reader.note(note.key)
+        assert found is not None
+        return found.version, found.due_at - at
+
+    b.ledger.consume(b.account, units=79)
+    assert stands() == (1, DAY), "not low yet"
+    b.ledger.consume(b.account, units=1)
+    assert stands() == (2, 0), "due with the very charge"
+    b.ledger.consume(b.account, units=1)
+    assert stands() == (2, 0), "once a crossing"
+    b.grant(100, "more")
+    seen = replace(note, version=2, due_at=NEVER)
+    b.perform(lambda tx: tx.put_note(seen))
+    b.ledger.consume(b.account, units=110)
+    assert stands() == (3, NEVER - at), "what waits for somebody is left alone"
 
 
 @check
