@@ -1325,6 +1325,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/accounts/{account}/checkouts": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Open the page where an account pays for a product; the same as long as it is open
+         * @description Needs a key with the scope admin or consume or grant.
+         */
+        post: operations["checkout"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/accounts/{account}/payments": {
         parameters: {
             query?: never;
@@ -3077,6 +3097,21 @@ export interface components {
             deliveries: components["schemas"]["Delivery"][];
         };
         /**
+         * OpenCheckout
+         * @description What an account is to pay for.
+         */
+        OpenCheckout: {
+            /** @description 1 to 255 characters. */
+            product: string;
+        };
+        /**
+         * CheckoutSession
+         * @description Where the customer pays.
+         */
+        CheckoutSession: {
+            checkout_url: string;
+        };
+        /**
          * Payments
          * @description Payments and subscriptions, by provider and id.
          */
@@ -3298,13 +3333,6 @@ export interface components {
             product_code?: string;
             /** @description 1 to 255 characters. */
             product?: string;
-        };
-        /**
-         * CheckoutSession
-         * @description Where the customer pays.
-         */
-        CheckoutSession: {
-            checkout_url: string;
         };
         /**
          * LicenzyAccess
@@ -6703,6 +6731,51 @@ export interface operations {
             431: components["responses"]["No431-1"];
             500: components["responses"]["No500-1"];
             503: components["responses"]["No503-1"];
+        };
+    };
+    checkout: {
+        parameters: {
+            query?: never;
+            header: {
+                /** @description Your id of this one event, the same at every retry. */
+                "Idempotency-Key": string;
+            };
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["OpenCheckout"];
+            };
+        };
+        responses: {
+            /** @description Where the customer pays. */
+            200: {
+                headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CheckoutSession"];
+                };
+            };
+            400: components["responses"]["No400-1"];
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-1"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-3"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            502: components["responses"]["No502-1"];
+            503: components["responses"]["No503-2"];
         };
     };
     payments: {

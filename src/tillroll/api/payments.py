@@ -53,6 +53,14 @@ async def checkout(call: Call) -> Answer:
     return answered({"checkout_url": url})
 
 
+async def open_checkout(call: Call) -> Answer:
+    """Open the page where an account pays for a product; the same as long as it is open."""
+    product = call.parse(bodies.OpenCheckout).product
+    desk, request_id = _desk(call), call.request_id()
+    url = await asyncio.to_thread(desk.checkout, call.account, product, request_id)
+    return answered({"checkout_url": url})
+
+
 async def webhook(call: Call) -> Answer:
     """Take in what a payment provider tells; 200 once all of it is committed."""
     desk = next((one for one in call.desks if one.provider.name == call.params[0]), None)

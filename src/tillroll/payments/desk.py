@@ -18,7 +18,13 @@ from msgspec.structs import replace
 
 from tillroll.embedded.ledger import verbs_of
 from tillroll.ledger.commands import account_id
-from tillroll.ledger.errors import AccountClosed, IdempotencyConflict, InvalidInput, NotFound
+from tillroll.ledger.errors import (
+    AccountClosed,
+    IdempotencyConflict,
+    InvalidInput,
+    NotFound,
+    ProviderRefused,
+)
 from tillroll.ledger.types import DAY, HOUR, MINUTE, NEVER, SECOND
 from tillroll.ledger.units import parse_units
 from tillroll.ledger.verbs import ID_MAX
@@ -36,7 +42,6 @@ from tillroll.payments.provider import (
 )
 from tillroll.queries import look
 from tillroll.stores.base import Note
-from tillroll.wire.problems import ProviderRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -22,11 +22,10 @@ from msgspec.structs import replace
 from tillroll.embedded.ledger import verbs_of
 from tillroll.engine import answer_in
 from tillroll.ledger.commands import account_id
-from tillroll.ledger.errors import InvalidInput, NotFound, TillrollError
+from tillroll.ledger.errors import InvalidInput, NotFound, ProviderRefused, TillrollError
 from tillroll.ledger.types import HOUR, MINUTE, NEVER, OVERDRAFT, RESERVED, WALLET_DEFAULT
 from tillroll.payments.desk import KEY_LIFE, Desk, check_standing, new_note, put
 from tillroll.payments.provider import Usage
-from tillroll.wire.problems import ProviderRefused
 
 if TYPE_CHECKING:
     from tillroll.ledger.types import Entry

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import stripe
 from msgspec.structs import replace
 
-from tillroll.ledger.errors import InvalidInput
+from tillroll.ledger.errors import InvalidInput, ProviderRefused, ProviderUnavailable
 from tillroll.ledger.types import DAY, SECOND
 from tillroll.payments.facts import Disputed, DisputeState, Refunded, RefundState
 from tillroll.payments.provider import (
@@ -32,7 +32,7 @@ from tillroll.payments.provider import (
     Told,
     Usage,
 )
-from tillroll.wire.problems import BadSignature, ProviderRefused, ProviderUnavailable
+from tillroll.wire.problems import BadSignature
 
 TOLERANCE = 300 * SECOND  # between Stripe's clock and ours: as its own libraries have it
 PAGE = 100  # events of one page, the most that Stripe gives

@@ -24,7 +24,7 @@ from tillroll.engine import answer_in
 from tillroll.ledger import calendar
 from tillroll.ledger.burn import spendable
 from tillroll.ledger.commands import account_id
-from tillroll.ledger.errors import InvalidInput, NotFound
+from tillroll.ledger.errors import InvalidInput, NotFound, ProviderRefused
 from tillroll.ledger.events import PaymentData, TopUpData
 from tillroll.ledger.types import (
     DAY,
@@ -42,7 +42,6 @@ from tillroll.payments.facts import AMOUNT_MAX, decimals_of
 from tillroll.payments.provider import ChargeTold, Order, PaymentTold, Sold
 from tillroll.payments.settling import standing
 from tillroll.payments.telling import Source, tell
-from tillroll.wire.problems import ProviderRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
