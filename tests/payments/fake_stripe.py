@@ -313,7 +313,7 @@ class FakeStripe:
             {
                 "object": "invoice",
                 "amount_due": amount,
-                "amount_paid": amount if paid else 0,
+                "amount_paid": 0,
                 "billing_reason": "subscription_update" if proration else "subscription_cycle",
                 "created": self.now(),
                 "currency": "usd",
@@ -331,11 +331,41 @@ class FakeStripe:
                 },
                 "period_start": item["current_period_start"],
                 "period_end": item["current_period_end"],
-                "status": "paid" if paid else "open",
+                "status": "open",
             },
         )
-        self.tell("invoice.paid" if paid else "invoice.payment_failed", invoice)
+        if paid:
+            self.pay_invoice(invoice)
+        else:
+            self.tell("invoice.payment_failed", invoice)
         return invoice
+
+    def pay_invoice(self, invoice: Thing) -> None:
+        """Have the bank pay an invoice; one of nothing is paid without a payment."""
+        invoice |= {"status": "paid", "amount_paid": invoice["amount_due"]}
+        if invoice["amount_due"]:
+            intent = self.intent(invoice["customer"], invoice["amount_due"], "usd", {})
+            self.charge(intent)
+            self.new(
+                "inpay",
+                {
+                    "object": "invoice_payment",
+                    "amount_paid": invoice["amount_due"],
+                    "amount_requested": invoice["amount_due"],
+                    "created": self.now(),
+                    "currency": "usd",
+                    "invoice": invoice["id"],
+                    "is_default": True,
+                    "payment": {"type": "payment_intent", "payment_intent": intent["id"]},
+                    "status": "paid",
+                },
+            )
+        self.tell("invoice.paid", invoice)
+
+    def payment_of(self, invoice: Thing) -> str:
+        """Return the payment that paid an invoice."""
+        [found] = [one for one in self.of("invoice_payment") if one["invoice"] == invoice["id"]]
+        return str(found["payment"]["payment_intent"])
 
     def renew(self, subscription: Thing, *, paid: bool = True) -> Thing:
         """Begin the next period; an unpaid one leaves the subscription past due."""
@@ -348,8 +378,7 @@ class FakeStripe:
 
     def settle(self, subscription: Thing, invoice: Thing) -> None:
         """Have the customer pay an invoice that had failed."""
-        invoice |= {"status": "paid", "amount_paid": invoice["amount_due"]}
-        self.tell("invoice.paid", invoice)
+        self.pay_invoice(invoice)
         subscription["status"] = "active"
         self.tell("customer.subscription.updated", subscription)
 
@@ -396,6 +425,9 @@ class FakeStripe:
             (r"GET /v1/checkout/sessions/(\w+)", self._get),
             (r"POST /v1/payment_intents", self._new_intent),
             (r"GET /v1/payment_intents", self._intents),
+            (r"GET /v1/payment_intents/(\w+)", self._get),
+            (r"GET /v1/invoices/(\w+)", self._get),
+            (r"GET /v1/invoice_payments", self._invoice_payments),
             (r"GET /v1/refunds", self._refunds),
             (r"GET /v1/subscriptions/(\w+)", self._get),
             (r"GET /v1/events", self._events),
@@ -495,6 +527,12 @@ class FakeStripe:
         wanted = asked["payment_intent"]
         return _list([one for one in self.of("refund") if one["payment_intent"] == wanted])
 
+    def _invoice_payments(self, asked: Thing) -> Thing:
+        assert asked["payment"]["type"] == "payment_intent"
+        wanted = asked["payment"]["payment_intent"]
+        paid = self.of("invoice_payment")
+        return _list([one for one in paid if one["payment"]["payment_intent"] == wanted])
+
     def _events(self, asked: Thing) -> Thing:
         assert len(asked["types"]) <= 20, "Stripe takes twenty types at the most"
         low, high = int(asked["created"]["gte"]), int(asked["created"]["lte"])
@@ -557,6 +595,7 @@ def serving(fake: FakeStripe) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def answer(self) -> None:
             size = int(self.headers.get("content-length", 0))

@@ -20,8 +20,8 @@ KILLS = 4
 ACCOUNTS = 12
 
 
-def start(url: str, hooks: Path, at: int) -> subprocess.Popen[bytes]:
-    return run("tests.payments.listening", url, str(hooks), str(at))
+def start(url: str, hooks: Path, fake: str, at: int) -> subprocess.Popen[bytes]:
+    return run("tests.payments.listening", url, str(hooks), str(at), fake)
 
 
 def run(*command_line: str) -> subprocess.Popen[bytes]:
@@ -48,14 +48,14 @@ def test_killed_while_it_listens(
     signed = [world.fake.signed(event, SECRET) for event in told]
     hooks.write_bytes(b"\n".join(msgspec.json.encode((header, body)) for body, header in signed))
     for _ in range(KILLS):
-        process = start(url, hooks, world.fake.now())
+        process = start(url, hooks, world.api_base, world.fake.now())
         assert process.stdout is not None
         heard = process.stdout.read(rng.randrange(1, len(told)))
         assert heard.startswith(b"+")
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-    last = start(url, hooks, world.fake.now())
+    last = start(url, hooks, world.api_base, world.fake.now())
     assert last.communicate()[0] == b"+" * len(told)
     assert last.returncode == 0
     other = World(url, world.api_base, world.fake)

@@ -76,6 +76,8 @@ def test_a_subscription_is_shown(paying: tuple[Api, World]):
     assert set(send(api, world)) == {200}
     [found] = api.call("GET", "/v1/accounts/acme/payments").json()["subscriptions"]
     assert (found["status"], found["plan"], found["invoices_paid"]) == ("active", "pro", 1)
+    [period] = found["periods"]
+    assert (period["units"], period["paid"], period["returned"]) == ("500", 20_00, 0)
     access = api.call("POST", "/v1/access/check", {"subject_ref": "acme"}).json()
     assert access == {"subject_ref": "acme", "allowed": True}
 

@@ -22,7 +22,7 @@ from tillroll.payments import topups
 from tillroll.payments.facts import Refunded
 from tillroll.payments.provider import InvoiceTold
 from tillroll.payments.settling import settle
-from tillroll.payments.telling import of_invoices
+from tillroll.payments.telling import Bill, of_invoices
 
 ORDERS = 40  # of each story
 SHAPES = {kind.topic: schema for kind, schema in events.schemas()}
@@ -172,14 +172,42 @@ def test_a_subscriptions_invoices(world: World):
         assert (data["amount"], data["currency"]) == (20_00, "usd")
 
 
-def test_an_invoice_that_was_noted_without_an_amount_is_told_once_still():
-    """As those are that were noted before amounts were."""
-    span = {"period_start": 1, "period_end": 2}
-    noted = InvoiceTold(id="in_1", subscription="sub_1", paid=True, at=5, **span)
-    again = InvoiceTold(id="in_1", subscription="sub_1", paid=True, at=5, amount=7, **span)
-    assert of_invoices("stripe", "basic", {"in_1": noted}, {"in_1": again}) == []
-    [(topic, data)] = of_invoices("stripe", "basic", {}, {"in_1": noted})
-    assert (topic, msgspec.to_builtins(data)["amount"]) == ("payment.succeeded", None)
+def test_money_of_a_subscription_that_goes_back(world: World):
+    listen(world, *MONEY)
+    made = world.fake.things[world.buy(product="basic")]
+    world.deliver(world.new_events())
+    [invoice] = world.fake.of("invoice")
+    [charge] = world.fake.of("charge")
+    refund = world.fake.refund(charge["payment_intent"], 5_00)
+    world.deliver(world.new_events())
+    world.fake.fail_refund(refund)
+    world.fake.close(world.fake.dispute(charge["payment_intent"], 20_00), "lost")
+    world.deliver(world.new_events())
+    world.deliver(world.fake.events)
+    found = told(world)
+    assert [(one["type"], one["data"]["amount"]) for one in found] == [
+        ("payment.succeeded", 20_00),
+        ("payment.refunded", 5_00),
+        ("payment.refund_failed", 5_00),
+        ("payment.disputed", 20_00),
+        ("payment.dispute_closed", 20_00),
+    ]
+    for one in found:
+        data = one["data"]
+        assert (data["subscription"], data["payment"]) == (made["id"], invoice["id"])
+
+
+def test_an_invoice_that_is_told_again_is_told_once():
+    span = {"period_start": 1, "period_end": 2, "subscription": "sub_1"}
+    bill = Bill("stripe", "sub_1", "basic")
+    noted = InvoiceTold(id="in_1", paid=True, at=5, amount=7, **span)
+    again = InvoiceTold(id="in_1", paid=True, at=6, amount=7, currency="usd", **span)
+    assert of_invoices(bill, {"in_1": noted}, {"in_1": again}) == []
+    [(topic, data)] = of_invoices(bill, {}, {"in_1": noted})
+    assert (topic, msgspec.to_builtins(data)["amount"]) == ("payment.succeeded", 7)
+    asked_for = InvoiceTold(id="in_2", paid=False, at=0, **span)
+    nothing = InvoiceTold(id="in_3", paid=True, at=5, **span)
+    assert of_invoices(bill, {}, {"in_2": asked_for, "in_3": nothing}) == []
 
 
 # ---------------------------------------------------------------- top-ups

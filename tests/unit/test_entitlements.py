@@ -246,7 +246,7 @@ def test_paid_until_holds_renewals_back(bench: Bench):
     bench.now = datetime(2026, 3, 1, tzinfo=UTC)
     assert (bench.available, bench.only()["grants"][0]["renews_at"]) == (0, None)
     bench.do("change_entitlement", "subscription", paid_until=datetime(2026, 3, 31, 12, tzinfo=UTC))
-    assert bench.available == 100, "what was to be carried over had expired"
+    assert bench.available == 110, "what was left when the period ended is carried over"
 
 
 def test_a_renewal_follows_a_late_payment(bench: Bench):

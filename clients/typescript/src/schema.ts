@@ -3172,7 +3172,26 @@ export interface components {
             plan: string | null;
             paid_until: string | null;
             invoices_paid: number;
+            periods: components["schemas"]["PaidPeriod"][];
             refused: string | null;
+        };
+        /**
+         * PaidPeriod
+         * @description Units that a paid period of a subscription brought by one grant.
+         *
+         *         `paid` and `returned` are money in the currency's smallest unit; `taken` and `shortfall` are of
+         *         `units`, as for payments.
+         */
+        PaidPeriod: {
+            invoice: string;
+            grant: string;
+            account: string;
+            wallet: string;
+            units: string;
+            paid: number;
+            returned: number;
+            taken: string;
+            shortfall: string;
         };
         /**
          * TopUp

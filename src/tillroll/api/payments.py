@@ -17,6 +17,7 @@ from tillroll.ledger.types import WALLET_DEFAULT
 from tillroll.ledger.units import show_units
 from tillroll.payments import overage as overages
 from tillroll.payments import settling, subscribing, topups
+from tillroll.payments.returning import paid_for
 from tillroll.wire import bodies
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from tillroll.payments.desk import Desk
     from tillroll.payments.facts import Payment
     from tillroll.payments.overage import Overage
+    from tillroll.payments.returning import Share
     from tillroll.payments.subscribing import Subscription
 
 
@@ -94,7 +96,7 @@ def _payments(call: Call, account: str) -> dict[str, Any]:
         raise NotFound(f"there is no account {account!r}")
     return {
         "payments": [shown_payment(one, store.scale) for one in paid],
-        "subscriptions": [shown_subscription(one) for one in subscribed],
+        "subscriptions": [shown_subscription(one, store.scale) for one in subscribed],
     }
 
 
@@ -124,7 +126,7 @@ def shown_payment(payment: Payment, scale: int) -> dict[str, Any]:
     }
 
 
-def shown_subscription(subscription: Subscription) -> dict[str, Any]:
+def shown_subscription(subscription: Subscription, scale: int) -> dict[str, Any]:
     """Return a subscription as plain values for JSON."""
     latest, applied = subscription.latest, subscription.applied
     return {
@@ -134,7 +136,24 @@ def shown_subscription(subscription: Subscription) -> dict[str, Any]:
         "plan": None if applied is None else applied.plan,
         "paid_until": None if applied is None else show_instant(applied.paid_until),
         "invoices_paid": sum(one.paid for one in subscription.invoices.values()),
+        "periods": [_shown_share(subscription, one, scale) for one in subscription.shares.values()],
         "refused": subscription.refused,
+    }
+
+
+def _shown_share(subscription: Subscription, share: Share, scale: int) -> dict[str, Any]:
+    """Return what a paid period brought as plain values for JSON."""
+    paid, back = paid_for(subscription.invoices, subscription.returns.values(), share.invoice)
+    return {
+        "invoice": share.invoice,
+        "grant": share.grant,
+        "account": share.account,
+        "wallet": share.wallet,
+        "units": show_units(share.units, scale),
+        "paid": paid,
+        "returned": back,
+        "taken": show_units(share.taken, scale),
+        "shortfall": show_units(share.short, scale),
     }
 
 

@@ -167,7 +167,7 @@ class PaymentData(Struct, frozen=True, kw_only=True):
             "lost".
         reason: Why it failed, in the provider's word.
         taken, shortfall: Units that were taken back of the payment by now, and that were demanded
-            and not there.
+            and not there; null of a subscription's, whose grants tell it each by itself.
         refused: Why the ledger could not follow, such as "account_closed".
     """
 

@@ -260,7 +260,8 @@ class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One immutable row of an account's history. Its encoded bytes are what the chain covers.
 
     `units` is what the entry is about: granted, charged, held, given back. `postings` are what
-    moved. `issued` to `expired` are the wallet's buckets afterwards.
+    moved. `issued` to `expired` are the wallet's buckets afterwards. `origin` is the grant that
+    what a void took had come with, before it was carried over.
     """
 
     seq: int
@@ -306,6 +307,7 @@ class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     feature: str | None = None
     entitlement: Entitlement | None = None
     coupon: str | None = None
+    origin: str | None = None
 
 
 class Refusal(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -343,7 +345,8 @@ class Wallet(Struct, omit_defaults=True, gc=False):
 class Grant(Struct, omit_defaults=True, gc=False):
     """A grant that can still move: something remains, is pinned by a hold, or is to come.
 
-    `told` is for when its owner was last to be warned that it expires.
+    `told` is for when its owner was last to be warned that it expires. `parts` are for whose sake
+    its units came, where that is not itself alone: grant -> units, what came first is used first.
     """
 
     terms: Terms
@@ -352,6 +355,7 @@ class Grant(Struct, omit_defaults=True, gc=False):
     scheduled: bool = False
     voided: bool = False
     told: int = 0
+    parts: dict[str, int] = field(default_factory=dict)
 
 
 class Hold(Struct, omit_defaults=True, gc=False):
@@ -393,12 +397,18 @@ class Budget(Struct, omit_defaults=True, gc=False):
 
 
 class Recurring(Struct, omit_defaults=True, gc=False):
-    """A recurring grant: the occurrence that comes next, and the grant that runs now."""
+    """A recurring grant: the occurrence that comes next, and the grant that runs now.
+
+    `lost` is what that grant lost when it expired at `lost_at`, by the grants that it came with: a
+    renewal that is late carries it over as if it were there.
+    """
 
     terms: RecurringTerms
     next: int = 0
     next_at: int = NEVER
     current: str | None = None
+    lost: dict[str, int] = field(default_factory=dict)
+    lost_at: int = 0
 
 
 class Alert(Struct, omit_defaults=True, gc=False):

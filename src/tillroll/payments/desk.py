@@ -35,6 +35,7 @@ from tillroll.payments.provider import (
     InvoiceTold,
     Order,
     PaymentTold,
+    ReturnTold,
     SessionTold,
     Sold,
     SubscriptionTold,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from tillroll.engine import Engine
     from tillroll.ledger.pricing import PriceBook
     from tillroll.ledger.types import Account
-    from tillroll.payments.facts import Fact
+    from tillroll.payments.facts import Disputed, Fact, Refunded
     from tillroll.payments.provider import Listener, Provider
     from tillroll.stores.base import NoteKey, Writer
 
@@ -187,7 +188,7 @@ class Desk:
                 self._payment(one)
             elif isinstance(one, SubscriptionTold):
                 self._subscription(one)
-            elif isinstance(one, InvoiceTold):
+            elif isinstance(one, InvoiceTold | ReturnTold):
                 self._follow(one.subscription, [one])
             elif isinstance(one, SessionTold):
                 self._session(one)
@@ -196,12 +197,43 @@ class Desk:
 
     def _payment(self, told: PaymentTold) -> None:
         facts: list[Fact] = []
+        if not self._is_purchase(told):
+            return
         for fact in told.facts:
             if isinstance(fact, Sold):
                 facts.append(self._bought(self._as_offered(told.id, fact)))
             else:
                 facts.append(fact)
         settling.settle(self.engine, self.ledger, self.provider.name, told.id, facts)
+
+    def _is_purchase(self, told: PaymentTold) -> bool:
+        """Return whether a payment bought something; what paid for a period is followed here.
+
+        A refund does not say what it is of, so the provider is asked, unless the purchase is known.
+        """
+        returned = [one for one in told.facts if not isinstance(one, Sold)]
+        if len(returned) != len(told.facts) or not hasattr(self.provider, "origin"):
+            return True
+        with self.engine.store.read() as reader:
+            known = settling.known(reader, self.ledger, self.provider.name, told.id)
+        if known is not None and known.bought is not None:
+            return True
+        origin = self.asked.origin(told.id)
+        if origin is None or origin.invoice is None:
+            return origin is not None
+        invoice = origin.invoice
+        # What was noted when nobody could tell what it was of is heard once more.
+        before: list[Refunded | Disputed] = []
+        if known is not None:
+            before = [*known.refunds.values(), *known.disputes.values()]
+        told_of = ReturnTold(
+            subscription=invoice.subscription,
+            invoice=invoice.id,
+            payment=told.id,
+            facts=(*before, *returned),
+        )
+        self._follow(invoice.subscription, [invoice, told_of])
+        return False
 
     def _as_offered(self, payment_id: str, sold: Sold) -> Sold:
         """Return a purchase with the version of the catalog that it was first told by.
@@ -266,7 +298,7 @@ class Desk:
         self._follow(told.id, [told])
 
     def _follow(
-        self, subscription_id: str, told: Sequence[SubscriptionTold | InvoiceTold]
+        self, subscription_id: str, told: Sequence[subscribing.Told]
     ) -> subscribing.Subscription:
         return subscribing.follow(
             self.engine, self.ledger, self.provider.name, subscription_id, told

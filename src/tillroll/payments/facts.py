@@ -97,6 +97,7 @@ class Payment(Struct, frozen=True, omit_defaults=True):
         taken_at: When units were last taken back.
         refused: What the ledger answered, where it could not be brought to what is known: such as
             that the account is closed. Then it is left alone.
+        invoice: What it paid, where that was a period of a subscription.
     """
 
     provider: str
@@ -112,6 +113,7 @@ class Payment(Struct, frozen=True, omit_defaults=True):
     until: int | None = None
     taken_at: int = 0
     refused: str | None = None
+    invoice: str | None = None
 
     @property
     def ref(self) -> str:
@@ -165,9 +167,15 @@ def returned(payment: Payment) -> int:
     """
     if payment.bought is None:
         return 0
+    return min(demanded(payment), payment.bought.amount)
+
+
+def demanded(payment: Payment) -> int:
+    """Return the sum of what was refunded and is disputed, whatever was paid."""
     back = sum(one.amount for one in payment.refunds.values() if one.state != "failed")
-    back += sum(one.amount for one in payment.disputes.values() if one.state in ("open", "lost"))
-    return min(back, payment.bought.amount)
+    return back + sum(
+        one.amount for one in payment.disputes.values() if one.state in ("open", "lost")
+    )
 
 
 def owed(payment: Payment) -> int:
@@ -194,6 +202,7 @@ __all__ = [
     "Payment",
     "Refunded",
     "decimals_of",
+    "demanded",
     "merge",
     "owed",
     "returned",

@@ -71,11 +71,12 @@ class SubscriptionTold(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class InvoiceTold(Struct, frozen=True, kw_only=True, tag=True):
-    """Whether a whole period of a subscription was paid, and what for.
+    """Whether a period of a subscription was paid, and what for.
 
     Attributes:
-        amount: What was paid or was to be, in the currency's smallest unit; None where the
-            provider does not say.
+        amount: What was paid, in the currency's smallest unit.
+        part: Whether it is for a change within a period alone, which brings no units of its own.
+        due: What was to be paid; None where the provider does not say.
     """
 
     id: str
@@ -85,8 +86,19 @@ class InvoiceTold(Struct, frozen=True, kw_only=True, tag=True):
     period_start: int
     period_end: int
     price: str | None = None
-    amount: int | None = None
+    amount: int = 0
+    part: bool = False
+    due: int | None = None
     currency: str | None = None
+
+
+class ReturnTold(Struct, frozen=True, kw_only=True, tag=True):
+    """Refunds and disputes of a payment that paid an invoice of a subscription."""
+
+    subscription: str
+    invoice: str
+    payment: str
+    facts: tuple[Refunded | Disputed, ...]
 
 
 class SessionTold(Struct, frozen=True, kw_only=True, tag=True):
@@ -118,7 +130,13 @@ class ChargeTold(Struct, frozen=True, kw_only=True, tag=True):
     final: bool = False
 
 
-Told = PaymentTold | SubscriptionTold | InvoiceTold | SessionTold | ChargeTold
+Told = PaymentTold | SubscriptionTold | InvoiceTold | ReturnTold | SessionTold | ChargeTold
+
+
+class Origin(Struct, frozen=True, kw_only=True):
+    """What a payment of this ledger is for: the invoice that it paid, or else a purchase."""
+
+    invoice: InvoiceTold | None = None
 
 
 class Order(Struct, frozen=True, kw_only=True):
@@ -221,6 +239,9 @@ class Provider(Listener, Protocol):
             since: When, by our clock, which may have been ahead by up to a day.
         """
 
+    def origin(self, payment_id: str) -> Origin | None:
+        """Return what a payment is for; None where it is not this ledger's."""
+
     def subscription(self, subscription_id: str) -> SubscriptionTold:
         """Return a subscription as it stands."""
 
@@ -233,8 +254,10 @@ __all__ = [
     "InvoiceTold",
     "Listener",
     "Order",
+    "Origin",
     "PaymentTold",
     "Provider",
+    "ReturnTold",
     "Session",
     "SessionTold",
     "Sold",

@@ -151,7 +151,7 @@ class _Work:
         document = msgspec.json.encode(payment).decode()
         tx.put_note(replace(note, document=document, account=account))
         at = self._engine.clock()
-        seq = last_of(self.answers)
+        seq = last_of(self.requests, self.answers, account)
         source = Source(self._project, f"{kind}\n{name}", note.version, account, at, seq)
         tell(tx, source, of_payment(before, payment, self._scale))
         return payment

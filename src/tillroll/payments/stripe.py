@@ -23,6 +23,7 @@ from tillroll.payments.provider import (
     ChargeTold,
     InvoiceTold,
     Order,
+    Origin,
     PaymentTold,
     Session,
     SessionTold,
@@ -218,7 +219,7 @@ class Stripe:
             return list(_dispute(thing, at))
         if kind == "subscription":
             return [] if self._is_foreign(thing["metadata"]) else [_subscription(thing, at)]
-        return list(self._invoice(thing, topic, at))
+        return list(self._invoice(thing, at, paid=topic == "invoice.paid"))
 
     def _is_foreign(self, metadata: Thing | None) -> bool:
         """Return whether something is of another ledger, or was never told whose it is."""
@@ -258,27 +259,29 @@ class Stripe:
             refunds = [refund.to_dict() for refund in found.auto_paging_iter()]
         return [told for refund in refunds for told in _refund(refund)]
 
-    def _invoice(self, invoice: Thing, topic: str, at: int) -> Iterator[Told]:
+    def _invoice(self, invoice: Thing, at: int, *, paid: bool) -> Iterator[InvoiceTold]:
         """Which period of a subscription was paid, or was not: the last that it is about."""
         parent = invoice["parent"] or {}
         details = parent.get("subscription_details") or {}
         subscription = _id(details.get("subscription"))
         if subscription is None or self._is_foreign(details.get("metadata")):
             return
-        lines = [line for line in invoice["lines"]["data"] if not _is_proration(line)]
+        every: list[Thing] = invoice["lines"]["data"]
+        lines = [line for line in every if not _is_proration(line)] or every
         if not lines:
             return
         line = max(lines, key=lambda line: (line["period"]["end"], line["period"]["start"]))
         pricing = line["pricing"] or {}
         details = pricing.get("price_details") or {}
-        paid = topic == "invoice.paid"
         yield InvoiceTold(
             id=invoice["id"],
             subscription=subscription,
             paid=paid,
-            amount=invoice["amount_paid" if paid else "amount_due"],
+            due=invoice["amount_due"],
             currency=invoice["currency"],
             at=at,
+            amount=invoice["amount_paid"] if paid else 0,
+            part=_is_proration(line),
             price=_id(details.get("price")),
             period_start=line["period"]["start"] * SECOND,
             period_end=line["period"]["end"] * SECOND,
@@ -416,6 +419,33 @@ class Stripe:
             if wanted.items() <= metadata.items() and not self._is_foreign(metadata):
                 return _charge(intent)
         return None
+
+    def origin(self, payment_id: str) -> Origin | None:
+        """Return what a payment is for: ours say so, and what paid an invoice of ours is ours.
+
+        Raises:
+            ProviderUnavailable: Ask again.
+        """
+        try:
+            with _asking():
+                intent = self._client.v1.payment_intents.retrieve(payment_id).to_dict()
+            if not self._is_foreign(intent["metadata"]):
+                return Origin()
+            with _asking():
+                found = self._client.v1.invoice_payments.list(
+                    {
+                        "payment": {"type": "payment_intent", "payment_intent": payment_id},
+                        "limit": 1,
+                    }
+                ).to_dict()
+                names = [_id(one["invoice"]) or "" for one in found["data"]]
+                if not names:
+                    return None
+                invoice = self._client.v1.invoices.retrieve(names[0]).to_dict()
+        except ProviderRefused:  # it has no such payment
+            return None
+        told = self._invoice(invoice, 0, paid=invoice["status"] == "paid")
+        return next((Origin(invoice=one) for one in told), None)
 
     def subscription(self, subscription_id: str) -> SubscriptionTold:
         """Return a subscription as it stands now."""

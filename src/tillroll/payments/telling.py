@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from msgspec import Struct
 
     from tillroll.ledger.book import Answer
+    from tillroll.ledger.commands import Request
     from tillroll.payments.facts import Payment
     from tillroll.payments.provider import InvoiceTold
     from tillroll.stores.base import Writer
@@ -47,9 +48,11 @@ class Source(NamedTuple):
     seq: int = 0
 
 
-def last_of(answers: Iterable[Answer]) -> int:
-    """Return the seq of the last entry among answers; 0 where there is none."""
-    return max((one.outcome.seq for one in answers if isinstance(one.outcome, Entry)), default=0)
+def last_of(requests: Iterable[Request], answers: Iterable[Answer], account: str) -> int:
+    """Return the seq of an account's last entry among answers; 0 where there is none."""
+    both = zip(requests, answers, strict=False)  # who was answered less was interrupted
+    found = (answer.outcome for request, answer in both if request.account == account)
+    return max((one.seq for one in found if isinstance(one, Entry)), default=0)
 
 
 def tell(tx: Writer, source: Source, told: Sequence[Topic]) -> None:
@@ -88,6 +91,11 @@ def _facts(payment: Payment) -> Iterator[tuple[tuple[str, ...], Refunded | Dispu
     if payment.bought is None:
         return
     yield ("payment.succeeded",), None
+    yield from _returned(payment)
+
+
+def _returned(payment: Payment) -> Iterator[tuple[tuple[str, ...], Refunded | Disputed]]:
+    """Yield what is to be told of money that goes back or is withheld."""
     for refund in payment.refunds.values():
         failed = refund.state == "failed"
         yield ("payment.refund_failed" if failed else "payment.refunded", refund.id), refund
@@ -116,35 +124,65 @@ def _payment(payment: Payment, part: Refunded | Disputed | None, scale: int) -> 
     )
 
 
-# ---------------------------------------------------------------- invoices
+# ---------------------------------------------------------------- subscriptions
+
+
+class Bill(NamedTuple):
+    """What invoices are for: a subscription and its plan."""
+
+    provider: str
+    subscription: str
+    plan: str | None
 
 
 def of_invoices(
-    provider: str,
-    plan: str | None,
-    before: Mapping[str, InvoiceTold],
-    after: Mapping[str, InvoiceTold],
+    bill: Bill, before: Mapping[str, InvoiceTold], after: Mapping[str, InvoiceTold]
 ) -> list[Topic]:
     """Return what is to be told of a subscription's invoices that are known better than before.
 
     Each try that failed is told; of two, the one that is heard of first and happened later stands
-    for both. An invoice over nothing, such as a trial's, is no payment.
+    for both. An invoice over nothing, such as a trial's, is no payment; one that was asked for and
+    not told of, at no time that is known, is no try.
     """
     known = {_tried(one) for one in before.values()}
     return [
         (
             "payment.succeeded" if one.paid else "payment.failed",
             PaymentData(
-                provider=provider,
+                provider=bill.provider,
                 payment=one.id,
-                subscription=one.subscription,
-                product=plan,
-                amount=one.amount,
+                subscription=bill.subscription,
+                product=bill.plan,
+                amount=one.amount if one.paid else one.due,
                 currency=one.currency,
             ),
         )
         for one in after.values()
-        if _tried(one) not in known and one.amount != 0
+        if _tried(one) not in known and (one.amount if one.paid else one.at)
+    ]
+
+
+def of_returns(
+    bill: Bill, before: Mapping[str, Payment], after: Mapping[str, Payment]
+) -> list[Topic]:
+    """Return what is to be told of money for invoices that goes back, known better than before."""
+    return [
+        (
+            key[0],
+            PaymentData(
+                provider=bill.provider,
+                payment=payment.invoice,
+                subscription=bill.subscription,
+                product=bill.plan,
+                amount=part.amount,
+                refund=part.id if isinstance(part, Refunded) else None,
+                dispute=part.id if isinstance(part, Disputed) else None,
+                state=part.state,
+            ),
+        )
+        for name, payment in after.items()
+        for key, part in _returned(payment)
+        if name not in before or key not in dict(_returned(before[name]))
     ]
 
 
@@ -153,4 +191,4 @@ def _tried(invoice: InvoiceTold) -> tuple[str, int | None]:
     return invoice.id, None if invoice.paid else invoice.at
 
 
-__all__ = ["Source", "last_of", "of_invoices", "of_payment", "tell"]
+__all__ = ["Bill", "Source", "last_of", "of_invoices", "of_payment", "of_returns", "tell"]

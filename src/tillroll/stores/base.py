@@ -567,12 +567,17 @@ def load_book(reader: Reader, project: str, requests: Sequence[Request], at: int
         if isinstance(found, Entry) or found.at > at - REFUSAL_LIFE
     }
     book = Book(accounts=accounts, answers=live, at=at)
+    follow_stories(reader, book, requests, at)
+    return book
+
+
+def follow_stories(reader: Reader, book: Book, requests: Sequence[Request], at: int) -> None:
+    """Put into the book the stories that deciding these requests may ask for."""
     while missing := missing_stories(book, requests, at):
         for key, (root, acts) in reader.stories(missing).items():
             book.stories[key] = acts
             if root is not None:
                 book.answers.setdefault(key, root)
-    return book
 
 
 def least(account: Account) -> int:

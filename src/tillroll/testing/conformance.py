@@ -1163,6 +1163,23 @@ def what_is_not_paid_is_not_renewed(b: Bench) -> None:
 
 
 @check
+def a_late_payment_carries_over_as_one_in_time(b: Bench) -> None:
+    """A period that is paid for after it began carries over what was left when it began."""
+    day = [{"units": 100, "every": "day", "rollover_max": 10}]
+    ends = b.now + timedelta(days=1)
+    b.ledger.entitle(b.account, "pro", grants=day, every="day", paid_until=ends)
+    b.ledger.consume(b.account, units=95)
+    b.wait(days=1, hours=3)
+    assert b.balance().available == 0, "it is not paid for yet"
+    ends += timedelta(days=1)
+    b.ledger.change_entitlement(b.account, "pro", paid_until=ends, request_id="late")
+    assert b.balance().available == 105, "five of the day before"  # noqa: PLR2004
+    b.wait(days=2)
+    b.ledger.change_entitlement(b.account, "pro", paid_until="never")
+    assert b.balance().available == 100, "what was not paid for carries nothing"  # noqa: PLR2004
+
+
+@check
 def a_pass_bought_again_lasts_longer(b: Bench) -> None:
     """A time pass that is bought again while it runs ends later; a repeat prolongs nothing."""
     names = _sell(b)

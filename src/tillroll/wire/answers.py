@@ -485,6 +485,24 @@ class Payment(Struct):
     refused: str | None
 
 
+class PaidPeriod(Struct):
+    """Units that a paid period of a subscription brought by one grant.
+
+    `paid` and `returned` are money in the currency's smallest unit; `taken` and `shortfall` are of
+    `units`, as for payments.
+    """
+
+    invoice: str
+    grant: str
+    account: str
+    wallet: str
+    units: str
+    paid: int
+    returned: int
+    taken: str
+    shortfall: str
+
+
 class PaidSubscription(Struct):
     """What is known of a subscription; `refused` says why the ledger could not follow."""
 
@@ -494,6 +512,7 @@ class PaidSubscription(Struct):
     plan: str | None
     paid_until: Instant | None
     invoices_paid: int
+    periods: list[PaidPeriod]
     refused: str | None
 
 
