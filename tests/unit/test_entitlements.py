@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 import tillroll
 from tillroll.ledger import entitle
@@ -236,6 +237,24 @@ def test_the_source_and_the_trial_stay_unless_given(bench: Bench):
     )
     bench.do("subscribe", "pro", source="sub_2", status="active")
     assert (bench.only()["source"], bench.only()["trial_ends_at"]) == ("sub_2", None)
+
+
+def test_a_trial_is_given_once(bench: Bench):
+    bench.do("subscribe", "pro")
+    assert bench.only()["status"] == "trialing"
+    bench.do("end_entitlement", "subscription")
+    bench.do("subscribe", "pro")
+    assert (bench.only()["status"], bench.only()["trial_ends_at"]) == ("active", None)
+    bench.do("end_entitlement", "subscription")
+    bench.do("subscribe", "pro", trial_ends_at="2026-02-20T12:00:00Z")
+    assert bench.only()["status"] == "trialing", "whoever asks for one by name may give another"
+    bench.do("end_entitlement", "subscription")
+    again = replace(PRODUCTS.plans["pro"], trial_again=True)
+    products = replace(PRODUCTS, plans={"pro": again})
+    bench.ledger.apply_prices((), author="ann", reason="try it again", products=products)
+    bench.do("subscribe", "pro")
+    assert bench.only()["status"] == "trialing"
+    assert bench.ledger.verify().ok
 
 
 # ---------------------------------------------------------------- what is paid

@@ -373,6 +373,8 @@ def _apply_entitlement(account: Account, entry: Entry) -> None:
     is left of that. Of periods past, which were held back or came before, none comes later.
     """
     held = of_entry(entry)
+    if held.status == "trialing" and held.version and held.product and entry.request_id:
+        account.tried.setdefault(held.product, entry.at)
     before = account.entitlements.get(held.name)
     same_product = before is not None and before.product == held.product
     account.entitlements[held.name] = held

@@ -422,7 +422,7 @@ class Account(Struct, omit_defaults=True, gc=False):
     """The live state of one account: always `fold(apply, entries)`.
 
     Grants are kept in burn order. What is used up, settled or expired is not live any more; it is
-    found in the entries.
+    found in the entries. `tried` are the plans that it had a trial of, and when that was given.
     """
 
     account: str
@@ -441,6 +441,7 @@ class Account(Struct, omit_defaults=True, gc=False):
     alerts: dict[str, Alert] = field(default_factory=dict)
     entitlements: dict[str, Entitlement] = field(default_factory=dict)
     redeemed: dict[str, int] = field(default_factory=dict)
+    tried: dict[str, int] = field(default_factory=dict)
 
     def wallet(self, name: str) -> Wallet:
         """Return the wallet of that name to read from; an empty one where it is new."""

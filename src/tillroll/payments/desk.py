@@ -45,7 +45,7 @@ from tillroll.queries import look
 from tillroll.stores.base import Note
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
     from tillroll.engine import Engine
     from tillroll.ledger.pricing import PriceBook
@@ -175,6 +175,8 @@ class Desk:
         Raises:
             BadSignature: It is not the provider's; nothing was written.
             InvalidInput: It cannot be right.
+            IdempotencyConflict: The purchase was told otherwise before, by one who makes his own
+                ids; all else was written.
             ProviderUnavailable, StoreUnavailable, OutcomeUnknown: Have it sent again.
         """
         told = self.provider.read(headers, body, self.engine.clock())
@@ -204,7 +206,14 @@ class Desk:
                 facts.append(self._bought(self._as_offered(told.id, fact)))
             else:
                 facts.append(fact)
-        settling.settle(self.engine, self.ledger, self.provider.name, told.id, facts)
+        settled = settling.settle(self.engine, self.ledger, self.provider.name, told.id, facts)
+        others = [fact for fact in facts if isinstance(fact, Bought) and fact != settled.bought]
+        if others and self.provider.hears_conflicts:
+            raise IdempotencyConflict(
+                f"payment {told.id!r} was told before with another account, product or amount: "
+                f"the first counts and stays. That they differ is noted, and what else was told. "
+                f"Tell of another payment under another id"
+            )
 
     def _is_purchase(self, told: PaymentTold) -> bool:
         """Return whether a payment bought something; what paid for a period is followed here.
@@ -441,8 +450,13 @@ class Desk:
             price=sold.stripe_price or None,
             amount=None if sold.price is None else minor(sold.price),
             currency=None if sold.price is None else sold.price.currency.lower(),
-            trial=None if plan is None else plan.trial,
+            trial=None if plan is None else plan.trial_of(product in self._tried(account)),
         )
+
+    def _tried(self, account: str) -> Container[str]:
+        """Return the plans that an account had a trial of."""
+        with self.engine.store.read() as reader:
+            return look(reader, self.ledger, account, self.engine.clock()).tried
 
     def customer(self, account: str) -> str:
         """Return the provider's customer for an account, and keep it."""

@@ -185,10 +185,18 @@ class Usage(Struct, frozen=True, kw_only=True):
 
 
 class Listener(Protocol):
-    """A provider that tells us, and that is all."""
+    """A provider that tells us, and that is all.
+
+    Attributes:
+        name: Short, such as "stripe"; what it tells of is called by it.
+        ledger_mode: Which of the project's ledgers it is about.
+        hears_conflicts: Whether whoever tells two different purchases under one id is to be told
+            so, since he made the id; anybody else would only send it again.
+    """
 
     name: str
     ledger_mode: Literal["test", "live"]
+    hears_conflicts: bool
 
     def read(self, headers: Mapping[str, str], body: bytes, at: int) -> list[Told]:
         """Return what a webhook tells.

@@ -127,6 +127,7 @@ class Stripe:
     """
 
     name = "stripe"
+    hears_conflicts = False
 
     def __init__(
         self,
@@ -234,7 +235,8 @@ class Stripe:
         yield SessionTold(
             id=session["id"], account=account, product=product, state=session["status"]
         )
-        if session["mode"] == "payment" and session["payment_status"] != "unpaid":
+        done = session["status"] == "complete" and session["payment_status"] != "unpaid"
+        if session["mode"] == "payment" and done:
             payment = _id(session["payment_intent"]) or session["id"]
             sold = _sold(metadata, session["amount_total"], session["currency"])
             yield PaymentTold(id=payment, facts=(sold,))

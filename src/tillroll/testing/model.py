@@ -192,6 +192,7 @@ class Account:
     limits: dict[str, Fraction] = field(default_factory=dict)
     rights: dict[str, Right] = field(default_factory=dict)
     redeemed: list[str] = field(default_factory=list)
+    tried: set[object] = field(default_factory=set)
     status: str = "open"
     zone: str = "UTC"
     late_settlement: bool = False
