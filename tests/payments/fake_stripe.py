@@ -168,6 +168,10 @@ class FakeStripe:
         self.charge(self.things[session["payment_intent"]])
         return self.tell("checkout.session.async_payment_succeeded", session)
 
+    def bounce(self, session_id: str) -> Thing:
+        """Have the bank transfer of a session not arrive."""
+        return self.tell("checkout.session.async_payment_failed", self.things[session_id])
+
     def expire(self, session_id: str) -> Thing:
         session = self.things[session_id]
         session["status"] = "expired"

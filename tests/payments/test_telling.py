@@ -15,13 +15,14 @@ from tests.payments.conftest import World
 from tests.payments.test_stories import STORIES, fresh, orders
 from tests.payments.test_topups import begin, card, use
 from tillroll import webhooks
+from tillroll.api.payments import shown_payment
 from tillroll.jobs import Deliverer, Sender
 from tillroll.ledger import events
 from tillroll.ledger.webhooks import ENDPOINT, LICENZY, Endpoint
 from tillroll.payments import topups
 from tillroll.payments.facts import Refunded
 from tillroll.payments.provider import InvoiceTold
-from tillroll.payments.settling import settle
+from tillroll.payments.settling import payments_of, settle
 from tillroll.payments.telling import Bill, of_invoices
 
 ORDERS = 40  # of each story
@@ -105,6 +106,33 @@ def test_in_its_own_order_all_is_told(world: World):
     assert (found[-1]["data"]["taken"], found[-1]["data"]["shortfall"]) == ("10", "90")
     assert [one["seq"] for one in found] == sorted(one["seq"] for one in found)
     assert len({one["id"] for one in found}) == len(found)
+
+
+def test_a_bank_transfer_that_does_not_come(world: World):
+    listen(world, *MONEY)
+    url = world.desk.checkout("acme", "pack100", "order-1")
+    session = url.rsplit("/", 1)[1]
+    intent = world.fake.pay(session, later=True)
+    world.deliver(world.new_events())
+    assert told(world) == []
+    world.fake.bounce(session)
+    world.deliver(world.new_events())
+    world.deliver(world.fake.events)
+    [failed] = told(world)
+    assert (failed["type"], failed["account"]) == ("payment.failed", "acme")
+    data = failed["data"]
+    assert (data["payment"], data["product"], data["amount"]) == (intent["id"], "pack100", 5_00)
+    with world.ledger.store.read() as reader:
+        [known] = payments_of(reader, "default", "acme")
+        assert payments_of(reader, "default", "") == []
+    shown = shown_payment(known, 6)
+    assert (shown["failed"], shown["units"], shown["account"]) == (True, None, "acme")
+    assert world.desk.checkout("acme", "pack100", "order-2") != url, "the page is over"
+    assert list(world.ledger.history("acme")) == []
+    world.fake.arrive(session)
+    world.deliver(world.new_events())
+    assert [one["type"] for one in told(world)] == ["payment.failed", "payment.succeeded"]
+    assert world.available() == 100
 
 
 def test_what_nobody_is_known_to_own_is_told_when_somebody_is(world: World):

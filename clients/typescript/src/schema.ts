@@ -3124,7 +3124,8 @@ export interface components {
          * @description What is known of a payment, and how far the ledger was brought to it.
          *
          *         `units` is what was bought, `taken` what was taken back of it, `shortfall` what is demanded back
-         *         and was used before. `refused` says why the ledger could not follow.
+         *         and was used before. `refused` says why the ledger could not follow. What `failed` is money that
+         *         was under way and did not come.
          */
         Payment: {
             provider: string;
@@ -3140,6 +3141,7 @@ export interface components {
             disputes: components["schemas"]["Disputed"][];
             contradicted: boolean;
             refused: string | null;
+            failed: boolean;
         };
         /**
          * Refunded

@@ -103,14 +103,16 @@ def _payments(call: Call, account: str) -> dict[str, Any]:
 def shown_payment(payment: Payment, scale: int) -> dict[str, Any]:
     """Return a payment as plain values for JSON."""
     bought = payment.bought
+    known = bought or payment.failed
     return {
         "provider": payment.provider,
         "id": payment.id,
-        "account": None if bought is None else bought.account,
-        "product": None if bought is None else bought.product,
+        "account": payment.account or None,
+        "product": None if known is None else known.product,
         "units": None if bought is None else show_units(bought.units, scale),
-        "amount": None if bought is None else bought.amount,
-        "currency": None if bought is None else bought.currency,
+        "amount": None if known is None else known.amount,
+        "currency": None if known is None else known.currency,
+        "failed": bought is None and payment.failed is not None,
         "taken": show_units(payment.taken, scale),
         "shortfall": show_units(payment.short, scale),
         "refunds": [

@@ -29,7 +29,7 @@ from tillroll.ledger.types import DAY, HOUR, MINUTE, NEVER, SECOND
 from tillroll.ledger.units import parse_units
 from tillroll.ledger.verbs import ID_MAX
 from tillroll.payments import settling, subscribing
-from tillroll.payments.facts import Bought, decimals_of
+from tillroll.payments.facts import Bought, Failed, decimals_of
 from tillroll.payments.provider import (
     ChargeTold,
     InvoiceTold,
@@ -220,7 +220,7 @@ class Desk:
 
         A refund does not say what it is of, so the provider is asked, unless the purchase is known.
         """
-        returned = [one for one in told.facts if not isinstance(one, Sold)]
+        returned = [one for one in told.facts if not isinstance(one, Sold | Failed)]
         if len(returned) != len(told.facts) or not hasattr(self.provider, "origin"):
             return True
         with self.engine.store.read() as reader:

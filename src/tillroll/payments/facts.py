@@ -80,7 +80,22 @@ class Disputed(Struct, frozen=True, tag=True, gc=False):
     at: int = 0
 
 
-Fact = Bought | Refunded | Disputed
+class Failed(Struct, frozen=True, tag=True, omit_defaults=True, gc=False):
+    """A payment that was under way, such as a bank transfer, and did not come.
+
+    Attributes:
+        account: Whose purchase it was to be.
+        amount: What was to be paid, in the currency's smallest unit.
+        product: What for.
+    """
+
+    account: str
+    amount: int
+    currency: str
+    product: str | None = None
+
+
+Fact = Bought | Refunded | Disputed | Failed
 
 
 class Payment(Struct, frozen=True, omit_defaults=True):
@@ -98,6 +113,7 @@ class Payment(Struct, frozen=True, omit_defaults=True):
         refused: What the ledger answered, where it could not be brought to what is known: such as
             that the account is closed. Then it is left alone.
         invoice: What it paid, where that was a period of a subscription.
+        failed: What was to be paid and was not; one that comes all the same is `bought` as well.
     """
 
     provider: str
@@ -114,6 +130,13 @@ class Payment(Struct, frozen=True, omit_defaults=True):
     taken_at: int = 0
     refused: str | None = None
     invoice: str | None = None
+    failed: Failed | None = None
+
+    @property
+    def account(self) -> str:
+        """Whose it is; empty as long as nobody knows."""
+        known = self.bought or self.failed
+        return "" if known is None else known.account
 
     @property
     def ref(self) -> str:
@@ -133,6 +156,8 @@ def merge(payment: Payment, fact: Fact) -> Payment:
         if payment.bought is None:
             return replace(payment, bought=fact)
         return replace(payment, contradicted=payment.contradicted or payment.bought != fact)
+    if isinstance(fact, Failed):
+        return replace(payment, failed=payment.failed or fact)
     if isinstance(fact, Refunded):
         refunds = payment.refunds | {fact.id: _later_refund(payment.refunds.get(fact.id), fact)}
         payment = replace(payment, refunds=refunds)
@@ -199,6 +224,7 @@ __all__ = [
     "Bought",
     "Disputed",
     "Fact",
+    "Failed",
     "Payment",
     "Refunded",
     "decimals_of",

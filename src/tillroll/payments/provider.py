@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from tillroll.ledger.errors import InvalidInput
-from tillroll.payments.facts import Disputed, Refunded
+from tillroll.payments.facts import Disputed, Failed, Refunded
 
 Standing = Literal["incomplete", "trialing", "active", "past_due", "paused", "ended"]
 SessionState = Literal["open", "complete", "expired"]
@@ -44,7 +44,7 @@ class PaymentTold(Struct, frozen=True, kw_only=True, tag=True):
     """Something about one payment."""
 
     id: str
-    facts: tuple[Sold | Refunded | Disputed, ...]
+    facts: tuple[Sold | Refunded | Disputed | Failed, ...]
 
 
 class SubscriptionTold(Struct, frozen=True, kw_only=True, tag=True):

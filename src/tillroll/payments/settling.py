@@ -147,7 +147,7 @@ class _Work:
         fresh = Note(owner=owner, kind=kind, name=name, project=self._project, document="")
         note = claimed(tx, note or fresh)
         payment = self._booked(tx, payment)
-        account = payment.bought.account if payment.bought is not None else ""
+        account = payment.account
         document = msgspec.json.encode(payment).decode()
         tx.put_note(replace(note, document=document, account=account))
         at = self._engine.clock()

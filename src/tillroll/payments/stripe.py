@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from tillroll.ledger.errors import InvalidInput, ProviderRefused, ProviderUnavailable
 from tillroll.ledger.types import DAY, SECOND
-from tillroll.payments.facts import Disputed, DisputeState, Refunded, RefundState
+from tillroll.payments.facts import Disputed, DisputeState, Failed, Refunded, RefundState
 from tillroll.payments.provider import (
     ChargeTold,
     InvoiceTold,
@@ -50,6 +50,7 @@ TOPICS = (
     "charge.dispute.created",
     "charge.dispute.updated",
     "charge.refunded",
+    "checkout.session.async_payment_failed",
     "checkout.session.async_payment_succeeded",
     "checkout.session.completed",
     "checkout.session.expired",
@@ -209,7 +210,7 @@ class Stripe:
             return []
         kind = thing["object"]
         if kind == "checkout.session":
-            return list(self._session(thing))
+            return list(self._session(thing, failed=topic.endswith("payment_failed")))
         if kind == "payment_intent":
             return list(self._intent(thing))
         if kind == "charge":
@@ -226,8 +227,8 @@ class Stripe:
         """Return whether something is of another ledger, or was never told whose it is."""
         return not metadata or metadata.get(LEDGER) != self._ledger
 
-    def _session(self, session: Thing) -> Iterator[Told]:
-        """A checkout: what became of its page, and the purchase once it is paid."""
+    def _session(self, session: Thing, *, failed: bool = False) -> Iterator[Told]:
+        """A checkout: what became of its page, and the purchase once it is paid or is not."""
         metadata = session["metadata"] or {}
         if self._is_foreign(metadata):
             return
@@ -236,10 +237,11 @@ class Stripe:
             id=session["id"], account=account, product=product, state=session["status"]
         )
         done = session["status"] == "complete" and session["payment_status"] != "unpaid"
-        if session["mode"] == "payment" and done:
+        if session["mode"] == "payment" and (done or failed):
             payment = _id(session["payment_intent"]) or session["id"]
             sold = _sold(metadata, session["amount_total"], session["currency"])
-            yield PaymentTold(id=payment, facts=(sold,))
+            lost = Failed(account, sold.amount, sold.currency, sold.product)
+            yield PaymentTold(id=payment, facts=(sold if done else lost,))
 
     def _intent(self, intent: Thing) -> Iterator[Told]:
         """A top-up: what became of the attempt, and the purchase once it is paid."""

@@ -81,13 +81,17 @@ def tell(tx: Writer, source: Source, told: Sequence[Topic]) -> None:
 def of_payment(before: Payment, after: Payment, scale: int) -> list[Topic]:
     """Return what is to be told of a payment that is known better than before."""
     known = dict(_facts(before))
+    new = [(key[0], part) for key, part in _facts(after) if key not in known]
     return [
-        (key[0], _payment(after, part, scale)) for key, part in _facts(after) if key not in known
+        (topic, _failed(after) if topic == "payment.failed" else _payment(after, part, scale))
+        for topic, part in new
     ]
 
 
 def _facts(payment: Payment) -> Iterator[tuple[tuple[str, ...], Refunded | Disputed | None]]:
     """Yield what is to be told of all that is known, each with what makes it another."""
+    if payment.failed is not None:
+        yield ("payment.failed",), None
     if payment.bought is None:
         return
     yield ("payment.succeeded",), None
@@ -102,6 +106,18 @@ def _returned(payment: Payment) -> Iterator[tuple[tuple[str, ...], Refunded | Di
     for dispute in payment.disputes.values():
         topic = _DISPUTES.get(dispute.state, "payment.disputed")
         yield (topic, dispute.id, dispute.state), dispute
+
+
+def _failed(payment: Payment) -> PaymentData:
+    failed = payment.failed
+    assert failed is not None, "it is told because it did not come"
+    return PaymentData(
+        provider=payment.provider,
+        payment=payment.id,
+        product=failed.product,
+        amount=failed.amount,
+        currency=failed.currency,
+    )
 
 
 def _payment(payment: Payment, part: Refunded | Disputed | None, scale: int) -> PaymentData:

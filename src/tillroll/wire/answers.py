@@ -467,7 +467,8 @@ class Payment(Struct):
     """What is known of a payment, and how far the ledger was brought to it.
 
     `units` is what was bought, `taken` what was taken back of it, `shortfall` what is demanded back
-    and was used before. `refused` says why the ledger could not follow.
+    and was used before. `refused` says why the ledger could not follow. What `failed` is money that
+    was under way and did not come.
     """
 
     provider: str
@@ -483,6 +484,7 @@ class Payment(Struct):
     disputes: list[Disputed]
     contradicted: bool
     refused: str | None
+    failed: bool
 
 
 class PaidPeriod(Struct):
