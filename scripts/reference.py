@@ -27,6 +27,7 @@ import tillroll
 from tillroll import catalog, embedded
 from tillroll.api import calls, routes
 from tillroll.client.journal import Pending
+from tillroll.client.services import Services
 from tillroll.ledger import errors, events, pricing, verbs
 from tillroll.server import settings
 from tillroll.stores import base
@@ -351,7 +352,8 @@ def over_http() -> Iterator[str]:
     yield from (answer(kind) for kind in (tillroll.FailOpen, tillroll.ProvisionalReceipt, Pending))
 
 
-OF_CLIENTS = ("whoami", "pending", "deliver", "dismiss")
+OF_SERVICES = tuple(name for name in vars(Services) if not name.startswith("_"))
+OF_CLIENTS = ("whoami", "pending", "deliver", "dismiss", *OF_SERVICES)
 
 
 def answer(kind: type) -> str:

@@ -21,8 +21,9 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from tillroll.ledger.alerts import of_catalog
-from tillroll.ledger.book import Answer, Rules
-from tillroll.ledger.core import decide_batch
+from tillroll.ledger.book import Answer, Book, Rules
+from tillroll.ledger.commands import account_id
+from tillroll.ledger.core import advance_in, decide_batch
 from tillroll.ledger.errors import (
     InvalidInput,
     OutcomeUnknown,
@@ -34,14 +35,13 @@ from tillroll.ledger.errors import (
     StoreUnavailable,
 )
 from tillroll.ledger.types import ANSWERED_BEFORE, Entry, Refusal
-from tillroll.stores.base import CommitUncertain, Key, load_book, persist
+from tillroll.stores.base import CommitUncertain, Key, follow_stories, load_book, persist
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
     from concurrent.futures import ThreadPoolExecutor
 
-    from tillroll.ledger.book import Book
     from tillroll.ledger.commands import Request
     from tillroll.stores.base import Reader, Store, Writer
     from tillroll.stores.bridge import Bridge
@@ -65,8 +65,26 @@ _INTERRUPTED = Answer(
 )
 
 
-def answer_in(tx: Writer, scale: int, requests: Sequence[Request], at: int) -> list[Answer]:
-    """Answer one project's requests within a transaction under way: load, decide, append."""
+def answer_in(
+    tx: Writer,
+    scale: int,
+    requests: Sequence[Request],
+    at: int,
+    low: set[tuple[bytes, str]] | None = None,
+    *,
+    then: Callable[[Book, list[Answer]], Sequence[Request]] | None = None,
+) -> list[Answer]:
+    """Answer one project's requests within a transaction under way: load, decide, append.
+
+    Args:
+        tx: The transaction.
+        scale: Decimals of units.
+        requests: Of one project.
+        at: The time.
+        low: Gets the balances that fell to where they are topped up, by (account_id, wallet).
+        then: Says what more is to be answered, once it is known what became of these: requests
+            under ids that nobody used, decided and written with them.
+    """
     project = requests[0].project
     book = load_book(tx, project, requests, at)
     _still_here(tx)
@@ -75,8 +93,44 @@ def answer_in(tx: Writer, scale: int, requests: Sequence[Request], at: int) -> l
         answers = _decide_in_parts(tx, book, requests, at, rules)
     else:
         answers = decide_batch(book, requests, at, rules)
+    if then is not None:
+        answers = answers + _answer_more(tx, book, project, then(book, answers), at, rules)
+    tx.append(project, book)
+    if low is not None:
+        low |= book.low
+    return answers
+
+
+def answer_due(
+    tx: Writer,
+    scale: int,
+    project: str,
+    account: str,
+    at: int,
+    then: Callable[[Book, list[Answer]], Sequence[Request]],
+) -> list[Answer]:
+    """Book what fell due on an account, and answer what `then` makes of it, in one append."""
+    owner = account_id(project, account)
+    accounts, _ = tx.load(project, {owner: account}, ())
+    _still_here(tx)
+    book = Book(accounts=dict(accounts), at=at)
+    rules = rules_of(tx, project, scale)
+    book.watch = rules if rules.topics else None
+    advance_in(book, owner, max(at, book.accounts[owner].at))
+    answers = _answer_more(tx, book, project, then(book, []), at, rules)
     tx.append(project, book)
     return answers
+
+
+def _answer_more(
+    tx: Writer, book: Book, project: str, more: Sequence[Request], at: int, rules: Rules
+) -> list[Answer]:
+    """Answer requests that follow from what this book decided, with what they need beside it."""
+    missing = {one.account_id: one.account for one in more if one.account_id not in book.accounts}
+    if missing:
+        book.accounts.update(tx.load(project, missing, ())[0])
+    follow_stories(tx, book, more, at)
+    return decide_batch(book, more, at, rules)
 
 
 def rules_of(tx: Reader, project: str, scale: int) -> Rules:
@@ -185,10 +239,13 @@ class Engine:
         bridge: How to reach an event loop that owns the connection; the engine's own has none.
         observe: Called with each batch after it is written and before it is answered, by the
             thread that wrote it. It must not raise, and not wait.
+        wake: Called after a batch in which a balance fell to where it is topped up, by the thread
+            that wrote it. It must not raise, and not wait.
     """
 
     bridge: Bridge | None = None
     observe: Callable[[Batch], None] | None = None
+    wake: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -482,10 +539,14 @@ class Engine:
     def _write(self, requests: Sequence[Request]) -> list[Answer]:
         """Decide and write these requests in one database transaction."""
         self._recover()
-        return persist(
+        low: set[tuple[bytes, str]] = set()
+        answers = persist(
             self.store,
-            lambda tx: answer_in(tx, self.store.scale, requests, self.clock()),
+            lambda tx: answer_in(tx, self.store.scale, requests, self.clock(), low),
         )
+        if low and self.wake is not None:
+            self.wake()
+        return answers
 
     def _one_by_one(self, requests: Sequence[Request]) -> list[Answer]:
         """Write each request on its own, so that only the guilty one fails."""
@@ -670,4 +731,4 @@ os.register_at_fork(
     before=_before_fork, after_in_parent=_fork_done, after_in_child=_after_fork_in_child
 )
 
-__all__ = ["BATCH_MAX", "Engine", "act_in", "answer_in", "now", "rules_of"]
+__all__ = ["BATCH_MAX", "Engine", "act_in", "answer_due", "answer_in", "now", "rules_of"]

@@ -27,6 +27,7 @@ from tillroll.ledger.types import (
     DAY,
     NEVER,
     OVERDRAFT,
+    TOPUP,
     WALLET_DEFAULT,
     Account,
     AlertTerms,
@@ -248,7 +249,11 @@ def overview(store: Store, project: str, account: str, *, at: int) -> dict[str, 
             }
             for recurring in state.recurring.values()
         ],
-        "alerts": [_alert(alert.terms, store.scale) for alert in state.alerts.values()],
+        "alerts": [
+            _alert(alert.terms, store.scale)
+            for alert in state.alerts.values()
+            if alert.terms.on != TOPUP
+        ],
     }
 
 
@@ -948,8 +953,25 @@ def _verify_state(state: Account, row: tuple[int, bytes, str]) -> str | None:
     if row[1] != state.head:
         return "the account's row has another chain head than its entries"
     if row[2].encode() != chain.encode_state(state):
-        return "the stored state is not what the entries fold to"
+        _forget(state, chain.decode_account(row[2]))
+        if row[2].encode() != chain.encode_state(state):
+            return "the stored state is not what the entries fold to"
     return None
+
+
+def _forget(state: Account, kept: Account) -> None:
+    """Drop what states did not remember when this one was stored, and cannot remember since.
+
+    It is about units to come and not about units: with which grant carried ones had come, what a
+    grant lost when it expired, which plans were tried.
+    """
+    state.tried = {name: at for name, at in state.tried.items() if name in kept.tried}
+    for name, grant in state.grants.items():
+        if name in kept.grants and not kept.grants[name].parts:
+            grant.parts = {}
+    for name, recurring in state.recurring.items():
+        if name in kept.recurring and not kept.recurring[name].lost_at:
+            recurring.lost, recurring.lost_at = {}, 0
 
 
 def _verify_entry(state: Account, owner: bytes, stored: Stored) -> str | None:

@@ -27,6 +27,7 @@ BELOW_THE_VERBS = {
     "a_note_is_written_by_who_saw_its_last_version",
     "notes_are_found_by_account_and_by_what_is_due",
     "a_note_rolled_back_leaves_no_trace",
+    "a_balance_that_falls_low_makes_its_note_due",
     "of_writers_at_once_each_has_seen_the_last_note",
 }
 # A service says who acts as "the key/on whose behalf"; the checks want the second alone.

@@ -22,6 +22,7 @@ from tillroll.ledger.errors import REFUSALS
 ROOT = Path(__file__).parents[2]
 CLIENT = ROOT / "clients" / "typescript"
 SECONDS_MAX = 300
+GUIDES = ("typescript", "stripe", "webhooks")
 KEEPS = ("examples", "package-lock.json", "package.json", "src", "tests", "tsconfig.build.json")
 
 
@@ -77,13 +78,14 @@ def test_it_compiles_under_strict(client: Path):
 
 
 def test_what_the_pages_show_compiles(client: Path):
-    pages = (CLIENT / "README.md", ROOT / "docs" / "guides" / "typescript.md")
+    guides = [ROOT / "docs" / "guides" / f"{name}.md" for name in GUIDES]
+    pages = [CLIENT / "README.md", *guides]
     blocks = [block for page in pages for block in read_page(page).blocks]
     shown = [block.text for block in blocks if block.language == "typescript"]
     for number, text in enumerate(shown):
         module = client / "examples" / f"shown{number}.ts"
         module.write_text(text.replace('"tillroll"', '"../src/index.js"'), "utf-8")
-    assert len(shown) == 3
+    assert len(shown) == 5
     assert "error" not in npm(client, "run", "check").stdout
 
 

@@ -41,6 +41,11 @@ PRODUCTS = Products(
             price=usd("80"),
             stripe_price="price_pro",
         ),
+        "saver": Plan(
+            grants=(Allowance(units=Decimal(100), rollover_max=Decimal(60)),),
+            price=usd("20"),
+            stripe_price="price_saver",
+        ),
         "trial": Plan(
             grants=(Allowance(units=Decimal(50)),),
             features={"studio": True},

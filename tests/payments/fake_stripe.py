@@ -33,6 +33,10 @@ class Declined(Exception):
     """The bank says no."""
 
 
+class Detached(Exception):
+    """The card is not on file any more."""
+
+
 class FakeStripe:
     """Stripe's side: what it knows, and what the customers and banks do."""
 
@@ -43,6 +47,7 @@ class FakeStripe:
         self.answers: dict[str, tuple[str, int, Thing]] = {}
         self.meter_events: dict[str, Thing] = {}
         self.cards: dict[str, str] = {}  # customer -> "ok" or why it is declined
+        self.detached: set[str] = set()  # payment methods that were taken off file
         self.asked: list[tuple[str, str]] = []
         self.fail: list[str] = []  # of the next calls: "down", or "lost" after it was done
         self.counter = 0
@@ -162,6 +167,10 @@ class FakeStripe:
         session["payment_status"] = "paid"
         self.charge(self.things[session["payment_intent"]])
         return self.tell("checkout.session.async_payment_succeeded", session)
+
+    def bounce(self, session_id: str) -> Thing:
+        """Have the bank transfer of a session not arrive."""
+        return self.tell("checkout.session.async_payment_failed", self.things[session_id])
 
     def expire(self, session_id: str) -> Thing:
         session = self.things[session_id]
@@ -308,7 +317,7 @@ class FakeStripe:
             {
                 "object": "invoice",
                 "amount_due": amount,
-                "amount_paid": amount if paid else 0,
+                "amount_paid": 0,
                 "billing_reason": "subscription_update" if proration else "subscription_cycle",
                 "created": self.now(),
                 "currency": "usd",
@@ -326,11 +335,41 @@ class FakeStripe:
                 },
                 "period_start": item["current_period_start"],
                 "period_end": item["current_period_end"],
-                "status": "paid" if paid else "open",
+                "status": "open",
             },
         )
-        self.tell("invoice.paid" if paid else "invoice.payment_failed", invoice)
+        if paid:
+            self.pay_invoice(invoice)
+        else:
+            self.tell("invoice.payment_failed", invoice)
         return invoice
+
+    def pay_invoice(self, invoice: Thing) -> None:
+        """Have the bank pay an invoice; one of nothing is paid without a payment."""
+        invoice |= {"status": "paid", "amount_paid": invoice["amount_due"]}
+        if invoice["amount_due"]:
+            intent = self.intent(invoice["customer"], invoice["amount_due"], "usd", {})
+            self.charge(intent)
+            self.new(
+                "inpay",
+                {
+                    "object": "invoice_payment",
+                    "amount_paid": invoice["amount_due"],
+                    "amount_requested": invoice["amount_due"],
+                    "created": self.now(),
+                    "currency": "usd",
+                    "invoice": invoice["id"],
+                    "is_default": True,
+                    "payment": {"type": "payment_intent", "payment_intent": intent["id"]},
+                    "status": "paid",
+                },
+            )
+        self.tell("invoice.paid", invoice)
+
+    def payment_of(self, invoice: Thing) -> str:
+        """Return the payment that paid an invoice."""
+        [found] = [one for one in self.of("invoice_payment") if one["invoice"] == invoice["id"]]
+        return str(found["payment"]["payment_intent"])
 
     def renew(self, subscription: Thing, *, paid: bool = True) -> Thing:
         """Begin the next period; an unpaid one leaves the subscription past due."""
@@ -343,8 +382,7 @@ class FakeStripe:
 
     def settle(self, subscription: Thing, invoice: Thing) -> None:
         """Have the customer pay an invoice that had failed."""
-        invoice |= {"status": "paid", "amount_paid": invoice["amount_due"]}
-        self.tell("invoice.paid", invoice)
+        self.pay_invoice(invoice)
         subscription["status"] = "active"
         self.tell("customer.subscription.updated", subscription)
 
@@ -376,7 +414,7 @@ class FakeStripe:
                     return 400, _error("idempotency_error", "another body under the same key")
             else:
                 status, thing = self._answer(method, path, asked)
-                if key is not None:
+                if key is not None and status != 400:
                     self.answers[key] = body, status, json.loads(json.dumps(thing))
             if failing == "lost":
                 raise ConnectionAbortedError
@@ -391,6 +429,9 @@ class FakeStripe:
             (r"GET /v1/checkout/sessions/(\w+)", self._get),
             (r"POST /v1/payment_intents", self._new_intent),
             (r"GET /v1/payment_intents", self._intents),
+            (r"GET /v1/payment_intents/(\w+)", self._get),
+            (r"GET /v1/invoices/(\w+)", self._get),
+            (r"GET /v1/invoice_payments", self._invoice_payments),
             (r"GET /v1/refunds", self._refunds),
             (r"GET /v1/subscriptions/(\w+)", self._get),
             (r"GET /v1/events", self._events),
@@ -402,7 +443,14 @@ class FakeStripe:
                     done = answer(*found.groups(), asked)  # type: ignore[operator]
                     return 200, done | {"url": path} if done["object"] == "list" else done
                 except Declined as no:
-                    return 402, _error("card_error", "Your card was declined.", str(no))
+                    decline, intent = no.args
+                    refused = _error("card_error", "Your card was declined.", decline)
+                    refused["error"]["payment_intent"] = intent
+                    return 402, refused
+                except Detached:
+                    refused = _error("invalid_request_error", "No such PaymentMethod")
+                    refused["error"] |= {"code": "resource_missing", "param": "payment_method"}
+                    return 400, refused
                 except KeyError as missing:
                     return 404, _error("invalid_request_error", f"No such thing: {missing}")
         return 404, _error("invalid_request_error", f"Unrecognized request URL ({path})")
@@ -454,7 +502,8 @@ class FakeStripe:
     def _new_intent(self, asked: Thing) -> Thing:
         assert asked["off_session"] == asked["confirm"] == "true"
         card = self.cards.get(asked["customer"])
-        assert asked["payment_method"] == f"pm_{asked['customer']}"
+        if asked["payment_method"] in self.detached:
+            raise Detached
         intent = self.intent(
             asked["customer"], int(asked["amount"]), asked["currency"], asked["metadata"]
         )
@@ -465,7 +514,7 @@ class FakeStripe:
         else:
             intent["last_payment_error"] = {"code": "card_declined", "decline_code": card}
             self.tell("payment_intent.payment_failed", intent)
-            raise Declined(card)
+            raise Declined(card, intent)
         return intent
 
     def _intents(self, asked: Thing) -> Thing:
@@ -481,6 +530,12 @@ class FakeStripe:
     def _refunds(self, asked: Thing) -> Thing:
         wanted = asked["payment_intent"]
         return _list([one for one in self.of("refund") if one["payment_intent"] == wanted])
+
+    def _invoice_payments(self, asked: Thing) -> Thing:
+        assert asked["payment"]["type"] == "payment_intent"
+        wanted = asked["payment"]["payment_intent"]
+        paid = self.of("invoice_payment")
+        return _list([one for one in paid if one["payment"]["payment_intent"] == wanted])
 
     def _events(self, asked: Thing) -> Thing:
         assert len(asked["types"]) <= 20, "Stripe takes twenty types at the most"
@@ -544,6 +599,7 @@ def serving(fake: FakeStripe) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def answer(self) -> None:
             size = int(self.headers.get("content-length", 0))

@@ -12,11 +12,11 @@ from tillroll.payments.desk import Desk
 from tillroll.payments.stripe import Stripe
 
 
-def listen(url: str, hooks: Path, at: float) -> None:
+def listen(url: str, hooks: Path, at: float, api_base: str) -> None:
     """Take in each webhook of the file, from the first on."""
     now = datetime.fromtimestamp(at, UTC)
     with tillroll.open(url, clock=lambda: now) as ledger:
-        provider = Stripe("sk_test_of_a_test", (SECRET,), ledger="default")
+        provider = Stripe("sk_test_of_a_test", (SECRET,), ledger="default", api_base=api_base)
         desk = Desk(ledger._engine, "default", provider)
         for line in hooks.read_bytes().splitlines():
             header, body = msgspec.json.decode(line, type=tuple[str, bytes])
@@ -26,4 +26,4 @@ def listen(url: str, hooks: Path, at: float) -> None:
 
 
 if __name__ == "__main__":
-    listen(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]))
+    listen(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4])

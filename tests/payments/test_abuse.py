@@ -62,11 +62,11 @@ def test_a_pack_that_cannot_fill_what_is_watched_is_never_bought(
 ):
     terms: dict[str, Any] = {"threshold": 10, "target": 50, "product": "fits"}
     catalog(world, Products(packs={"fits": Pack(units=Decimal(100), price=usd("5"))}))
+    world.ledger.grant("acme", 1)
     topups.set_top_up(world.desk, "acme", **terms)
     catalog(world, Products(packs={"fits": Pack(units=Decimal(100), price=usd("5"), **odd)}))
     with pytest.raises(tillroll.InvalidInput, match="does not bring"):
         topups.set_top_up(world.desk, "zoe", **terms)
-    world.ledger.grant("acme", 1)
     assert topups.round_of(world.desk) == 0
     with world.ledger.store.read() as reader:
         found = topups.top_up_of(reader, "default", "acme")
@@ -82,6 +82,7 @@ def test_a_cap_knows_of_more_top_ups_than_are_remembered(monkeypatch: pytest.Mon
 
 def test_saying_the_same_terms_again_resumes_nothing(world: World):
     terms: dict[str, Any] = {"threshold": 10, "target": 50, "product": "pack100"}
+    world.ledger.grant("acme", 1)
     topups.set_top_up(world.desk, "acme", **terms)
     topups.pause(world.desk, "acme")
     assert topups.set_top_up(world.desk, "acme", **terms).state == "paused"

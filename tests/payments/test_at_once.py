@@ -1,5 +1,6 @@
 """Many processes hear the same at once: each fact counts once, and nobody waits for ever."""
 
+import contextlib
 import random
 import threading
 from pathlib import Path
@@ -109,3 +110,44 @@ def test_one_charge_by_all_who_look_at_once(world: World, url: str):
     assert sum("tillroll_attempt" in one["metadata"] for one in intents) == 1
     assert other.ledger.balance("acme").issued * ONE == 300 * ONE
     other.ledger.close()
+
+
+def test_a_balance_that_falls_while_jobs_look(world: World, url: str):
+    """Nobody is refused for it, and what is low in the end is due."""
+    first = World(url, world.api_base, world.fake)
+    ledgers = [first]
+    if url != "memory://":
+        ledgers.append(World(url, world.api_base, world.fake))
+    first.buy()
+    first.deliver(first.new_events())
+    topups.set_top_up(first.desk, "acme", threshold=20, target=150, product="pack100")
+    charges: list[int] = []
+
+    def act(nth: int) -> None:
+        mine = ledgers[nth % len(ledgers)]
+        if nth < 2:
+            for _ in range(15):
+                with contextlib.suppress(tillroll.StoreBusy):  # it looks again
+                    charges.append(topups.round_of(mine.desk))
+            return
+        for _ in range(15):
+            mine.ledger.grant("acme", 30)
+            mine.ledger.consume("acme", units=60 if nth % 3 else 20, retry_refused=True)
+
+    def brave(nth: int) -> None:
+        with contextlib.suppress(tillroll.InsufficientUnits):
+            act(nth)
+
+    at_once(brave)
+    left = first.ledger.balance("acme").spendable
+    if left > 20:
+        first.ledger.consume("acme", units=left - 20)
+    with first.ledger.store.read() as reader:
+        [note] = reader.notes_of("default", "acme", topups.KIND)
+    found = topups.decoded(note)
+    assert found.state in ("ready", "waiting")
+    assert note.due_at <= first.ledger._engine.clock()
+    assert sum(charges) <= 1, "the cool-down holds"
+    assert first.ledger.verify().ok
+    for one in ledgers:
+        one.ledger.close()

@@ -61,6 +61,8 @@ def test_what_is_known(shell: Any, world: World):
 
 def test_topups(shell: Any):
     terms = ["--threshold", "5", "--target", "50", "--product", "pack100", "--daily-cap", "20"]
+    assert shell("topup", "set", "acme", *terms, code=1)["error"]["code"] == "not_found"
+    shell("grant", "acme", "1")
     made = shell("topup", "set", "acme", *terms)
     assert (made["state"], made["daily_cap"]) == ("ready", 2000)
     assert shell("topup", "pause", "acme")["state"] == "paused"
@@ -71,6 +73,7 @@ def test_topups(shell: Any):
 
 
 def test_overage(shell: Any):
+    shell("grant", "acme", "1")
     assert shell("overage", "set", "acme", "api_units")["state"] == "running"
     assert shell("overage", "stop", "acme")["state"] == "stopped"
     assert shell("overage", "show", "acme")["sent"] == 0

@@ -1,11 +1,13 @@
 """Postpaid overage: whole numbers, one identifier a batch, nothing twice and nothing lost."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 import tillroll
-from tests.payments.conftest import World
+from tests.payments.conftest import World, clock
 from tillroll.payments import overage
 from tillroll.wire.problems import ProviderUnavailable
 
@@ -146,3 +148,24 @@ def test_it_is_stopped_and_goes_on(world: World):
         overage.set_overage(world.desk, "acme", "")
     with pytest.raises(tillroll.NotFound):
         overage.stop_overage(world.desk, "nobody")
+
+
+@pytest.mark.parametrize(
+    ("back", "state"), [(timedelta(minutes=4), "running"), (timedelta(hours=2), "in_doubt")]
+)
+def test_a_batch_that_seems_to_be_from_later_than_now(world: World, back: timedelta, state: str):
+    """Two clocks may differ by a little; after more than that nobody knows how old it is."""
+    begin(world)
+    world.ledger.consume("acme", units=30)
+    world.wait(minutes=10)
+    world.fake.fail = ["down"] * 9
+    with pytest.raises(ProviderUnavailable):
+        overage.round_of(world.desk)
+    world.fake.fail = []
+    clock.now -= back
+    with world.ledger.store.read() as reader:
+        [note] = reader.notes_due("default", overage.KIND, 2**62)
+    world.ledger._engine.perform(lambda tx: tx.copy_notes([replace(note, due_at=0)]))
+    overage.round_of(world.desk)
+    with world.ledger.store.read() as reader:
+        assert overage.overage_of(reader, "default", "acme").state == state

@@ -79,6 +79,8 @@ def test_a_subscription_is_shown(paying: tuple[Api, World]):
     assert set(send(api, world)) == {200}
     [found] = api.call("GET", "/v1/accounts/acme/payments").json()["subscriptions"]
     assert (found["status"], found["plan"], found["invoices_paid"]) == ("active", "pro", 1)
+    [period] = found["periods"]
+    assert (period["units"], period["paid"], period["returned"]) == ("500", 20_00, 0)
     access = api.call("POST", "/v1/access/check", {"subject_ref": "acme"}).json()
     assert access == {"subject_ref": "acme", "allowed": True}
 
@@ -190,6 +192,9 @@ def test_top_ups(paying: tuple[Api, World]):
     path = "/v1/accounts/acme/top-ups/credits"
     assert api.call("GET", path).status_code == 404
     terms = {"threshold": 20, "target": "150", "product": "pack100", "daily_cap": "50"}
+    nobody = api.call("PUT", path, terms)
+    assert (nobody.status_code, nobody.json()["code"]) == (404, "not_found")
+    api.call("POST", "/v1/accounts/acme/grants", {"units": 1}, once="g")
     made = api.call("PUT", path, terms)
     assert (made.status_code, made.json()["state"], made.json()["daily_cap"]) == (
         200,
@@ -208,6 +213,8 @@ def test_overage(paying: tuple[Api, World]):
     api, world = paying
     path = "/v1/accounts/acme/overage/credits"
     assert api.call("GET", path).status_code == 404
+    assert api.call("PUT", path, {"meter": "api_units"}).status_code == 404
+    api.call("POST", "/v1/accounts/acme/grants", {"units": 1}, once="g")
     assert api.call("PUT", path, {"meter": "api_units"}).json()["state"] == "running"
     assert api.call("GET", path).json()["sent"] == 0
     assert api.call("POST", path + "/resolve", {"arrived": True}).status_code == 422

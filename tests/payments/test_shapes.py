@@ -25,6 +25,7 @@ CLASSES: dict[str, type] = {
     "dispute": stripe.Dispute,
     "event": stripe.Event,
     "invoice": stripe.Invoice,
+    "invoice_payment": stripe.InvoicePayment,
     "line_item": stripe.InvoiceLineItem,
     "payment_intent": stripe.PaymentIntent,
     "payment_method": stripe.PaymentMethod,

@@ -94,6 +94,23 @@ def test_told_again_after_the_catalog_was_changed(world: World, desk: Desk):
 
 
 @pytest.mark.parametrize(
+    "change", [{"account": "zoe"}, {"amount": 400}, {"product": None, "units": "9"}]
+)
+def test_a_purchase_that_is_told_otherwise_is_a_conflict(
+    world: World, desk: Desk, change: dict[str, Any]
+):
+    tell(world, desk, **PAID)
+    told = {name: value for name, value in {**PAID, **change}.items() if value is not None}
+    for _ in range(2):
+        with pytest.raises(tillroll.IdempotencyConflict, match="told before"):
+            tell(world, desk, **told, refunds={"r1": {"amount": 100}})
+    with world.ledger.store.read() as reader:
+        [payment] = payments_of(reader, "default", "acme")
+    assert (payment.contradicted, world.available(), world.available("zoe")) == (True, 80, 0)
+    tell(world, desk, **PAID)
+
+
+@pytest.mark.parametrize(
     "body",
     [
         {"account": "acme"},

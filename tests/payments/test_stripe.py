@@ -103,6 +103,39 @@ def test_a_webhook_is_signed_now_and_with_our_secret(world: World):
     assert world.available() == 100
 
 
+def test_a_page_that_is_not_complete_is_not_paid(world: World):
+    """A page may say that nothing is to be paid while it is still open."""
+    world.buy()
+    [_, paid] = world.new_events()
+    early = json.loads(json.dumps(paid))
+    early["data"]["object"] |= {"status": "open", "payment_status": "no_payment_required"}
+    world.deliver([early])
+    assert world.available() == 0
+    world.deliver([paid])
+    assert world.available() == 100
+
+
+def test_what_is_told_otherwise_is_noted_and_changes_nothing(world: World):
+    payment = world.buy()
+    [_, paid] = world.new_events()
+    other = json.loads(json.dumps(paid))
+    other["data"]["object"]["amount_total"] = 7_00
+    world.deliver([paid, other, other])
+    found = world.payment(payment)
+    assert (found.contradicted, found.bought.amount, world.available()) == (True, 500, 100)
+
+
+def test_a_trial_is_offered_once(world: World):
+    for days in ("7", None):
+        url = world.desk.checkout("acme", "trial", f"order-{days}")
+        session = world.fake.things[url.rsplit("/", 1)[1]]
+        assert session["_asked"]["subscription_data"].get("trial_period_days") == days
+        world.fake.cancel(world.fake.pay(session["id"]))
+        world.deliver(world.new_events()[:-1])
+        world.wait(days=1)
+        world.deliver(world.fake.events[-1:])
+
+
 def test_a_secret_is_replaced_with_an_overlap(world: World):
     world.desk.provider._secrets = ("whsec_new", SECRET)  # type: ignore[attr-defined]
     world.buy()

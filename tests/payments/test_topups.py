@@ -1,14 +1,19 @@
 """Auto top-up: charged once, within bounds, and stopped when a card is declined."""
 
-from datetime import UTC, datetime
+import asyncio
+import threading
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 import tillroll
 from tests.payments.conftest import ONE, World, clock
-from tillroll.payments import topups
+from tillroll.jobs import Job, Turn, Worker
+from tillroll.payments import overage, topups
+from tillroll.payments.rounds import rounds
 from tillroll.wire.problems import ProviderUnavailable
 
 
@@ -125,6 +130,7 @@ def test_a_stolen_card_is_tried_once(world: World):
 
 
 def test_no_card_on_file(world: World):
+    world.ledger.grant("acme", 1)
     topups.set_top_up(world.desk, "acme", threshold=1, target=10, product="pack100")
     assert topups.round_of(world.desk) == 1
     assert state(world) == ("paused", "no_payment_method")
@@ -273,3 +279,245 @@ def test_it_is_shown(world: World):
     assert (shown["state"], shown["reason"], shown["attempt"]) == ("waiting", "cool_down", 1)
     assert shown["last_paid_at"] == "2026-03-01T12:02:00Z"
     assert shown["not_before"] == "2026-03-01T12:12:00Z"
+
+
+# ---------------------------------------------------------------- an answer that was lost
+
+
+def lose(world: World, how: str = "lost") -> None:
+    """Have the next charge's answer be lost, or the charge not arrive at all."""
+    call = world.fake.call
+
+    def broken(method: str, path: str, asked: Any, key: str | None) -> Any:
+        if (method, path) == ("POST", "/v1/payment_intents"):
+            world.fake.fail = [how] * 9
+        return call(method, path, asked, key)
+
+    world.fake.call = broken  # type: ignore[method-assign]
+    with pytest.raises(ProviderUnavailable):
+        topups.round_of(world.desk)
+    world.fake.call = call  # type: ignore[method-assign]
+    world.fake.fail = []
+
+
+@pytest.mark.parametrize("how", ["down", "lost"])
+def test_a_new_default_card_does_not_change_an_attempt_under_way(world: World, how: str):
+    begin(world)
+    use(world, 90)
+    lose(world, how)
+    [customer] = world.fake.of("customer")
+    customer["invoice_settings"]["default_payment_method"] = "pm_another"
+    world.wait(minutes=2)
+    assert topups.round_of(world.desk) == 1
+    assert state(world) == ("waiting", "cool_down"), "not refused as another request"
+    assert charged(world) == [10_00]
+    assert world.available() == 210
+
+
+def test_a_card_that_was_taken_off_file_is_replaced_by_the_next_attempt(world: World):
+    begin(world)
+    use(world, 90)
+    lose(world, "down")
+    [customer] = world.fake.of("customer")
+    world.fake.detached.add(f"pm_{customer['id']}")
+    customer["invoice_settings"]["default_payment_method"] = "pm_another"
+    world.wait(minutes=2)
+    assert topups.round_of(world.desk) == 1
+    assert state(world) == ("waiting", "resource_missing")
+    world.wait(hours=2)
+    assert topups.round_of(world.desk) == 1
+    assert (charged(world), world.available()) == ([10_00], 210)
+
+
+def test_an_attempt_that_was_resolved_meanwhile_charges_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    begin(world)
+    use(world, 90)
+    look = world.desk.asked.card
+
+    def slowly(customer: str) -> str | None:
+        with monkeypatch.context() as patch:
+            patch.setattr(world.desk.asked, "card", look)
+            world.wait(minutes=2)
+            assert topups.round_of(world.desk) == 1, "another process was faster"
+        return "pm_another"
+
+    monkeypatch.setattr(world.desk.asked, "card", slowly)
+    topups.round_of(world.desk)
+    assert (charged(world), world.available()) == ([10_00], 210)
+
+
+def test_a_clock_that_was_ahead_finds_what_it_charged(world: World):
+    begin(world)
+    use(world, 90)
+    right = clock.now
+    clock.now += timedelta(hours=20)
+    world.fake.now = lambda: int(right.timestamp())  # Stripe's own clock is right
+    lose(world)
+    world.fake.answers.clear()
+    clock.now += timedelta(hours=24)
+    assert topups.round_of(world.desk) == 1
+    assert (charged(world), world.available()) == ([10_00], 210)
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_a_clock_that_was_set_back_charges_once(world: World, *, arrived: bool):
+    begin(world)
+    use(world, 90)
+    lose(world, "lost" if arrived else "down")
+    world.fake.answers.clear()  # as Stripe does after a day
+    clock.now -= timedelta(days=2)
+    world.fake.now = lambda: int((clock.now + timedelta(days=2)).timestamp())
+    note = topups._key(world.desk, "acme", "credits")
+
+    def due(tx: Any) -> None:
+        tx.copy_notes([replace(tx.note(note), due_at=0)])
+
+    world.ledger._engine.perform(due)
+    assert topups.round_of(world.desk) == 1
+    assert (charged(world), world.available()) == ([10_00], 210)
+
+
+# ---------------------------------------------------------------- whom it is for
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_nothing_is_arranged_for_an_account_that_cannot_be_paid_for(world: World, *, closed: bool):
+    error: type[tillroll.TillrollError] = tillroll.NotFound
+    if closed:
+        world.ledger.grant("acme", 1)
+        world.ledger.close_account("acme")
+        error = tillroll.AccountClosed
+    before = list(world.ledger.history("acme"))
+    with pytest.raises(error, match="nothing was written"):
+        topups.set_top_up(world.desk, "acme", threshold=1, target=10, product="pack100")
+    with pytest.raises(error, match="nothing was written"):
+        overage.set_overage(world.desk, "acme", "api_units")
+    assert list(world.ledger.history("acme")) == before
+    with world.ledger.store.read() as reader:
+        assert reader.notes() == []
+
+
+# ---------------------------------------------------------------- at the crossing
+
+
+def due(world: World) -> bool:
+    """Return whether a round would look at the account now."""
+    with world.ledger.store.read() as reader:
+        return bool(reader.notes_due("default", topups.KIND, world.ledger._engine.clock()))
+
+
+def falls(world: World, how: str) -> None:
+    """Bring the account below what it is topped up at, in one of the ways."""
+    if how == "consume":
+        world.ledger.consume("acme", units=85)
+    elif how == "hold":
+        world.ledger.hold("acme", units=85)
+    elif how == "many":
+        one = {"account": "acme", "units": 17}
+        assert all(done.error is None for done in world.ledger.consume_many([one] * 5))
+    elif how == "void":
+        grant = world.ledger.balance("acme").grants[0]["id"]
+        world.ledger.void("acme", grant)
+    elif how == "adjust":
+        world.ledger.adjust("acme", -85, reason="a mistake")
+    else:
+        world.ledger.consume("acme", units=70)
+        world.wait(days=91)
+        assert not world.ledger.balance("acme").available
+        assert world.ledger.book_due() == 1
+
+
+@pytest.mark.parametrize("how", ["consume", "hold", "many", "void", "adjust", "expiry"])
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "postgresql"])
+def test_it_is_due_with_what_takes_the_balance_there(
+    fake: Any, how: str, kind: str, tmp_path: Any, request: pytest.FixtureRequest
+):
+    url = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/a.db"}.get(kind)
+    world = World(url or request.getfixturevalue("postgres_url"), fake[1], fake[0])
+    with world.ledger:
+        begin(world)
+        assert topups.round_of(world.desk) == 0
+        assert not due(world), "it is looked at in a minute"
+        world.ledger.consume("acme", units=1)
+        assert not due(world)
+        falls(world, how)
+        assert due(world)
+        assert topups.round_of(world.desk) == 1
+        assert charged(world)
+        assert world.ledger.verify().ok
+
+
+def test_who_is_not_to_be_charged_is_not_woken(world: World):
+    begin(world)
+    topups.pause(world.desk, "acme")
+    use(world, 90)
+    world.wait(days=3)
+    assert not due(world)
+    assert topups.round_of(world.desk) == 0
+
+
+def test_a_refused_consume_wakes_nobody(world: World):
+    begin(world)
+    topups.round_of(world.desk)
+    with pytest.raises(tillroll.InsufficientUnits):
+        world.ledger.consume("acme", units=500)
+    assert not due(world)
+
+
+def test_one_that_was_set_before_there_were_marks_gets_its_own(world: World):
+    begin(world)
+    engine, name = world.ledger._engine, "~topup/credits"
+
+    def forget(tx: Any) -> None:
+        verbs = topups.verbs_of(engine, "default", ours=True)
+        request = verbs.remove_alert("acme", name, request_id="~gone")
+        topups.answer_in(tx, 6, [request], engine.clock())
+
+    engine.perform(forget)
+    assert topups.round_of(world.desk) == 0
+    world.ledger.consume("acme", units=85)
+    assert due(world)
+    assert world.ledger.overview("acme")["alerts"] == [], "it is no alert of the account's"
+
+
+@pytest.mark.parametrize("verb", ["set_alert", "remove_alert"])
+def test_nobody_else_takes_the_mark_away(world: World, verb: str):
+    begin(world)
+    terms = ("balance", 1) if verb == "set_alert" else ()
+    with pytest.raises(tillroll.InvalidInput, match="our own"):
+        getattr(world.ledger, verb)("acme", "~topup/credits", *terms)
+    with pytest.raises(tillroll.InvalidInput, match="must be one of"):
+        world.ledger.set_alert("acme", "mine", "topup", 5)  # type: ignore[arg-type]
+
+
+def test_the_job_of_this_process_is_woken_at_once(world: World):
+    """Its own look is an hour away, so only being woken can have it charge."""
+    begin(world)
+    engine = world.ledger._engine
+    looked, done = threading.Event(), threading.Event()
+    [made] = [one for one in rounds(world.desk) if one.woken]
+    turns: list[str] = []
+
+    def tell(turn: Turn) -> None:
+        turns.append(turn.job)
+        assert turn.problem is None
+        charges = None if turn.told is None else turn.told.get("charges")
+        if charges is not None:
+            (done if charges else looked).set()
+
+    jobs = [Job("lazy", 3_600, dict), Job(made.name, 3_600, made.run, woken=made.woken)]
+    worker = Worker(engine, jobs, tell=tell)
+    loop = threading.Thread(target=lambda: asyncio.run(worker.run()))
+    loop.start()
+    try:
+        assert looked.wait(60)
+        world.ledger.consume("acme", units=85)
+        assert done.wait(60)
+    finally:
+        worker.stop()
+        loop.join()
+        worker.close()
+    assert world.available() == 215
+    assert turns.count("lazy") == 1, "the others are left alone"

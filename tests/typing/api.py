@@ -76,6 +76,11 @@ def over_http(client: tillroll.Client) -> None:
     assert_type(client.usage(by=["day"])[0]["units"], Any)
     assert_type(client.pending()[0].state, Literal["waiting", "refused"])
     assert_type([receipt.seq for receipt in client.entries()], list[int])
+    assert_type(client.checkout("acme", "starter", request_id="o1"), str)
+    assert_type(client.set_top_up("acme", threshold=1, target="2.5")["state"], Any)
+    assert_type(client.list_endpoints(), list[dict[str, Any]])
+    assert_type(client.send_again(endpoint="we_1"), int)
+    client.set_top_up("acme", threshold=0.5, target=1)  # pyright: ignore[reportArgumentType]
     with client.hold("acme", units=5) as hold:
         assert_type(hold, tillroll.OpenHold)
     client.consume("acme", units=0.1)  # pyright: ignore[reportArgumentType]
@@ -86,6 +91,8 @@ async def over_http_from_event_loops(client: tillroll.AsyncClient) -> None:
     assert_type(await client.consume("acme", units=1), tillroll.Receipt)
     assert_type(await client.quote("acme", "image.generate"), tillroll.Quote)
     assert_type(client.sync, tillroll.Client)
+    assert_type(await client.checkout("acme", "starter"), str)
+    assert_type(await client.make_endpoint("https://a.example"), dict[str, Any])
     async with client.hold("acme", units=5) as hold:
         assert_type(await hold.settle(2), tillroll.Receipt)
 

@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 import tillroll
 from tillroll.ledger import entitle
@@ -239,6 +240,24 @@ def test_the_source_and_the_trial_stay_unless_given(bench: Bench):
     assert (bench.only()["source"], bench.only()["trial_ends_at"]) == ("sub_2", None)
 
 
+def test_a_trial_is_given_once(bench: Bench):
+    bench.do("subscribe", "pro")
+    assert bench.only()["status"] == "trialing"
+    bench.do("end_entitlement", "subscription")
+    bench.do("subscribe", "pro")
+    assert (bench.only()["status"], bench.only()["trial_ends_at"]) == ("active", None)
+    bench.do("end_entitlement", "subscription")
+    bench.do("subscribe", "pro", trial_ends_at="2026-02-20T12:00:00Z")
+    assert bench.only()["status"] == "trialing", "whoever asks for one by name may give another"
+    bench.do("end_entitlement", "subscription")
+    again = replace(PRODUCTS.plans["pro"], trial_again=True)
+    products = replace(PRODUCTS, plans={"pro": again})
+    bench.ledger.apply_prices((), author="ann", reason="try it again", products=products)
+    bench.do("subscribe", "pro")
+    assert bench.only()["status"] == "trialing"
+    assert bench.ledger.verify().ok
+
+
 # ---------------------------------------------------------------- what is paid
 
 
@@ -247,7 +266,7 @@ def test_paid_until_holds_renewals_back(bench: Bench):
     bench.now = datetime(2026, 3, 1, tzinfo=UTC)
     assert (bench.available, bench.only()["grants"][0]["renews_at"]) == (0, None)
     bench.do("change_entitlement", "subscription", paid_until=datetime(2026, 3, 31, 12, tzinfo=UTC))
-    assert bench.available == 100, "what was to be carried over had expired"
+    assert bench.available == 110, "what was left when the period ended is carried over"
 
 
 def test_a_renewal_follows_a_late_payment(bench: Bench):

@@ -1325,6 +1325,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/accounts/{account}/checkouts": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Open the page where an account pays for a product; the same as long as it is open
+         * @description Needs a key with the scope admin or consume or grant.
+         */
+        post: operations["checkout"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/accounts/{account}/payments": {
         parameters: {
             query?: never;
@@ -3082,6 +3102,21 @@ export interface components {
             deliveries: components["schemas"]["Delivery"][];
         };
         /**
+         * OpenCheckout
+         * @description What an account is to pay for.
+         */
+        OpenCheckout: {
+            /** @description 1 to 255 characters. */
+            product: string;
+        };
+        /**
+         * CheckoutSession
+         * @description Where the customer pays.
+         */
+        CheckoutSession: {
+            checkout_url: string;
+        };
+        /**
          * Payments
          * @description Payments and subscriptions, by provider and id.
          */
@@ -3094,7 +3129,8 @@ export interface components {
          * @description What is known of a payment, and how far the ledger was brought to it.
          *
          *         `units` is what was bought, `taken` what was taken back of it, `shortfall` what is demanded back
-         *         and was used before. `refused` says why the ledger could not follow.
+         *         and was used before. `refused` says why the ledger could not follow. What `failed` is money that
+         *         was under way and did not come.
          */
         Payment: {
             provider: string;
@@ -3110,6 +3146,7 @@ export interface components {
             disputes: components["schemas"]["Disputed"][];
             contradicted: boolean;
             refused: string | null;
+            failed: boolean;
         };
         /**
          * Refunded
@@ -3142,7 +3179,26 @@ export interface components {
             plan: string | null;
             paid_until: string | null;
             invoices_paid: number;
+            periods: components["schemas"]["PaidPeriod"][];
             refused: string | null;
+        };
+        /**
+         * PaidPeriod
+         * @description Units that a paid period of a subscription brought by one grant.
+         *
+         *         `paid` and `returned` are money in the currency's smallest unit; `taken` and `shortfall` are of
+         *         `units`, as for payments.
+         */
+        PaidPeriod: {
+            invoice: string;
+            grant: string;
+            account: string;
+            wallet: string;
+            units: string;
+            paid: number;
+            returned: number;
+            taken: string;
+            shortfall: string;
         };
         /**
          * TopUp
@@ -3303,13 +3359,6 @@ export interface components {
             product_code?: string;
             /** @description 1 to 255 characters. */
             product?: string;
-        };
-        /**
-         * CheckoutSession
-         * @description Where the customer pays.
-         */
-        CheckoutSession: {
-            checkout_url: string;
         };
         /**
          * LicenzyAccess
@@ -6722,6 +6771,51 @@ export interface operations {
             503: components["responses"]["No503-1"];
         };
     };
+    checkout: {
+        parameters: {
+            query?: never;
+            header: {
+                /** @description Your id of this one event, the same at every retry. */
+                "Idempotency-Key": string;
+            };
+            path: {
+                /** @description Your own id of the balance owner. */
+                account: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["OpenCheckout"];
+            };
+        };
+        responses: {
+            /** @description Where the customer pays. */
+            200: {
+                headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CheckoutSession"];
+                };
+            };
+            400: components["responses"]["No400-1"];
+            401: components["responses"]["No401-1"];
+            403: components["responses"]["No403-2"];
+            404: components["responses"]["No404-6"];
+            408: components["responses"]["No408-1"];
+            413: components["responses"]["No413-1"];
+            415: components["responses"]["No415-1"];
+            422: components["responses"]["No422-3"];
+            429: components["responses"]["No429-1"];
+            431: components["responses"]["No431-1"];
+            500: components["responses"]["No500-1"];
+            502: components["responses"]["No502-1"];
+            503: components["responses"]["No503-2"];
+        };
+    };
     payments: {
         parameters: {
             query?: never;
@@ -6842,7 +6936,7 @@ export interface operations {
                 };
             };
             401: components["responses"]["No401-1"];
-            403: components["responses"]["No403-2"];
+            403: components["responses"]["No403-3"];
             404: components["responses"]["No404-6"];
             408: components["responses"]["No408-1"];
             413: components["responses"]["No413-1"];
@@ -6998,7 +7092,7 @@ export interface operations {
                 };
             };
             401: components["responses"]["No401-1"];
-            403: components["responses"]["No403-2"];
+            403: components["responses"]["No403-3"];
             404: components["responses"]["No404-6"];
             408: components["responses"]["No408-1"];
             413: components["responses"]["No413-1"];

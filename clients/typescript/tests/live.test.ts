@@ -58,6 +58,37 @@ test("an account without a history has nothing", { skip: !there }, async () => {
   assert.deepEqual([balance.available, balance.seq], ["0", 0]);
 });
 
+test("an endpoint of webhooks is made once, changed and removed", { skip: !there }, async () => {
+  const header = { "Idempotency-Key": idempotencyKey("ts-endpoint") };
+  const body = { url: "https://books.example.com/hooks", events: ["payment.*"] };
+  const made = await client.http.POST("/v1/webhooks", { params: { header }, body });
+  const again = await client.http.POST("/v1/webhooks", { params: { header }, body });
+  assert.match(made.data?.secret ?? "", /^whsec_/);
+  assert.deepEqual([again.data?.id, again.data?.secret], [made.data?.id, null]);
+  const path = { endpoint_id: made.data?.id ?? "" };
+  const changed = await client.http.PATCH("/v1/webhooks/{endpoint_id}", {
+    params: { path },
+    body: { events: ["topup.*"] },
+  });
+  assert.deepEqual(changed.data?.events, ["topup.*"]);
+  const sent = await client.http.POST("/v1/deliveries/send-again", { body: {} });
+  assert.equal(sent.data?.queued, 0);
+  const gone = await client.http.DELETE("/v1/webhooks/{endpoint_id}", { params: { path } });
+  assert.equal(gone.data?.id, path.endpoint_id);
+});
+
+test("who has no payments has no checkout", { skip: !there }, async () => {
+  await grant("ts-shop", 1);
+  const { error } = await client.http.POST("/v1/accounts/{account}/checkouts", {
+    params: {
+      path: { account: "ts-shop" },
+      header: { "Idempotency-Key": idempotencyKey("ts-order") },
+    },
+    body: { product: "starter" },
+  });
+  assert.equal(error?.code, "not_found");
+});
+
 test("a key that is none opens nothing", { skip: !there }, async () => {
   const other = new Tillroll({ baseUrl: baseUrl ?? "", apiKey: `tr_live_${"x".repeat(43)}` });
   await assert.rejects(other.balance("acme"), { code: "invalid_api_key", status: 401 });

@@ -17,6 +17,7 @@ from tillroll.ledger.types import WALLET_DEFAULT
 from tillroll.ledger.units import show_units
 from tillroll.payments import overage as overages
 from tillroll.payments import settling, subscribing, topups
+from tillroll.payments.returning import paid_for
 from tillroll.wire import bodies
 from tillroll.wire.problems import PaymentsNotSetUp
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tillroll.payments.desk import Desk
     from tillroll.payments.facts import Payment
     from tillroll.payments.overage import Overage
+    from tillroll.payments.returning import Share
     from tillroll.payments.subscribing import Subscription
 
 
@@ -56,6 +58,14 @@ async def checkout(call: Call) -> Answer:
     call.check_open(names[0])
     desk, request_id = _desk(call), call.request_id()
     url = await call.paying.asked.run(desk.checkout, names[0], products[0], request_id)
+    return answered({"checkout_url": url})
+
+
+async def open_checkout(call: Call) -> Answer:
+    """Open the page where an account pays for a product; the same as long as it is open."""
+    product = call.parse(bodies.OpenCheckout).product
+    desk, request_id = _desk(call), call.request_id()
+    url = await asyncio.to_thread(desk.checkout, call.account, product, request_id)
     return answered({"checkout_url": url})
 
 
@@ -92,21 +102,23 @@ def _payments(call: Call, account: str) -> dict[str, Any]:
         raise NotFound(f"there is no account {account!r}")
     return {
         "payments": [shown_payment(one, store.scale) for one in paid],
-        "subscriptions": [shown_subscription(one) for one in subscribed],
+        "subscriptions": [shown_subscription(one, store.scale) for one in subscribed],
     }
 
 
 def shown_payment(payment: Payment, scale: int) -> dict[str, Any]:
     """Return a payment as plain values for JSON."""
     bought = payment.bought
+    known = bought or payment.failed
     return {
         "provider": payment.provider,
         "id": payment.id,
-        "account": None if bought is None else bought.account,
-        "product": None if bought is None else bought.product,
+        "account": payment.account or None,
+        "product": None if known is None else known.product,
         "units": None if bought is None else show_units(bought.units, scale),
-        "amount": None if bought is None else bought.amount,
-        "currency": None if bought is None else bought.currency,
+        "amount": None if known is None else known.amount,
+        "currency": None if known is None else known.currency,
+        "failed": bought is None and payment.failed is not None,
         "taken": show_units(payment.taken, scale),
         "shortfall": show_units(payment.short, scale),
         "refunds": [
@@ -122,7 +134,7 @@ def shown_payment(payment: Payment, scale: int) -> dict[str, Any]:
     }
 
 
-def shown_subscription(subscription: Subscription) -> dict[str, Any]:
+def shown_subscription(subscription: Subscription, scale: int) -> dict[str, Any]:
     """Return a subscription as plain values for JSON."""
     latest, applied = subscription.latest, subscription.applied
     return {
@@ -132,7 +144,24 @@ def shown_subscription(subscription: Subscription) -> dict[str, Any]:
         "plan": None if applied is None else applied.plan,
         "paid_until": None if applied is None else show_instant(applied.paid_until),
         "invoices_paid": sum(one.paid for one in subscription.invoices.values()),
+        "periods": [_shown_share(subscription, one, scale) for one in subscription.shares.values()],
         "refused": subscription.refused,
+    }
+
+
+def _shown_share(subscription: Subscription, share: Share, scale: int) -> dict[str, Any]:
+    """Return what a paid period brought as plain values for JSON."""
+    paid, back = paid_for(subscription.invoices, subscription.returns.values(), share.invoice)
+    return {
+        "invoice": share.invoice,
+        "grant": share.grant,
+        "account": share.account,
+        "wallet": share.wallet,
+        "units": show_units(share.units, scale),
+        "paid": paid,
+        "returned": back,
+        "taken": show_units(share.taken, scale),
+        "shortfall": show_units(share.short, scale),
     }
 
 

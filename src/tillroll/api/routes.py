@@ -42,11 +42,16 @@ RECURRING = ACCOUNT + "/recurring/{name}"
 ENTITLEMENT = ACCOUNT + "/entitlements/{name}"
 KEY = "/v1/keys/{key_id}"
 ENDPOINT = "/v1/webhooks/{endpoint_id}"
+CHECKOUTS = ACCOUNT + "/checkouts"
 TOPUP = ACCOUNT + "/top-ups/{wallet}"
 OVERAGE = ACCOUNT + "/overage/{wallet}"
 
 # Where the name of the handler is not the name of the operation.
-_NAMES = {"/v1/explain/{request_id}": "find_explanation", HOLD: "get_hold"}
+_NAMES = {
+    "/v1/explain/{request_id}": "find_explanation",
+    HOLD: "get_hold",
+    CHECKOUTS: "checkout",
+}
 
 # verb, method, path, body, scope, what may be refused, whether it can be previewed
 _WRITES: tuple[tuple[str, str, str, type[msgspec.Struct], str, tuple[str, ...], bool], ...] = (
@@ -275,6 +280,10 @@ def _payments() -> Iterator[Route]:
     p = payments
     admin = frozenset({"admin"})
     for method, path, handler, shape, answer, scopes in (
+        (
+            *("POST", CHECKOUTS, p.open_checkout, b.OpenCheckout, a.CheckoutSession),
+            frozenset({"consume", "grant"}),
+        ),
         ("GET", ACCOUNT + "/payments", p.payments, None, a.Payments, frozenset({"read"})),
         ("GET", "/v1/payments", p.unplaced_payments, None, a.Payments, frozenset({"read"})),
         ("GET", TOPUP, p.top_up, None, a.TopUp, frozenset({"read"})),
@@ -286,18 +295,20 @@ def _payments() -> Iterator[Route]:
         ("POST", OVERAGE + "/stop", p.stop_overage, b.Nothing, a.Overage, admin),
         ("POST", OVERAGE + "/resolve", p.resolve_overage, b.Arrived, a.Overage, admin),
     ):
+        closed = STATUS[1:] if method == "PUT" else ()
         yield Route(
             method=method,
             path=path,
             handler=handler,
             answer=answer,
-            name=handler.__name__,
+            name=_NAMES.get(path, handler.__name__),
             summary=_first(handler),
             group="Payments",
             body=shape,
+            keyed=path == CHECKOUTS,
             query=reads.Query if shape is None else None,
             scopes=scopes,
-            refusals=() if shape is None else PROVIDER,
+            refusals=() if shape is None else (*closed, *PROVIDER),
             whole_project=path == "/v1/payments",
         )
     yield Route(

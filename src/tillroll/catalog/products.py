@@ -98,6 +98,9 @@ class PlanTable(Table, frozen=True, kw_only=True):
     trial: Annotated[str | None, says("How long it may be tried, such as 14d.")] = None
     price: Annotated[MoneyTable | None, says("What a period costs.")] = None
     stripe_price: StripePrice = ""
+    trial_again: Annotated[
+        bool, says("Whether an account that had its trial has another when it begins anew.")
+    ] = False
 
 
 class PassTable(Table, frozen=True, kw_only=True):
@@ -185,6 +188,7 @@ def terms_of(row: Table) -> msgspec.Struct:
                 trial=_span(row.trial, "trial"),
                 price=_money(row.price),
                 stripe_price=row.stripe_price,
+                trial_again=row.trial_again,
             )
         case PassTable():
             return Pass(

@@ -75,7 +75,7 @@ def list_payments(
         subscribed = subscribing.subscriptions_of(reader, ledger.project, account)
         scale = ledger.store.scale
     payments = [shown.shown_payment(one, scale) for one in paid]
-    subscriptions = [shown.shown_subscription(one) for one in subscribed]
+    subscriptions = [shown.shown_subscription(one, scale) for one in subscribed]
     if common.json:
         c.print_json({"payments": payments, "subscriptions": subscriptions})
         return c.OK
@@ -89,6 +89,11 @@ def list_payments(
     c.out.print(lines)
     for one in subscriptions:
         c.say(f"{one['provider']}:{one['id']} {one['status']} on {one['plan'] or 'nothing'}")
+        for period in one["periods"]:
+            if period["returned"]:
+                money = f"{period['returned']} of {period['paid']} went back"
+                units = f"{period['taken']} of {period['units']} taken back"
+                c.say(f"  {period['invoice']}: {money}, {units}, {period['shortfall']} short")
     return c.OK
 
 

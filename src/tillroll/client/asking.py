@@ -23,6 +23,7 @@ from tillroll.client.calls import (
 )
 from tillroll.client.conversation import Call, Do, Rules, Steps, converse
 from tillroll.client.exposure import FailOpen, ProvisionalReceipt
+from tillroll.client.services import Services, named
 from tillroll.embedded import Outcome
 from tillroll.embedded.answers import new_id
 from tillroll.ledger import calendar, quotes
@@ -69,8 +70,8 @@ AWAY_SECONDS = 1.0
 LATER = (StoreError, Unauthorized, Forbidden)
 
 
-class Asking:
-    """The methods of a client, as conversations.
+class Asking(Services):
+    """The methods of a client, as conversations; those about the service are in `services`.
 
     Attributes:
         scale: Decimals of the units, None until the service has said it.
@@ -605,16 +606,7 @@ def _known(shown: Any) -> dict[str, Any]:
 
 
 def _name(value: str, name: str = "account") -> str:
-    """Return a name as a part of a path.
-
-    Raises:
-        InvalidInput: It is no text that could be stored.
-    """
-    try:
-        value.encode()
-    except (AttributeError, UnicodeEncodeError):
-        raise InvalidInput(f"{name} must be a text, whole and well encoded") from None
-    return part(value)
+    return named(value, name)
 
 
 def _moment(value: datetime | str | None, name: str) -> str | None:

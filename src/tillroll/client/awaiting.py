@@ -15,6 +15,7 @@ from tillroll.client.blocking import CONNECTIONS_MAX, TIMEOUT_SECONDS, Client
 from tillroll.client.calls import write_call
 from tillroll.client.conversation import Do, Lost, Reply, Rules, Send, Step, Steps
 from tillroll.client.exposure import FailOpen
+from tillroll.client.services import Services
 from tillroll.embedded import Outcome, PendingHold
 from tillroll.embedded.answers import new_id
 from tillroll.embedded.reads import Reads
@@ -80,6 +81,20 @@ def _read(
         return found
 
     return read  # type: ignore[return-value]  # functools.wraps hides it
+
+
+def _service(
+    asked: Callable[Concatenate[Services, P], Steps[R]],
+) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, R]]:
+    """Make a method of `AsyncClient` that is about the service."""
+
+    @functools.wraps(asked)
+    async def ask(self: AsyncClient, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await self._run(asked(self._asking, *args, **kwargs))
+
+    answer = asked.__annotations__["return"].removeprefix("Steps[").removesuffix("]")
+    ask.__annotations__ = {**asked.__annotations__, "return": answer}
+    return ask  # type: ignore[return-value]  # functools.wraps hides it
 
 
 class AsyncClient:
@@ -298,6 +313,27 @@ class AsyncClient:
     apply_prices = _read(Reads.apply_prices)
     quote = _read(Reads.quote)
     erase_metadata = _read(Reads.erase_metadata)
+
+    checkout = _service(Services.checkout)
+    payments = _service(Services.payments)
+    unplaced_payments = _service(Services.unplaced_payments)
+    top_up = _service(Services.top_up)
+    set_top_up = _service(Services.set_top_up)
+    pause_top_up = _service(Services.pause_top_up)
+    resume_top_up = _service(Services.resume_top_up)
+    overage = _service(Services.overage)
+    set_overage = _service(Services.set_overage)
+    stop_overage = _service(Services.stop_overage)
+    resolve_overage = _service(Services.resolve_overage)
+    list_endpoints = _service(Services.list_endpoints)
+    get_endpoint = _service(Services.get_endpoint)
+    make_endpoint = _service(Services.make_endpoint)
+    change_endpoint = _service(Services.change_endpoint)
+    remove_endpoint = _service(Services.remove_endpoint)
+    rotate_endpoint = _service(Services.rotate_endpoint)
+    list_deliveries = _service(Services.list_deliveries)
+    get_event = _service(Services.get_event)
+    send_again = _service(Services.send_again)
 
     async def consume_many(self, items: Iterable[Mapping[str, object]]) -> list[Outcome]:
         """Consume many in one request; see `Client.consume_many`."""

@@ -28,6 +28,8 @@ from tillroll.ledger.errors import (
     InvalidInput,
     NotFound,
     OutcomeUnknown,
+    ProviderRefused,
+    ProviderUnavailable,
     Refused,
     StoreClosed,
     StoreUnavailable,
@@ -174,6 +176,7 @@ def converse(call: Call, rules: Rules, ends: float, read: Callable[[Any], T]) ->
             problem = problem_of(heard.body)
             error = error_of(heard.status, problem, call.request_id) or _unread(heard, answer)
             again = heard.status in ASKED_AGAIN or heard.status < 300  # noqa: PLR2004 - unread
+            again = again and not isinstance(error, ProviderRefused)  # a 502, and an answer
             settled = bool(problem) and heard.status in SETTLING_STATUS
             settled = settled and isinstance(error, SETTLING)
             after = _retry_after(heard.headers)
@@ -219,7 +222,7 @@ def _lost(lost: Lost) -> TillrollError:
 
 def _unknown(call: Call, cause: TillrollError) -> TillrollError:
     """Return the error of a write whose outcome no answer has settled."""
-    if not call.writes:
+    if not call.writes or isinstance(cause, ProviderUnavailable):  # which says the same itself
         return _told(cause, call, 0)
     error = OutcomeUnknown(
         f"whether this was done is not known: {cause}; ask again with the same request_id"

@@ -9,6 +9,7 @@ job is right when several do it at once, since two clocks may disagree about whe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import socket
@@ -48,6 +49,7 @@ class Job(NamedTuple):
             once.
         close: Called once, at the end.
         vital: Whether a process that cannot do it is not ready to serve.
+        woken: Whether a balance that falls to where it is topped up begins a round at once.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Job(NamedTuple):
     run: Callable[[], Mapping[str, Any]]
     close: Callable[[], None] = nothing
     vital: bool = True
+    woken: bool = False
 
 
 class Turn(NamedTuple):
@@ -153,27 +156,39 @@ class Worker:
 
     async def run(self) -> None:
         """Do all jobs until `stop`, each in turns of its own."""
-        wake = asyncio.Event()
         loop = asyncio.get_running_loop()
-        self._wake = lambda: loop.call_soon_threadsafe(wake.set)
+        calls = [(job, asyncio.Event()) for job in self._jobs]
+
+        def wake(*, everybody: bool) -> None:
+            for job, call in calls:
+                if everybody or job.woken:
+                    call.set()
+
+        self._wake = lambda everybody: _soon(loop, partial(wake, everybody=everybody))
+        self._engine.wake = self.wake
         if self._stopping.is_set():
             return
-        await asyncio.gather(*(self._keep(job, wake) for job in self._jobs))
+        await asyncio.gather(*(self._keep(job, call) for job, call in calls))
 
-    _wake: Callable[[], object] = staticmethod(nothing)
+    _wake: Callable[[bool], object] = staticmethod(lambda _: None)
 
-    async def _keep(self, job: Job, wake: asyncio.Event) -> None:
+    def wake(self) -> None:
+        """Have the jobs that are `woken` do a round now, or after the one under way."""
+        self._wake(False)  # noqa: FBT003 - not everybody
+
+    async def _keep(self, job: Job, call: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
         while not self._stopping.is_set():
+            call.clear()
             turn = await loop.run_in_executor(self._threads, self.turn, job)
             more = turn.told is not None and bool(turn.told.get("more"))
-            if not more:
-                await _either(wake, job.every)
+            if not more and not self._stopping.is_set():
+                await _either(call, job.every)
 
     def stop(self) -> None:
         """Have `run` return after the turns under way."""
         self._stopping.set()
-        self._wake()
+        self._wake(True)  # noqa: FBT003 - everybody
 
     def close(self) -> None:
         """Close the jobs, and leave them to others at once."""
@@ -204,6 +219,12 @@ def _leave(tx: Writer, *, name: str, holder: str, at: int) -> None:
     held = [lease for lease in tx.leases() if (lease.name, lease.holder) == (name, holder)]
     for lease in held:
         tx.end_lease(name, holder, at, at, lease.told)
+
+
+def _soon(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> None:
+    """Have a loop do something, if it is there still."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(act)
 
 
 async def _either(wake: asyncio.Event, seconds: float) -> None:

@@ -13,7 +13,8 @@ from msgspec import Struct
 
 from tillroll.ledger import budgets
 from tillroll.ledger.budgets import Spend
-from tillroll.ledger.types import DAY, AlertTerms
+from tillroll.ledger.burn import spendable
+from tillroll.ledger.types import DAY, TOPUP, AlertTerms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -52,7 +53,7 @@ def levels(account: Account, defaults: Iterable[AlertTerms], entry: Entry) -> Le
     named |= {name: alert.terms for name, alert in account.alerts.items()}
     found: Levels = {}
     for name, terms in named.items():
-        if terms.wallet != entry.wallet or terms.on == "expiring":
+        if terms.wallet != entry.wallet or terms.on in ("expiring", TOPUP):
             continue
         for level in _measure(account, terms, entry):
             found[name, level.budget or "", level.node] = level
@@ -68,6 +69,16 @@ def crossed(before: Levels, after: Levels) -> Iterator[tuple[Level, bool]]:
             was = False  # another threshold is another alert
         if level.crossed != was:
             yield level, level.crossed
+
+
+def is_low(account: Account, wallet: str, at: int) -> bool:
+    """Return whether a balance is where it is topped up; False where nothing tops it up."""
+    return any(
+        alert.terms.on == TOPUP
+        and alert.terms.wallet == wallet
+        and spendable(account, wallet, None, at) <= alert.terms.threshold
+        for alert in account.alerts.values()
+    )
 
 
 def _measure(account: Account, terms: AlertTerms, entry: Entry) -> Iterator[Level]:
@@ -230,4 +241,4 @@ def of_catalog(defaults: Mapping[str, Default], scale: int) -> tuple[AlertTerms,
 
 
 __all__ = ["ALERTS_MAX", "DAYS_MAX", "PERCENT_MAX", "Level", "Levels", "count", "crossed"]
-__all__ += ["days_of", "levels", "of_catalog", "warning"]
+__all__ += ["days_of", "is_low", "levels", "of_catalog", "warning"]

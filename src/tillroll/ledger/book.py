@@ -84,6 +84,7 @@ class Book(Struct):
         at: The moment of the batch.
         events: What this batch has to tell, in order.
         watch: By which rules it is told; None where nobody listens.
+        low: By (account_id, wallet), the balances that fell to where they are topped up.
     """
 
     accounts: dict[bytes, Account] = field(default_factory=dict)
@@ -96,6 +97,7 @@ class Book(Struct):
     at: int = 0
     events: list[Event] = field(default_factory=list)
     watch: Rules | None = None
+    low: set[tuple[bytes, str]] = field(default_factory=set)
 
     def story(self, account_id: bytes, name: str) -> list[Entry]:
         """Return the entry that made this id and those that acted on it, oldest first."""

@@ -56,10 +56,11 @@ class Grant(Command, frozen=True, kw_only=True, omit_defaults=True, gc=False):
 
 
 class Void(Command, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """Cancel what is left of a grant, or a part of it."""
+    """Cancel what is left of a grant, or a part of it: of what had come with the grant `origin`."""
 
     grant_id: str
     units: int | None = None
+    origin: str | None = None
 
 
 class QuoteClaims(Struct, frozen=True, omit_defaults=True, gc=False):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tillroll.ledger import chain, events
+from tillroll.ledger import alerts, chain, events
 from tillroll.ledger import commands as c
 from tillroll.ledger.errors import IdempotencyConflict, InvalidInput
 from tillroll.ledger.types import (
@@ -175,10 +175,14 @@ def _repeat(book: Book, request: c.Request, earlier: Entry | Refusal, at: int) -
 def append(book: Book, account_id: bytes, entry: Entry, metadata: str | None = None) -> None:
     """Apply an entry, link it to the chain and put it among what is to be stored."""
     account = book.accounts[account_id]
+    # Before as of before: a grant that has ended since is what this entry may be about.
+    was_low = bool(account.alerts) and alerts.is_low(account, entry.wallet, account.at)
     if book.watch is None:
         apply(account, entry)
     else:
         book.events += events.apply_told(book.watch, account_id, account, entry)
+    if account.alerts and not was_low and alerts.is_low(account, entry.wallet, entry.at):
+        book.low.add((account_id, entry.wallet))
     body = chain.encode(entry)
     account.head = chain.link(account.head, account_id, body)
     book.appended.append(Sealed(account_id, entry, body, account.head, metadata))

@@ -51,9 +51,11 @@ from tillroll.ledger.moves import (
     is_void,
     issue,
     paid_lines,
+    parts_of,
     returns,
     take,
     terms_of,
+    unused,
     unwind,
 )
 from tillroll.ledger.refuse import (
@@ -518,7 +520,10 @@ def _void(case: Case, command: c.Void) -> Entry | Refusal | Answer:
         return refuse(case, "grant_not_found", f"the account has no grant {command.grant_id!r}")
     left = grant.remaining if grant else 0
     if command.units is not None:
-        return _void_part(case, grant, terms, min(command.units, left), command.units)
+        if command.origin is not None and grant is not None:
+            left = unused(parts_of(grant), left).get(command.origin, 0)
+        units = min(command.units, left)
+        return _void_part(case, grant, terms, units, command)
     for entry in story:
         if is_void(entry):
             return Answer(entry, replayed=True)
@@ -526,7 +531,7 @@ def _void(case: Case, command: c.Void) -> Entry | Refusal | Answer:
     return entry_of(case, "void", terms.wallet, left, postings, ref=terms.id)
 
 
-def _void_part(case: Case, grant: Grant | None, terms: Terms, units: int, asked: int) -> Entry:
+def _void_part(case: Case, grant: Grant | None, terms: Terms, units: int, command: c.Void) -> Entry:
     """Take a part of what is left; the grant goes on, and what is missing is on the entry."""
     if grant is not None and grant.scheduled:
         raise InvalidInput("the grant has not begun: void it as a whole, or wait until it has")
@@ -538,8 +543,9 @@ def _void_part(case: Case, grant: Grant | None, terms: Terms, units: int, asked:
         units,
         postings,
         ref=terms.id,
-        shortfall=asked - units,
+        shortfall=(command.units or 0) - units,
         policy=PART,
+        origin=command.origin,
     )
 
 

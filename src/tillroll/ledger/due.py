@@ -207,8 +207,10 @@ def _hold_falls_due(account: Account, hold: Hold, at: int) -> Entry:
 def _renew(account: Account, recurring: Recurring, at: int) -> Entry:
     """Grant the next period's units, carrying over what the rollover allows.
 
-    carried = min(rollover_max, max(what is left, rollover_min)); the rest expires. The first grant
-    is no renewal, wherever in its period it begins: there is nothing before it to carry over.
+    carried = min(rollover_max, max(what is left, rollover_min)); the rest expires. Where the period
+    was paid for after it began, what was left is what expired at its very beginning: that comes
+    anew. The first grant is no renewal, wherever in its period it begins: there is nothing before
+    it to carry over.
     """
     terms = recurring.terms
     when = recurring.next_at
@@ -216,7 +218,9 @@ def _renew(account: Account, recurring: Recurring, at: int) -> Entry:
     if previous is not None and previous.terms.wallet != terms.wallet:
         previous = None  # it was moved to another wallet: the old one's grant just expires
     left = previous.remaining if previous else 0
-    carried = min(terms.rollover_max, max(left, terms.rollover_min)) if recurring.current else 0
+    lost = sum(recurring.lost.values()) if recurring.lost_at == when else 0
+    most = max(left, lost, terms.rollover_min)
+    carried = min(terms.rollover_max, most) if recurring.current else 0
     moved = min(left, carried)
     zone = account.settings.time_zone
     opened = Terms(

@@ -343,9 +343,10 @@ def _units(case: Case, units: Decimal, quantity: int) -> int:
 
 def _trial_end(case: Case, command: c.Subscribe, plan: Plan) -> int | None:
     """Return when a trial ends: as asked for, or after the plan's from its beginning."""
-    if command.trial_ends_at is not None or not command.trial or plan.trial is None:
+    trial = plan.trial_of(command.plan in case.account.tried)
+    if command.trial_ends_at is not None or not command.trial or trial is None:
         return command.trial_ends_at
-    return _later(_started(case, command), plan.trial)
+    return _later(_started(case, command), trial)
 
 
 # ---------------------------------------------------------------- times

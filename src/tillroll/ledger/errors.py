@@ -383,5 +383,21 @@ class OutcomeUnknown(StoreError):
     written = "unknown"
 
 
+class ProviderRefused(TillrollError):
+    """The payment provider refused. Nothing was written."""
+
+    code = "provider_refused"
+
+
+class ProviderUnavailable(TillrollError):
+    """The payment provider does not answer. Ask again with the same request_id, if there is one.
+
+    Nothing is done twice.
+    """
+
+    code = "provider_unavailable"
+    written = "unknown"
+
+
 class DurabilityWarning(UserWarning):
     """The database is set up so that an acknowledged write may be lost in a crash."""

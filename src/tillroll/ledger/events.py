@@ -151,6 +151,71 @@ class AlertData(Struct, frozen=True, kw_only=True):
     units: str | None = None
 
 
+class PaymentData(Struct, frozen=True, kw_only=True):
+    """Money: paid or not, given back, withheld. Units are decimal strings.
+
+    Attributes:
+        provider: Who took it, such as "stripe".
+        payment: The provider's id of it; of a subscription's, of the invoice.
+        subscription: The provider's id of the subscription that it is for.
+        product: What of the catalog it is for; of a subscription's, the plan.
+        units: What it brings; null where a period or a time pass is paid.
+        amount: In the currency's smallest unit: what was paid or was to be, what this refund gives
+            back, what this dispute is about; null where the provider does not say.
+        refund, dispute: The provider's id of the one that it is about.
+        state: How that one stands: "pending", "done" or "failed"; "inquiry", "open", "won" or
+            "lost".
+        reason: Why it failed, in the provider's word.
+        taken, shortfall: Units that were taken back of the payment by now, and that were demanded
+            and not there; null of a subscription's, whose grants tell it each by itself.
+        refused: Why the ledger could not follow, such as "account_closed".
+    """
+
+    provider: str
+    payment: str | None
+    subscription: str | None = None
+    product: str | None = None
+    units: str | None = None
+    amount: int | None = None
+    currency: str | None = None
+    refund: str | None = None
+    dispute: str | None = None
+    state: str | None = None
+    reason: str | None = None
+    taken: str | None = None
+    shortfall: str | None = None
+    refused: str | None = None
+
+
+class TopUpData(Struct, frozen=True, kw_only=True):
+    """An attempt to top an account up; when it is paused, the last one.
+
+    Attributes:
+        wallet: The kind of credits.
+        threshold: Units; at or below it the account is topped up.
+        target: Up to how many units.
+        attempt: Its number, of this account and wallet.
+        product: The pack that is bought.
+        amount: What is charged, in the currency's smallest unit.
+        payment: The provider's id of the payment, where there is one.
+        reason: Why it failed or is paused, in one word.
+        declined: How many were declined since one was paid.
+        not_before: When the next attempt may be, where it has to wait.
+    """
+
+    wallet: str
+    threshold: str
+    target: str
+    attempt: int
+    product: str | None
+    amount: int | None
+    currency: str | None
+    payment: str | None
+    reason: str | None
+    declined: int
+    not_before: str | None
+
+
 class EndpointData(Struct, frozen=True, kw_only=True):
     """An endpoint that nothing is sent to any more, and why."""
 
@@ -168,7 +233,8 @@ class Payload(Struct, frozen=True, kw_only=True):
         account: Whose it is; null where it is about the project.
         project: The project.
         mode: "live" or "test".
-        seq: Its place in the account's history: what has a higher one happened later.
+        seq: Its place in the account's history: what has a higher one happened later. Of an event
+            that no entry makes, the last entry that was there before it.
         occurred_at: When it was recorded, ISO 8601.
         data: What the type says it is.
     """
@@ -317,6 +383,16 @@ TYPES: tuple[EventType, ...] = (
         *("entitlement.ended", ("entitlement_ended",), EntitlementData),
         *("An entitlement ended.", _entitlement),
     ),
+    EventType("payment.succeeded", (), PaymentData, "Money for the account has come."),
+    EventType("payment.failed", (), PaymentData, "A charge was declined, or an invoice not paid."),
+    EventType("payment.refunded", (), PaymentData, "A part or all of it goes back."),
+    EventType("payment.refund_failed", (), PaymentData, "A refund did not reach its receiver."),
+    EventType("payment.disputed", (), PaymentData, "A bank asks about a payment, or withholds it."),
+    EventType("payment.dispute_closed", (), PaymentData, "A dispute was won or lost."),
+    EventType("topup.started", (), TopUpData, "An account runs low and is charged."),
+    EventType("topup.succeeded", (), TopUpData, "The charge was paid; the units are there."),
+    EventType("topup.failed", (), TopUpData, "The charge was declined, or never arrived."),
+    EventType("topup.paused", (), TopUpData, "Nothing more is charged until it is resumed."),
     EventType("alert.balance", (), AlertData, "Free units fell below a threshold."),
     EventType("alert.percent", (), AlertData, "Free units fell below a share of the granted."),
     EventType("alert.days_left", (), AlertData, "At this pace, units last for few days."),
@@ -361,18 +437,21 @@ def event(
     data: Struct,
     account: str | None,
     at: int,
+    *,
+    after: int | None = None,
 ) -> Event:
     """Return an event with what is sent of it.
 
     Args:
         project: The name of the ledger, which says the mode as well.
-        owner: The key of the account.
-        seq: Its place in the account's history.
+        owner: The key of the account; of what no entry makes, one that no account can have.
+        seq: Its place in the account's history, or among what was told under that key.
         n: Which one of that entry.
         topic: Its type.
         data: Its data, of the shape of that type.
         account: Whose it is.
         at: When it was recorded.
+        after: The account's last entry, where no entry makes it.
     """
     assert topic in TOPICS, f"{topic} is not in the catalog"
     payload = Payload(
@@ -381,7 +460,7 @@ def event(
         account=account,
         project=project.removesuffix(_TEST),
         mode="test" if project.endswith(_TEST) else "live",
-        seq=seq,
+        seq=seq if after is None else after,
         occurred_at=show_instant(at),
         data=data,
     )

@@ -222,7 +222,7 @@ _SAID = {
     "grant_expired": "{units} {wallet} expired",
     "void": "the {units} {wallet} that were left were taken out of issue",
     "grant_expiring": "it was told that {units} {wallet} expire on {deadline}",
-    "alert": "an alert of the account was set or removed",
+    "alert": "an alert of the account was set or removed, or where it is topped up",
     "void_part": "{units} {wallet} of what was left were taken out of issue",
     "adjust": "the balance was corrected by {units} {wallet}",
 }

@@ -24,6 +24,7 @@ from tillroll.ledger.types import (
     Hold,
     Posting,
     Recurring,
+    RecurringTerms,
     Terms,
     Wallet,
 )
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 from tillroll.ledger.due import next_due
 from tillroll.ledger.entitlements import due_of, grants_of, of_entry
-from tillroll.ledger.moves import buckets_after, is_void
+from tillroll.ledger.moves import buckets_after, carried, is_void, parts_of, unused
 
 
 def fold(account: str, entries: Iterable[Entry]) -> Account:
@@ -220,7 +221,12 @@ def _apply_deadline(account: Account, entry: Entry) -> None:
 
 def _apply_void(account: Account, entry: Entry) -> None:
     grant = account.grants.get(entry.ref or "")
-    if grant is None or not is_void(entry):
+    if grant is None:
+        return
+    if not is_void(entry):
+        if entry.origin is not None and entry.units:
+            parts = parts_of(grant)
+            grant.parts = parts | {entry.origin: parts[entry.origin] - entry.units}
         return
     grant.voided = True
     grant.scheduled = False
@@ -279,7 +285,7 @@ def _apply_recurring(account: Account, entry: Entry) -> None:
         account.recurring.pop(terms.name, None)
         return
     zone = account.settings.time_zone
-    recurring = Recurring(terms, current=old.current if old else None)
+    recurring = _on(terms, old)
     if old is not None and (old.terms.anchor, old.terms.every, old.terms.count) == (
         terms.anchor,
         terms.every,
@@ -295,13 +301,44 @@ def _apply_recurring(account: Account, entry: Entry) -> None:
 def _apply_renewed(account: Account, entry: Entry) -> None:
     assert entry.recurring is not None
     recurring = account.recurring[entry.recurring.name]
+    _carry(account, recurring, entry)
     recurring.next = entry.occurrence + 1
     recurring.current = entry.opens[0].id
+    recurring.lost, recurring.lost_at = {}, 0
     _schedule(account, recurring)
     # One of an entitlement may only be held back: it goes when that ends.
     if recurring.next_at >= NEVER and recurring.terms.entitlement is None:
         del account.recurring[entry.recurring.name]
     _bury(account, entry.opens[0].id)
+
+
+def _carry(account: Account, recurring: Recurring, entry: Entry) -> None:
+    """Have the grant that a renewal opens know with which grants its carried units had come."""
+    opened = entry.opens[0]
+    left = sum(posting.units for posting in entry.postings if posting.line == recurring.current)
+    previous = account.grants.get(recurring.current or "")
+    parts = unused(parts_of(previous), left) if previous and left else {}
+    if recurring.lost_at == entry.effective_at:
+        parts = recurring.lost
+    account.grants[opened.id].parts = carried(parts, opened.units - recurring.terms.units, opened)
+
+
+def _apply_expired(account: Account, entry: Entry) -> None:
+    """Remember what a grant that comes back lost: its renewal may only be told of later."""
+    grant = account.grants[entry.ref or ""]
+    recurring = account.recurring.get(grant.terms.recurring or "")
+    if recurring is not None and recurring.current == grant.terms.id:
+        recurring.lost = unused(parts_of(grant), entry.units)
+        recurring.lost_at = entry.effective_at
+
+
+def _on(terms: RecurringTerms, old: Recurring | None) -> Recurring:
+    """Return a recurring grant on these terms, in place of what there was."""
+    if old is None:
+        return Recurring(terms)
+    if old.terms.wallet != terms.wallet:  # what is left in another wallet is not carried over
+        return Recurring(terms, current=old.current)
+    return Recurring(terms, current=old.current, lost=old.lost, lost_at=old.lost_at)
 
 
 def _schedule(account: Account, recurring: Recurring) -> None:
@@ -336,6 +373,8 @@ def _apply_entitlement(account: Account, entry: Entry) -> None:
     is left of that. Of periods past, which were held back or came before, none comes later.
     """
     held = of_entry(entry)
+    if held.status == "trialing" and held.version and held.product and entry.request_id:
+        account.tried.setdefault(held.product, entry.at)
     before = account.entitlements.get(held.name)
     same_product = before is not None and before.product == held.product
     account.entitlements[held.name] = held
@@ -347,7 +386,7 @@ def _apply_entitlement(account: Account, entry: Entry) -> None:
     for name, terms in wanted.items():
         old = account.recurring.get(name)
         shape = terms.anchor, terms.every, terms.count
-        recurring = Recurring(terms, current=old.current if old else None)
+        recurring = _on(terms, old)
         recurring.next = calendar.current(*shape, entry.effective_at, zone)
         if (
             old is not None
@@ -391,6 +430,7 @@ _APPLY = {
     "in_doubt": _apply_deadline,
     "void": _apply_void,
     "grant_activated": _apply_activated,
+    "grant_expired": _apply_expired,
     "grant_renewed": _apply_renewed,
     "refund": _apply_refund,
     "freeze": _apply_status,

@@ -75,7 +75,10 @@ class Allowance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a subscription brings; its period is every `count` days, weeks, months or years."""
+    """What a subscription brings; its period is every `count` days, weeks, months or years.
+
+    An account has its trial once, or each time that it begins anew with `trial_again`.
+    """
 
     grants: tuple[Allowance, ...] = ()
     features: Mapping[str, Feature] = {}
@@ -84,6 +87,11 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     trial: int | None = None
     price: Money | None = None
     stripe_price: str = ""
+    trial_again: bool = False
+
+    def trial_of(self, tried: bool) -> int | None:  # noqa: FBT001 - read as a question
+        """Return how long an account may try it, in microseconds; None where it did before."""
+        return None if tried and not self.trial_again else self.trial
 
 
 class Pass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -45,6 +45,9 @@ Category = Literal["paid", "promo", "plan", "adjustment"]
 Period = Literal["day", "week", "month", "total", "rolling"]
 Every = Literal["day", "week", "month", "year"]
 AlertOn = Literal["balance", "percent", "days_left", "depleted", "budget", "expiring"]
+# What an account is watched for: an alert, or (ours alone) a balance that is to be topped up.
+Watched = Literal[AlertOn, "topup"]
+TOPUP: Watched = "topup"
 EntitlementKind = Literal["subscription", "time_pass", "feature"]
 Standing = Literal["trialing", "active", "past_due", "paused"]
 Feature = bool | int | str
@@ -167,11 +170,12 @@ class AlertTerms(Struct, frozen=True, omit_defaults=True, gc=False):
 
     What `threshold` counts depends on `on`: units for "balance"; percent for "percent" (of what is
     granted and live) and "budget" (of the cap); days for "days_left" and "expiring"; nothing for
-    "depleted". `budget` names the one budget that is meant; without it, every one is.
+    "depleted". `budget` names the one budget that is meant; without it, every one is. What is on
+    `TOPUP` is ours: no alert, but where a balance in units is topped up.
     """
 
     name: str
-    on: AlertOn = "balance"
+    on: Watched = "balance"
     threshold: int = 0
     wallet: str = WALLET_DEFAULT
     budget: str | None = None
@@ -256,7 +260,8 @@ class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One immutable row of an account's history. Its encoded bytes are what the chain covers.
 
     `units` is what the entry is about: granted, charged, held, given back. `postings` are what
-    moved. `issued` to `expired` are the wallet's buckets afterwards.
+    moved. `issued` to `expired` are the wallet's buckets afterwards. `origin` is the grant that
+    what a void took had come with, before it was carried over.
     """
 
     seq: int
@@ -302,6 +307,7 @@ class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     feature: str | None = None
     entitlement: Entitlement | None = None
     coupon: str | None = None
+    origin: str | None = None
 
 
 class Refusal(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -339,7 +345,8 @@ class Wallet(Struct, omit_defaults=True, gc=False):
 class Grant(Struct, omit_defaults=True, gc=False):
     """A grant that can still move: something remains, is pinned by a hold, or is to come.
 
-    `told` is for when its owner was last to be warned that it expires.
+    `told` is for when its owner was last to be warned that it expires. `parts` are for whose sake
+    its units came, where that is not itself alone: grant -> units, what came first is used first.
     """
 
     terms: Terms
@@ -348,6 +355,7 @@ class Grant(Struct, omit_defaults=True, gc=False):
     scheduled: bool = False
     voided: bool = False
     told: int = 0
+    parts: dict[str, int] = field(default_factory=dict)
 
 
 class Hold(Struct, omit_defaults=True, gc=False):
@@ -389,12 +397,18 @@ class Budget(Struct, omit_defaults=True, gc=False):
 
 
 class Recurring(Struct, omit_defaults=True, gc=False):
-    """A recurring grant: the occurrence that comes next, and the grant that runs now."""
+    """A recurring grant: the occurrence that comes next, and the grant that runs now.
+
+    `lost` is what that grant lost when it expired at `lost_at`, by the grants that it came with: a
+    renewal that is late carries it over as if it were there.
+    """
 
     terms: RecurringTerms
     next: int = 0
     next_at: int = NEVER
     current: str | None = None
+    lost: dict[str, int] = field(default_factory=dict)
+    lost_at: int = 0
 
 
 class Alert(Struct, omit_defaults=True, gc=False):
@@ -408,7 +422,7 @@ class Account(Struct, omit_defaults=True, gc=False):
     """The live state of one account: always `fold(apply, entries)`.
 
     Grants are kept in burn order. What is used up, settled or expired is not live any more; it is
-    found in the entries.
+    found in the entries. `tried` are the plans that it had a trial of, and when that was given.
     """
 
     account: str
@@ -427,6 +441,7 @@ class Account(Struct, omit_defaults=True, gc=False):
     alerts: dict[str, Alert] = field(default_factory=dict)
     entitlements: dict[str, Entitlement] = field(default_factory=dict)
     redeemed: dict[str, int] = field(default_factory=dict)
+    tried: dict[str, int] = field(default_factory=dict)
 
     def wallet(self, name: str) -> Wallet:
         """Return the wallet of that name to read from; an empty one where it is new."""

@@ -28,6 +28,7 @@ from tillroll.ledger.products import NAME_RULE, is_product_name
 from tillroll.ledger.types import (
     NEVER,
     RESERVED,
+    TOPUP,
     WALLET_DEFAULT,
     AlertOn,
     AlertTerms,
@@ -41,6 +42,7 @@ from tillroll.ledger.types import (
     PlanGrant,
     RecurringTerms,
     Standing,
+    Watched,
 )
 from tillroll.ledger.units import (
     UNITS_MAX,
@@ -1126,8 +1128,8 @@ class Verbs:
             InvalidInput: The account has no such budget; nothing written or remembered.
         """
         terms = AlertTerms(
-            name=_text(name, "name"),
-            on=_one_of(on, AlertOn, "on"),
+            name=self._alert(name),
+            on=_one_of(on, Watched if self._ours else AlertOn, "on"),
             threshold=threshold_of(on, threshold, self.scale),
             wallet=_name(wallet, "wallet"),
             budget=_optional(budget, "budget"),
@@ -1141,7 +1143,7 @@ class Verbs:
         self, account: str, name: str, *, request_id: str | None = None, **how: Unpack[How]
     ) -> c.Request:
         """Remove an alert of the account; removing one that is not there changes nothing."""
-        terms = AlertTerms(name=_text(name, "name"), removed=True)
+        terms = AlertTerms(name=self._alert(name), removed=True)
         command = c.SetAlert(terms=terms, **self._common(None, how))
         return self._request(account, command, request_id, how)
 
@@ -1260,6 +1262,12 @@ class Verbs:
         if metadata is not None and metadata != {}:
             common["metadata_digest"] = sha256(_metadata(metadata)).digest()
         return common
+
+    def _alert(self, name: object) -> str:
+        text = _text(name, "name")
+        if text.startswith(RESERVED) and not self._ours:
+            raise InvalidInput(f"name must not begin with {RESERVED!r}, which marks our own")
+        return text
 
     def _request(
         self, account: str, command: c.Command, request_id: str | None, how: How
@@ -1532,7 +1540,7 @@ def threshold_of(on: str, threshold: Units | None, scale: int) -> int:
         raise InvalidInput("every alert has a threshold but 'depleted', which has none")
     if threshold is None:
         return 0
-    if on == "balance":
+    if on in ("balance", TOPUP):
         return parse_limit(threshold, scale, "threshold")
     if isinstance(threshold, str) and threshold.isdecimal() and len(threshold) <= len("100"):
         threshold = int(threshold)

@@ -120,12 +120,15 @@ def wants(endpoint: Endpoint, topic: str) -> bool:
 def goes_to(endpoint: Endpoint, topic: str, payload: str) -> bool:
     """Return whether an event is sent to an endpoint.
 
-    In Licenzy's words a grant that was not bought is no purchase, so it has no word there.
+    In Licenzy's words a grant that was not bought is no purchase, and a payment that is not a
+    subscription's has no invoice, so they have no word there.
     """
     if not wants(endpoint, topic):
         return False
-    if endpoint.format == "licenzy" and topic == "grant.created":
-        return bool(msgspec.json.decode(payload)["data"]["category"] == "paid")
+    if endpoint.format == "licenzy" and topic in _NOT_ALL:
+        field, wanted = _NOT_ALL[topic]
+        found = msgspec.json.decode(payload)["data"][field]
+        return bool(found == wanted if wanted else found)
     return True
 
 
@@ -201,6 +204,12 @@ LICENZY = {
     "payment.succeeded": "invoice.payment_succeeded",
     "payment.failed": "invoice.payment_failed",
 }
+# Of these, only those whose data has this under that name: None for anything at all.
+_NOT_ALL: dict[str, tuple[str, str | None]] = {
+    "grant.created": ("category", "paid"),
+    "payment.succeeded": ("subscription", None),
+    "payment.failed": ("subscription", None),
+}
 _SUBSCRIPTIONS = {
     "entitlement.updated": "subscription.updated",
     "entitlement.ended": "subscription.deleted",
@@ -221,7 +230,7 @@ def in_words_of(format_: Format, payload: str) -> bytes:
         "type": name,
         "created_at": told["occurred_at"],
         "subject_ref": told["account"],
-        "source": "runtime",
+        "source": "stripe" if data.get("provider") == "stripe" else "runtime",
         "reason": data.get("reason") or told["type"],
         "actor_user_id": data.get("actor"),
         "sequence": told["seq"],

@@ -18,17 +18,24 @@ from msgspec.structs import replace
 
 from tillroll.embedded.ledger import verbs_of
 from tillroll.ledger.commands import account_id
-from tillroll.ledger.errors import IdempotencyConflict, InvalidInput
+from tillroll.ledger.errors import (
+    AccountClosed,
+    IdempotencyConflict,
+    InvalidInput,
+    NotFound,
+    ProviderRefused,
+)
 from tillroll.ledger.types import DAY, HOUR, MINUTE, NEVER, SECOND
 from tillroll.ledger.units import parse_units
 from tillroll.ledger.verbs import ID_MAX
 from tillroll.payments import settling, subscribing
-from tillroll.payments.facts import Bought, decimals_of
+from tillroll.payments.facts import Bought, Failed, decimals_of
 from tillroll.payments.provider import (
     ChargeTold,
     InvoiceTold,
     Order,
     PaymentTold,
+    ReturnTold,
     SessionTold,
     Sold,
     SubscriptionTold,
@@ -36,14 +43,14 @@ from tillroll.payments.provider import (
 )
 from tillroll.queries import look
 from tillroll.stores.base import Note
-from tillroll.wire.problems import ProviderRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
     from tillroll.engine import Engine
     from tillroll.ledger.pricing import PriceBook
-    from tillroll.payments.facts import Fact
+    from tillroll.ledger.types import Account
+    from tillroll.payments.facts import Disputed, Fact, Refunded
     from tillroll.payments.provider import Listener, Provider
     from tillroll.stores.base import NoteKey, Writer
 
@@ -168,6 +175,8 @@ class Desk:
         Raises:
             BadSignature: It is not the provider's; nothing was written.
             InvalidInput: It cannot be right.
+            IdempotencyConflict: The purchase was told otherwise before, by one who makes his own
+                ids; all else was written.
             ProviderUnavailable, StoreUnavailable, OutcomeUnknown: Have it sent again.
         """
         told = self.provider.read(headers, body, self.engine.clock())
@@ -181,7 +190,7 @@ class Desk:
                 self._payment(one)
             elif isinstance(one, SubscriptionTold):
                 self._subscription(one)
-            elif isinstance(one, InvoiceTold):
+            elif isinstance(one, InvoiceTold | ReturnTold):
                 self._follow(one.subscription, [one])
             elif isinstance(one, SessionTold):
                 self._session(one)
@@ -190,12 +199,50 @@ class Desk:
 
     def _payment(self, told: PaymentTold) -> None:
         facts: list[Fact] = []
+        if not self._is_purchase(told):
+            return
         for fact in told.facts:
             if isinstance(fact, Sold):
                 facts.append(self._bought(self._as_offered(told.id, fact)))
             else:
                 facts.append(fact)
-        settling.settle(self.engine, self.ledger, self.provider.name, told.id, facts)
+        settled = settling.settle(self.engine, self.ledger, self.provider.name, told.id, facts)
+        others = [fact for fact in facts if isinstance(fact, Bought) and fact != settled.bought]
+        if others and self.provider.hears_conflicts:
+            raise IdempotencyConflict(
+                f"payment {told.id!r} was told before with another account, product or amount: "
+                f"the first counts and stays. That they differ is noted, and what else was told. "
+                f"Tell of another payment under another id"
+            )
+
+    def _is_purchase(self, told: PaymentTold) -> bool:
+        """Return whether a payment bought something; what paid for a period is followed here.
+
+        A refund does not say what it is of, so the provider is asked, unless the purchase is known.
+        """
+        returned = [one for one in told.facts if not isinstance(one, Sold | Failed)]
+        if len(returned) != len(told.facts) or not hasattr(self.provider, "origin"):
+            return True
+        with self.engine.store.read() as reader:
+            known = settling.known(reader, self.ledger, self.provider.name, told.id)
+        if known is not None and known.bought is not None:
+            return True
+        origin = self.asked.origin(told.id)
+        if origin is None or origin.invoice is None:
+            return origin is not None
+        invoice = origin.invoice
+        # What was noted when nobody could tell what it was of is heard once more.
+        before: list[Refunded | Disputed] = []
+        if known is not None:
+            before = [*known.refunds.values(), *known.disputes.values()]
+        told_of = ReturnTold(
+            subscription=invoice.subscription,
+            invoice=invoice.id,
+            payment=told.id,
+            facts=(*before, *returned),
+        )
+        self._follow(invoice.subscription, [invoice, told_of])
+        return False
 
     def _as_offered(self, payment_id: str, sold: Sold) -> Sold:
         """Return a purchase with the version of the catalog that it was first told by.
@@ -260,7 +307,7 @@ class Desk:
         self._follow(told.id, [told])
 
     def _follow(
-        self, subscription_id: str, told: Sequence[SubscriptionTold | InvoiceTold]
+        self, subscription_id: str, told: Sequence[subscribing.Told]
     ) -> subscribing.Subscription:
         return subscribing.follow(
             self.engine, self.ledger, self.provider.name, subscription_id, told
@@ -403,8 +450,13 @@ class Desk:
             price=sold.stripe_price or None,
             amount=None if sold.price is None else minor(sold.price),
             currency=None if sold.price is None else sold.price.currency.lower(),
-            trial=None if plan is None else plan.trial,
+            trial=None if plan is None else plan.trial_of(product in self._tried(account)),
         )
+
+    def _tried(self, account: str) -> Container[str]:
+        """Return the plans that an account had a trial of."""
+        with self.engine.store.read() as reader:
+            return look(reader, self.ledger, account, self.engine.clock()).tried
 
     def customer(self, account: str) -> str:
         """Return the provider's customer for an account, and keep it."""
@@ -552,6 +604,23 @@ def put(tx: Writer, note: Note, document: Struct, due_at: int = NEVER) -> None:
     tx.put_note(replace(note, document=text, due_at=due_at))
 
 
+def check_standing(account: Account) -> None:
+    """Arrange nothing for an account that is not there, or is closed.
+
+    Raises:
+        NotFound: It has no history; nothing was written.
+        AccountClosed: Nothing was written.
+    """
+    if account.seq == 0:
+        raise NotFound(f"there is no account {account.account!r}; nothing was written")
+    if account.status == "closed":
+        raise AccountClosed(
+            f"account {account.account!r} is closed; nothing was written",
+            account=account.account,
+            seq=account.seq,
+        )
+
+
 def minor(price: Any) -> int:
     """Return a price of the catalog in the currency's smallest unit.
 
@@ -564,4 +633,4 @@ def minor(price: Any) -> int:
     return int(amount)
 
 
-__all__ = ["Desk", "Pulled", "minor", "new_note", "put"]
+__all__ = ["Desk", "Pulled", "check_standing", "minor", "new_note", "put"]

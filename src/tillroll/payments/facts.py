@@ -80,7 +80,22 @@ class Disputed(Struct, frozen=True, tag=True, gc=False):
     at: int = 0
 
 
-Fact = Bought | Refunded | Disputed
+class Failed(Struct, frozen=True, tag=True, omit_defaults=True, gc=False):
+    """A payment that was under way, such as a bank transfer, and did not come.
+
+    Attributes:
+        account: Whose purchase it was to be.
+        amount: What was to be paid, in the currency's smallest unit.
+        product: What for.
+    """
+
+    account: str
+    amount: int
+    currency: str
+    product: str | None = None
+
+
+Fact = Bought | Refunded | Disputed | Failed
 
 
 class Payment(Struct, frozen=True, omit_defaults=True):
@@ -97,6 +112,8 @@ class Payment(Struct, frozen=True, omit_defaults=True):
         taken_at: When units were last taken back.
         refused: What the ledger answered, where it could not be brought to what is known: such as
             that the account is closed. Then it is left alone.
+        invoice: What it paid, where that was a period of a subscription.
+        failed: What was to be paid and was not; one that comes all the same is `bought` as well.
     """
 
     provider: str
@@ -112,6 +129,14 @@ class Payment(Struct, frozen=True, omit_defaults=True):
     until: int | None = None
     taken_at: int = 0
     refused: str | None = None
+    invoice: str | None = None
+    failed: Failed | None = None
+
+    @property
+    def account(self) -> str:
+        """Whose it is; empty as long as nobody knows."""
+        known = self.bought or self.failed
+        return "" if known is None else known.account
 
     @property
     def ref(self) -> str:
@@ -131,6 +156,8 @@ def merge(payment: Payment, fact: Fact) -> Payment:
         if payment.bought is None:
             return replace(payment, bought=fact)
         return replace(payment, contradicted=payment.contradicted or payment.bought != fact)
+    if isinstance(fact, Failed):
+        return replace(payment, failed=payment.failed or fact)
     if isinstance(fact, Refunded):
         refunds = payment.refunds | {fact.id: _later_refund(payment.refunds.get(fact.id), fact)}
         payment = replace(payment, refunds=refunds)
@@ -165,9 +192,15 @@ def returned(payment: Payment) -> int:
     """
     if payment.bought is None:
         return 0
+    return min(demanded(payment), payment.bought.amount)
+
+
+def demanded(payment: Payment) -> int:
+    """Return the sum of what was refunded and is disputed, whatever was paid."""
     back = sum(one.amount for one in payment.refunds.values() if one.state != "failed")
-    back += sum(one.amount for one in payment.disputes.values() if one.state in ("open", "lost"))
-    return min(back, payment.bought.amount)
+    return back + sum(
+        one.amount for one in payment.disputes.values() if one.state in ("open", "lost")
+    )
 
 
 def owed(payment: Payment) -> int:
@@ -191,9 +224,11 @@ __all__ = [
     "Bought",
     "Disputed",
     "Fact",
+    "Failed",
     "Payment",
     "Refunded",
     "decimals_of",
+    "demanded",
     "merge",
     "owed",
     "returned",

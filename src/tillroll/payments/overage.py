@@ -22,11 +22,10 @@ from msgspec.structs import replace
 from tillroll.embedded.ledger import verbs_of
 from tillroll.engine import answer_in
 from tillroll.ledger.commands import account_id
-from tillroll.ledger.errors import InvalidInput, NotFound, TillrollError
-from tillroll.ledger.types import MINUTE, NEVER, OVERDRAFT, RESERVED, WALLET_DEFAULT
-from tillroll.payments.desk import KEY_LIFE, Desk, new_note, put
+from tillroll.ledger.errors import InvalidInput, NotFound, ProviderRefused, TillrollError
+from tillroll.ledger.types import HOUR, MINUTE, NEVER, OVERDRAFT, RESERVED, WALLET_DEFAULT
+from tillroll.payments.desk import KEY_LIFE, Desk, check_standing, new_note, put
 from tillroll.payments.provider import Usage
-from tillroll.wire.problems import ProviderRefused
 
 if TYPE_CHECKING:
     from tillroll.ledger.types import Entry
@@ -36,6 +35,7 @@ KIND = "overage"
 EVERY = 5 * MINUTE  # how often an account's usage is reported
 ENTRIES_PAGE = 1_000  # of one batch
 ROUND_MAX = 500  # accounts of one round
+SKEW = HOUR  # between two clocks; a batch that seems to be from later than that is of unknown age
 
 
 class Batch(Struct, frozen=True):
@@ -84,17 +84,20 @@ def set_overage(desk: Desk, account: str, meter: str, *, wallet: str = WALLET_DE
 
     Raises:
         InvalidInput: A batch is under way; ask again when it has arrived.
+        NotFound: There is no such account; nothing was written.
+        AccountClosed: Nothing was written.
     """
     if not 1 <= len(meter) <= 100:  # noqa: PLR2004 - as long as Stripe's names
         raise InvalidInput("meter has 1 to 100 characters")
 
     def act(tx: Writer) -> Overage:
         key = _key(desk, account, wallet)
+        owner = key[0]
+        found = tx.load(desk.ledger, {owner: account}, [])[0][owner]
+        check_standing(found)
         note = tx.note(key)
         if note is None:
-            owner = key[0]
-            seq = tx.accounts([(owner, account)])[owner].seq
-            made = Overage(account=account, meter=meter, wallet=wallet, cursor=seq)
+            made = Overage(account=account, meter=meter, wallet=wallet, cursor=found.seq)
         else:
             known = decoded(note)
             if known.pending is not None and meter != known.meter:
@@ -193,7 +196,7 @@ def _noted(tx: Writer, *, desk: Desk, seen: Note) -> Overage | None:
         return None
     if overage.pending is None:
         overage = _gathered(tx, desk, overage, at)
-    elif at - overage.pending.noted_at > KEY_LIFE:
+    elif not -SKEW <= at - overage.pending.noted_at <= KEY_LIFE:
         overage = replace(overage, state="in_doubt")
     due_at = NEVER if overage.state == "in_doubt" else at + EVERY
     put(tx, note, overage, due_at)

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from tillroll.ledger.errors import InvalidInput
-from tillroll.payments.facts import Disputed, Refunded
+from tillroll.payments.facts import Disputed, Failed, Refunded
 
 Standing = Literal["incomplete", "trialing", "active", "past_due", "paused", "ended"]
 SessionState = Literal["open", "complete", "expired"]
@@ -44,7 +44,7 @@ class PaymentTold(Struct, frozen=True, kw_only=True, tag=True):
     """Something about one payment."""
 
     id: str
-    facts: tuple[Sold | Refunded | Disputed, ...]
+    facts: tuple[Sold | Refunded | Disputed | Failed, ...]
 
 
 class SubscriptionTold(Struct, frozen=True, kw_only=True, tag=True):
@@ -71,7 +71,13 @@ class SubscriptionTold(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class InvoiceTold(Struct, frozen=True, kw_only=True, tag=True):
-    """Whether a whole period of a subscription was paid, and what for."""
+    """Whether a period of a subscription was paid, and what for.
+
+    Attributes:
+        amount: What was paid, in the currency's smallest unit.
+        part: Whether it is for a change within a period alone, which brings no units of its own.
+        due: What was to be paid; None where the provider does not say.
+    """
 
     id: str
     subscription: str
@@ -80,6 +86,19 @@ class InvoiceTold(Struct, frozen=True, kw_only=True, tag=True):
     period_start: int
     period_end: int
     price: str | None = None
+    amount: int = 0
+    part: bool = False
+    due: int | None = None
+    currency: str | None = None
+
+
+class ReturnTold(Struct, frozen=True, kw_only=True, tag=True):
+    """Refunds and disputes of a payment that paid an invoice of a subscription."""
+
+    subscription: str
+    invoice: str
+    payment: str
+    facts: tuple[Refunded | Disputed, ...]
 
 
 class SessionTold(Struct, frozen=True, kw_only=True, tag=True):
@@ -111,7 +130,13 @@ class ChargeTold(Struct, frozen=True, kw_only=True, tag=True):
     final: bool = False
 
 
-Told = PaymentTold | SubscriptionTold | InvoiceTold | SessionTold | ChargeTold
+Told = PaymentTold | SubscriptionTold | InvoiceTold | ReturnTold | SessionTold | ChargeTold
+
+
+class Origin(Struct, frozen=True, kw_only=True):
+    """What a payment of this ledger is for: the invoice that it paid, or else a purchase."""
+
+    invoice: InvoiceTold | None = None
 
 
 class Order(Struct, frozen=True, kw_only=True):
@@ -122,6 +147,7 @@ class Order(Struct, frozen=True, kw_only=True):
         price: The provider's own id of the price; amount and currency where there is none.
         trial: How long nothing is paid, in microseconds.
         attempt: The number of a top-up's attempt; 0 for a checkout.
+        card: The provider's own id of what is charged; None for a checkout.
     """
 
     account: str
@@ -137,6 +163,7 @@ class Order(Struct, frozen=True, kw_only=True):
     units: str | None = None
     wallet: str = "credits"
     attempt: int = 0
+    card: str | None = None
 
 
 class Session(Struct, frozen=True, kw_only=True):
@@ -158,10 +185,18 @@ class Usage(Struct, frozen=True, kw_only=True):
 
 
 class Listener(Protocol):
-    """A provider that tells us, and that is all."""
+    """A provider that tells us, and that is all.
+
+    Attributes:
+        name: Short, such as "stripe"; what it tells of is called by it.
+        ledger_mode: Which of the project's ledgers it is about.
+        hears_conflicts: Whether whoever tells two different purchases under one id is to be told
+            so, since he made the id; anybody else would only send it again.
+    """
 
     name: str
     ledger_mode: Literal["test", "live"]
+    hears_conflicts: bool
 
     def read(self, headers: Mapping[str, str], body: bytes, at: int) -> list[Told]:
         """Return what a webhook tells.
@@ -198,11 +233,22 @@ class Provider(Listener, Protocol):
     def page(self, session_id: str) -> list[Told]:
         """Return what there is to tell of a checkout as it stands."""
 
+    def card(self, customer: str) -> str | None:
+        """Return what a customer has on file to be charged; None where there is nothing."""
+
     def charge(self, order: Order, key: str) -> ChargeTold:
-        """Charge an order to what the customer has on file; the same key charges once."""
+        """Charge an order to the card that it names; the same order and key charge once."""
 
     def attempt(self, order: Order, since: int) -> ChargeTold | None:
-        """Return what became of an attempt whose key may be forgotten; None where it never was."""
+        """Return what became of an attempt whose key may be forgotten; None where it never was.
+
+        Args:
+            order: What was asked.
+            since: When, by our clock, which may have been ahead by up to a day.
+        """
+
+    def origin(self, payment_id: str) -> Origin | None:
+        """Return what a payment is for; None where it is not this ledger's."""
 
     def subscription(self, subscription_id: str) -> SubscriptionTold:
         """Return a subscription as it stands."""
@@ -216,8 +262,10 @@ __all__ = [
     "InvoiceTold",
     "Listener",
     "Order",
+    "Origin",
     "PaymentTold",
     "Provider",
+    "ReturnTold",
     "Session",
     "SessionTold",
     "Sold",

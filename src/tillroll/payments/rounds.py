@@ -15,17 +15,21 @@ if TYPE_CHECKING:
     from tillroll.payments.desk import Desk
 
 PULL_SECONDS = 60.0
-TOPUP_SECONDS = 15.0
+TOPUP_SECONDS = 2.0  # for processes that do not see a balance fall; who does is woken at once
 OVERAGE_SECONDS = 60.0
 AGAIN_SECONDS = 300.0
 
 
 class Round(NamedTuple):
-    """Something to be done every so many seconds; `run` does it once and says what it did."""
+    """Something to be done every so many seconds; `run` does it once and says what it did.
+
+    What is `woken` is to be done as well when a balance falls to where it is topped up.
+    """
 
     name: str
     every: float
     run: Callable[[], Mapping[str, Any]]
+    woken: bool = False
 
 
 def rounds(desk: Desk) -> list[Round]:
@@ -36,10 +40,14 @@ def rounds(desk: Desk) -> list[Round]:
         return []
     return [
         Round(f"{name}-pull", PULL_SECONDS, lambda: _pulled(desk)),
-        Round(f"{name}-topups", TOPUP_SECONDS, lambda: {"charges": topups.round_of(desk)}),
+        Round(f"{name}-topups", TOPUP_SECONDS, lambda: _topped_up(desk), woken=True),
         Round(f"{name}-overage", OVERAGE_SECONDS, lambda: {"batches": overage.round_of(desk)}),
         Round(f"{name}-again", AGAIN_SECONDS, lambda: {"again": desk.again()}),
     ]
+
+
+def _topped_up(desk: Desk) -> Mapping[str, Any]:
+    return {"charges": topups.round_of(desk)}
 
 
 def _pulled(desk: Desk) -> Mapping[str, Any]:

@@ -32,6 +32,7 @@ from tillroll.ledger.errors import InvalidInput, TillrollError
 from tillroll.ledger.types import RESERVED, SECOND, Account, Refusal
 from tillroll.ledger.units import to_decimal
 from tillroll.payments.facts import Bought, Payment, decimals_of, merge, owed
+from tillroll.payments.telling import Source, last_of, of_payment, tell
 from tillroll.stores.base import Note
 
 if TYPE_CHECKING:
@@ -146,9 +147,13 @@ class _Work:
         fresh = Note(owner=owner, kind=kind, name=name, project=self._project, document="")
         note = claimed(tx, note or fresh)
         payment = self._booked(tx, payment)
-        account = payment.bought.account if payment.bought is not None else ""
+        account = payment.account
         document = msgspec.json.encode(payment).decode()
         tx.put_note(replace(note, document=document, account=account))
+        at = self._engine.clock()
+        seq = last_of(self.requests, self.answers, account)
+        source = Source(self._project, f"{kind}\n{name}", note.version, account, at, seq)
+        tell(tx, source, of_payment(before, payment, self._scale))
         return payment
 
     def _booked(self, tx: Writer, payment: Payment) -> Payment:

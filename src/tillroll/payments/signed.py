@@ -90,6 +90,7 @@ class Signed:
     """
 
     name = "signed"
+    hears_conflicts = True
 
     def __init__(self, secrets: tuple[str, ...], *, mode: Literal["test", "live"] = "live") -> None:
         """Take in what these secrets sign."""

@@ -14,14 +14,16 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import stripe
+from msgspec.structs import replace
 
-from tillroll.ledger.errors import InvalidInput
-from tillroll.ledger.types import SECOND
-from tillroll.payments.facts import Disputed, DisputeState, Refunded, RefundState
+from tillroll.ledger.errors import InvalidInput, ProviderRefused, ProviderUnavailable
+from tillroll.ledger.types import DAY, SECOND
+from tillroll.payments.facts import Disputed, DisputeState, Failed, Refunded, RefundState
 from tillroll.payments.provider import (
     ChargeTold,
     InvoiceTold,
     Order,
+    Origin,
     PaymentTold,
     Session,
     SessionTold,
@@ -31,7 +33,7 @@ from tillroll.payments.provider import (
     Told,
     Usage,
 )
-from tillroll.wire.problems import BadSignature, ProviderRefused, ProviderUnavailable
+from tillroll.wire.problems import BadSignature
 
 TOLERANCE = 300 * SECOND  # between Stripe's clock and ours: as its own libraries have it
 PAGE = 100  # events of one page, the most that Stripe gives
@@ -48,6 +50,7 @@ TOPICS = (
     "charge.dispute.created",
     "charge.dispute.updated",
     "charge.refunded",
+    "checkout.session.async_payment_failed",
     "checkout.session.async_payment_succeeded",
     "checkout.session.completed",
     "checkout.session.expired",
@@ -125,6 +128,7 @@ class Stripe:
     """
 
     name = "stripe"
+    hears_conflicts = False
 
     def __init__(
         self,
@@ -206,7 +210,7 @@ class Stripe:
             return []
         kind = thing["object"]
         if kind == "checkout.session":
-            return list(self._session(thing))
+            return list(self._session(thing, failed=topic.endswith("payment_failed")))
         if kind == "payment_intent":
             return list(self._intent(thing))
         if kind == "charge":
@@ -217,14 +221,14 @@ class Stripe:
             return list(_dispute(thing, at))
         if kind == "subscription":
             return [] if self._is_foreign(thing["metadata"]) else [_subscription(thing, at)]
-        return list(self._invoice(thing, topic, at))
+        return list(self._invoice(thing, at, paid=topic == "invoice.paid"))
 
     def _is_foreign(self, metadata: Thing | None) -> bool:
         """Return whether something is of another ledger, or was never told whose it is."""
         return not metadata or metadata.get(LEDGER) != self._ledger
 
-    def _session(self, session: Thing) -> Iterator[Told]:
-        """A checkout: what became of its page, and the purchase once it is paid."""
+    def _session(self, session: Thing, *, failed: bool = False) -> Iterator[Told]:
+        """A checkout: what became of its page, and the purchase once it is paid or is not."""
         metadata = session["metadata"] or {}
         if self._is_foreign(metadata):
             return
@@ -232,10 +236,12 @@ class Stripe:
         yield SessionTold(
             id=session["id"], account=account, product=product, state=session["status"]
         )
-        if session["mode"] == "payment" and session["payment_status"] != "unpaid":
+        done = session["status"] == "complete" and session["payment_status"] != "unpaid"
+        if session["mode"] == "payment" and (done or failed):
             payment = _id(session["payment_intent"]) or session["id"]
             sold = _sold(metadata, session["amount_total"], session["currency"])
-            yield PaymentTold(id=payment, facts=(sold,))
+            lost = Failed(account, sold.amount, sold.currency, sold.product)
+            yield PaymentTold(id=payment, facts=(sold if done else lost,))
 
     def _intent(self, intent: Thing) -> Iterator[Told]:
         """A top-up: what became of the attempt, and the purchase once it is paid."""
@@ -257,14 +263,15 @@ class Stripe:
             refunds = [refund.to_dict() for refund in found.auto_paging_iter()]
         return [told for refund in refunds for told in _refund(refund)]
 
-    def _invoice(self, invoice: Thing, topic: str, at: int) -> Iterator[Told]:
+    def _invoice(self, invoice: Thing, at: int, *, paid: bool) -> Iterator[InvoiceTold]:
         """Which period of a subscription was paid, or was not: the last that it is about."""
         parent = invoice["parent"] or {}
         details = parent.get("subscription_details") or {}
         subscription = _id(details.get("subscription"))
         if subscription is None or self._is_foreign(details.get("metadata")):
             return
-        lines = [line for line in invoice["lines"]["data"] if not _is_proration(line)]
+        every: list[Thing] = invoice["lines"]["data"]
+        lines = [line for line in every if not _is_proration(line)] or every
         if not lines:
             return
         line = max(lines, key=lambda line: (line["period"]["end"], line["period"]["start"]))
@@ -273,8 +280,12 @@ class Stripe:
         yield InvoiceTold(
             id=invoice["id"],
             subscription=subscription,
-            paid=topic == "invoice.paid",
+            paid=paid,
+            due=invoice["amount_due"],
+            currency=invoice["currency"],
             at=at,
+            amount=invoice["amount_paid"] if paid else 0,
+            part=_is_proration(line),
             price=_id(details.get("price")),
             period_start=line["period"]["start"] * SECOND,
             period_end=line["period"]["end"] * SECOND,
@@ -346,15 +357,16 @@ class Stripe:
         return list(self._session(session))
 
     def charge(self, order: Order, key: str) -> ChargeTold:
-        """Charge an order to the card that the customer has on file."""
-        if order.customer is None or order.amount is None or order.currency is None:
-            raise InvalidInput("a charge needs a customer, an amount and a currency")
+        """Charge an order to the card that it names."""
+        if None in (order.customer, order.card, order.amount, order.currency):
+            raise InvalidInput("a charge needs a customer, a card, an amount and a currency")
         metadata = self._metadata(order) | {ATTEMPT: str(order.attempt)}
         asked: dict[str, Any] = {
             "amount": order.amount,
             "currency": order.currency,
             "customer": order.customer,
             "metadata": metadata,
+            "payment_method": order.card,
             "off_session": True,
             "confirm": True,
         }
@@ -363,28 +375,34 @@ class Stripe:
         )
         try:
             with _asking():
-                card = self._card(order.customer)
-                if card is None:
-                    return _declined(told, "no_payment_method", final=True)
                 intent = self._client.v1.payment_intents.create(
-                    {**asked, "payment_method": card},  # type: ignore[typeddict-item]  # likewise
+                    asked,  # type: ignore[arg-type]  # likewise
                     {"idempotency_key": key},
                 ).to_dict()
         except stripe.CardError as problem:
             body: Any = problem.json_body or {}
             error = body.get("error", {})
             reason = error.get("decline_code") or error.get("code") or "declined"
+            tried = error.get("payment_intent") or {}
+            told = replace(told, payment=tried.get("id"))
             return _declined(told, reason, final=reason in _FINAL)
+        except ProviderRefused as problem:
+            cause = problem.__cause__
+            # It was taken off file meanwhile. Had it been charged under this key, that had come.
+            if isinstance(cause, stripe.InvalidRequestError) and cause.param == "payment_method":
+                return _declined(told, cause.code or "no_such_card", final=False)
+            raise
         return _charge(intent)
 
-    def _card(self, customer: str) -> str | None:
+    def card(self, customer: str) -> str | None:
         """Return what a customer has on file to pay with: the default, or the newest card."""
-        found = self._client.v1.customers.retrieve(customer).to_dict()
-        default = (found.get("invoice_settings") or {}).get("default_payment_method")
-        if default:
-            return _id(default)
-        methods = self._client.v1.customers.payment_methods.list(customer, {"limit": 1})
-        return methods.data[0].id if methods.data else None
+        with _asking():
+            found = self._client.v1.customers.retrieve(customer).to_dict()
+            default = (found.get("invoice_settings") or {}).get("default_payment_method")
+            if default:
+                return _id(default)
+            methods = self._client.v1.customers.payment_methods.list(customer, {"limit": 1})
+            return methods.data[0].id if methods.data else None
 
     def attempt(self, order: Order, since: int) -> ChargeTold | None:
         """Return what became of an attempt whose key Stripe may have forgotten."""
@@ -394,7 +412,7 @@ class Stripe:
             found = self._client.v1.payment_intents.list(
                 {
                     "customer": order.customer,
-                    "created": {"gte": since // SECOND - TOLERANCE // SECOND},
+                    "created": {"gte": (since - DAY) // SECOND},
                     "limit": PAGE,
                 }
             )
@@ -405,6 +423,33 @@ class Stripe:
             if wanted.items() <= metadata.items() and not self._is_foreign(metadata):
                 return _charge(intent)
         return None
+
+    def origin(self, payment_id: str) -> Origin | None:
+        """Return what a payment is for: ours say so, and what paid an invoice of ours is ours.
+
+        Raises:
+            ProviderUnavailable: Ask again.
+        """
+        try:
+            with _asking():
+                intent = self._client.v1.payment_intents.retrieve(payment_id).to_dict()
+            if not self._is_foreign(intent["metadata"]):
+                return Origin()
+            with _asking():
+                found = self._client.v1.invoice_payments.list(
+                    {
+                        "payment": {"type": "payment_intent", "payment_intent": payment_id},
+                        "limit": 1,
+                    }
+                ).to_dict()
+                names = [_id(one["invoice"]) or "" for one in found["data"]]
+                if not names:
+                    return None
+                invoice = self._client.v1.invoices.retrieve(names[0]).to_dict()
+        except ProviderRefused:  # it has no such payment
+            return None
+        told = self._invoice(invoice, 0, paid=invoice["status"] == "paid")
+        return next((Origin(invoice=one) for one in told), None)
 
     def subscription(self, subscription_id: str) -> SubscriptionTold:
         """Return a subscription as it stands now."""

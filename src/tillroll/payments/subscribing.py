@@ -9,11 +9,18 @@ newest that is known; what is older changes nothing.
   from the next period on, since this one was paid.
 - Past due: features stay, nothing is renewed. Unpaid and paused: neither. Ended: what was granted
   stays until it expires, for it was paid.
+- Money that goes back takes units of the period that it had paid for, and of no other. How the
+  subscription goes on is for the provider to say; a period all of whose money went back brings
+  nothing more.
+- Another account: features begin there and end here at once. The units of the period that was paid
+  stay where they are, or it would bring them twice.
 """
 
 from __future__ import annotations
 
 import time
+from datetime import timedelta
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,30 +28,37 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from tillroll.embedded.ledger import verbs_of
-from tillroll.engine import Batch, Engine, answer_in
+from tillroll.engine import Batch, Engine, answer_due, answer_in
+from tillroll.ledger import calendar, chain
 from tillroll.ledger.calendar import show_instant
-from tillroll.ledger.commands import account_id
-from tillroll.ledger.errors import TillrollError
+from tillroll.ledger.commands import Void, account_id
+from tillroll.ledger.errors import InvalidInput, TillrollError
 from tillroll.ledger.types import HOUR, NEVER, RESERVED, Refusal
-from tillroll.payments.provider import InvoiceTold, SubscriptionTold
-from tillroll.payments.settling import claimed
+from tillroll.ledger.units import to_decimal
+from tillroll.payments import facts, returning
+from tillroll.payments.facts import Payment
+from tillroll.payments.provider import InvoiceTold, ReturnTold, SubscriptionTold
+from tillroll.payments.returning import SHIFT, Share
+from tillroll.payments.settling import claimed, standing
+from tillroll.payments.telling import Bill, Source, last_of, of_invoices, of_returns, tell
 from tillroll.stores.base import Note
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tillroll.ledger.book import Answer
+    from tillroll.ledger.book import Answer, Book
     from tillroll.ledger.commands import Request
     from tillroll.ledger.pricing import PriceBook
     from tillroll.ledger.products import Products
+    from tillroll.ledger.types import Account, Entitlement, Entry
     from tillroll.stores.base import NoteKey, Reader, Writer
 
 KIND = "subscription"
 INVOICES_MAX = 120  # of one subscription: ten years of months, about 200 bytes each
+RETURNS_MAX = 2 * INVOICES_MAX  # payments of one subscription that were refunded or disputed
 AGAIN = HOUR  # after which one that the ledger could not follow is tried again
 # The clock may have ended it before the provider says so: then nothing is left to be done.
 OVER_ALREADY = "entitlement_not_found"
-SHIFT = 2 * HOUR  # what a day's saving time may move a period of the account's own calendar
 
 
 class Applied(Struct, frozen=True, omit_defaults=True):
@@ -52,6 +66,7 @@ class Applied(Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         then: The plan that it moves to when the period at hand ends, in `then_version`.
+        account: Whose it is; the one that it was noted for, where that is left out.
     """
 
     plan: str
@@ -63,6 +78,7 @@ class Applied(Struct, frozen=True, omit_defaults=True):
     ends_at: int | None = None
     then: str | None = None
     then_version: int = 0
+    account: str | None = None
 
 
 class Subscription(Struct, frozen=True, omit_defaults=True):
@@ -77,6 +93,9 @@ class Subscription(Struct, frozen=True, omit_defaults=True):
         given: The plans whose units were granted for the period of that invoice.
         steps: How many verbs were carried out; each has its number in its request id.
         refused: Why the ledger could not be brought to what is known.
+        returns: Refunds and disputes, by the payment that they are of.
+        shares: What paid periods brought, by the grants that brought it.
+        elsewhere: The invoice whose units went to another account than the present one.
     """
 
     provider: str
@@ -89,6 +108,9 @@ class Subscription(Struct, frozen=True, omit_defaults=True):
     given: tuple[str, ...] = ()
     steps: int = 0
     refused: str | None = None
+    returns: dict[str, Payment] = field(default_factory=dict)
+    shares: dict[str, Share] = field(default_factory=dict)
+    elsewhere: str = ""
 
     @property
     def name(self) -> str:
@@ -118,8 +140,17 @@ def subscriptions_of(reader: Reader, project: str, account: str) -> list[Subscri
     return [decoded(note) for note in reader.notes_of(project, account, KIND)]
 
 
-def merge(subscription: Subscription, told: SubscriptionTold | InvoiceTold) -> Subscription:
-    """Return what is known once this is known, too: newer stands, and paid stays paid."""
+Told = SubscriptionTold | InvoiceTold | ReturnTold
+
+
+def merge(subscription: Subscription, told: Told) -> Subscription:
+    """Return what is known once this is known, too: newer stands, and paid stays paid.
+
+    Raises:
+        InvalidInput: More refunds or disputes than anybody makes, or an amount out of bounds.
+    """
+    if isinstance(told, ReturnTold):
+        return _merge_return(subscription, told)
     if isinstance(told, SubscriptionTold):
         latest = subscription.latest
         if latest is not None and (latest.at, _END[latest.status == "ended"]) >= (
@@ -129,13 +160,30 @@ def merge(subscription: Subscription, told: SubscriptionTold | InvoiceTold) -> S
             return subscription
         return replace(subscription, latest=told)
     before = subscription.invoices.get(told.id)
-    if before is not None and (before.paid, before.at) >= (told.paid, told.at):
+    if before is not None:
+        newest = max(before, told, key=lambda one: (one.paid, one.at))
+        told = replace(newest, amount=max(before.amount, told.amount))
+    if told == before:
         return subscription
     invoices = subscription.invoices | {told.id: told}
-    if len(invoices) > INVOICES_MAX:
-        oldest = min(invoices.values(), key=lambda one: (one.period_end, one.id))
-        del invoices[oldest.id]
-    return replace(subscription, invoices=invoices)
+    if len(invoices) <= INVOICES_MAX:
+        return replace(subscription, invoices=invoices)
+    oldest = min(invoices.values(), key=lambda one: (one.period_end, one.id)).id
+    del invoices[oldest]
+    returns = {name: one for name, one in subscription.returns.items() if one.invoice != oldest}
+    shares = {name: one for name, one in subscription.shares.items() if one.invoice != oldest}
+    return replace(subscription, invoices=invoices, returns=returns, shares=shares)
+
+
+def _merge_return(subscription: Subscription, told: ReturnTold) -> Subscription:
+    fresh = Payment(provider=subscription.provider, id=told.payment, invoice=told.invoice)
+    payment = subscription.returns.get(told.payment, fresh)
+    for fact in told.facts:
+        payment = facts.merge(payment, fact)
+    returns = subscription.returns | {told.payment: payment}
+    if len(returns) > RETURNS_MAX:
+        raise InvalidInput(f"more than {RETURNS_MAX} payments of subscription {subscription.id!r}")
+    return replace(subscription, returns=returns)
 
 
 _END = {False: 0, True: 1}  # of the same second, the end counts: nothing follows it
@@ -152,11 +200,12 @@ def follow(
     project: str,
     provider: str,
     subscription_id: str,
-    told: Sequence[SubscriptionTold | InvoiceTold] = (),
+    told: Sequence[Told] = (),
 ) -> Subscription:
-    """Note what was told of a subscription, and bring the entitlement to it, in one transaction.
+    """Note what was told of a subscription, and bring the ledger to it, in one transaction.
 
     Raises:
+        InvalidInput: What was told cannot be right; nothing was written.
         StoreUnavailable: Nothing was written.
         OutcomeUnknown: Tell it again.
     """
@@ -177,14 +226,15 @@ class _Work:
 
     def __init__(self, engine: Engine, project: str, provider: str, subscription_id: str) -> None:
         self._engine = engine
-        self._project = project
+        self.project = project
         self._new = Subscription(provider=provider, id=subscription_id)
         self._key = key_of(project, provider, subscription_id)
-        self._verbs = verbs_of(engine, project, ours=True)
+        self.verbs = verbs_of(engine, project, ours=True)
+        self.scale = engine.store.scale
         self.requests: list[Request] = []
         self.answers: list[Answer] = []
 
-    def follow(self, tx: Writer, told: Sequence[SubscriptionTold | InvoiceTold]) -> Subscription:
+    def follow(self, tx: Writer, told: Sequence[Told]) -> Subscription:
         """Merge, carry out and note; write nothing where nothing is new."""
         self.requests, self.answers = [], []
         note = tx.note(self._key)
@@ -195,10 +245,11 @@ class _Work:
         if subscription == before and before.refused is None:
             return before
         owner, kind, name = self._key
-        fresh = Note(owner=owner, kind=kind, name=name, project=self._project, document="")
+        fresh = Note(owner=owner, kind=kind, name=name, project=self.project, document="")
         note = claimed(tx, note or fresh)
         at = self._engine.clock()
-        subscription = self._carried_out(tx, replace(subscription, refused=None), at)
+        subscription = _with_account(replace(subscription, refused=None), note.account)
+        subscription = self._carried_out(tx, subscription, at)
         latest = subscription.latest
         tx.put_note(
             replace(
@@ -208,29 +259,52 @@ class _Work:
                 due_at=NEVER if subscription.refused is None else at + AGAIN,
             )
         )
+        self._tell(tx, before, subscription, note, at)
         return subscription
+
+    def _tell(
+        self, tx: Writer, before: Subscription, subscription: Subscription, note: Note, at: int
+    ) -> None:
+        """Tell what was paid, what was not and what goes back, once it is known whose it is."""
+        latest, earlier = subscription.latest, before.latest
+        if latest is None or latest.account is None:
+            return
+        if earlier is None or earlier.account is None:
+            before = self._new  # of which nothing was told
+        bill = Bill(
+            provider=subscription.provider,
+            subscription=subscription.id,
+            plan=latest.plan if subscription.applied is None else subscription.applied.plan,
+        )
+        told = of_invoices(bill, before.invoices, subscription.invoices)
+        told += of_returns(bill, before.returns, subscription.returns)
+        seq = last_of(self.requests, self.answers, latest.account)
+        place = f"{note.kind}\n{note.name}"
+        tell(tx, Source(self.project, place, note.version, latest.account, at, seq), told)
 
     def _carried_out(self, tx: Writer, subscription: Subscription, at: int) -> Subscription:
         """Return the subscription with what the ledger answered to what follows from it."""
         latest = subscription.latest
         if latest is None or latest.account is None or latest.status == "incomplete":
             return subscription
-        owner = account_id(self._project, latest.account)
-        accounts, _ = tx.load(self._project, {owner: latest.account}, [(owner, self._key[2])])
-        shift = 0 if accounts[owner].settings.time_zone == "UTC" else SHIFT
+        owner = account_id(self.project, latest.account)
+        accounts, _ = tx.load(self.project, {owner: latest.account}, [(owner, self._key[2])])
         try:
-            planned = self._planned(tx.prices(self._project), subscription, latest, at, shift)
+            planned = self._planned(
+                tx.prices(self.project), subscription, latest, at, accounts[owner]
+            )
         except _Unknown as problem:
-            return replace(subscription, refused=str(problem))
-        if not self.requests:
-            return planned
-        self.answers = answer_in(tx, self._engine.store.scale, self.requests, at)
-        for answer in self.answers:
-            if isinstance(answer.outcome, TillrollError):
-                raise answer.outcome
-            if isinstance(answer.outcome, Refusal) and answer.outcome.code != OVER_ALREADY:
-                return replace(subscription, refused=answer.outcome.code)
-        return planned
+            self.requests = []
+            planned = replace(subscription, refused=str(problem))
+        back = _Returning(self, tx, planned, subscription, at)
+        if self.requests:
+            self.answers = answer_in(tx, self.scale, self.requests, at, then=back.after)
+            self.requests += back.requests
+        elif subscription.shares or subscription.returns:
+            name = latest.account
+            self.answers = answer_due(tx, self.scale, self.project, name, at, back.after)
+            self.requests = back.requests
+        return back.counted(self.answers)
 
     def _planned(
         self,
@@ -238,11 +312,13 @@ class _Work:
         subscription: Subscription,
         latest: SubscriptionTold,
         at: int,
-        shift: int,
+        account: Account,
     ) -> Subscription:
         """Return how it is to stand, with the verbs that lead there among the requests."""
+        shift = 0 if account.settings.time_zone == "UTC" else SHIFT
+        subscription = self._moved(subscription, latest)
         paid = sorted(
-            (one for one in subscription.invoices.values() if one.paid),
+            (one for one in subscription.invoices.values() if one.paid and not one.part),
             key=lambda one: (one.period_start, one.id),
         )
         for invoice in paid:
@@ -251,41 +327,56 @@ class _Work:
             subscription = replace(subscription, granted=(*subscription.granted, invoice.id))
             if invoice.period_end > at:
                 plan, version = _plan_of(prices, invoice.price, latest)
+                anchor = min(invoice.period_start, at)
+                applied = subscription.applied
+                if applied is not None and applied.plan == plan:
+                    held = account.entitlements.get(subscription.name)
+                    if held is not None and _is_on_course(account, held, anchor, shift):
+                        anchor = applied.anchor
                 wanted = Applied(
                     plan=plan,
                     version=version,
-                    anchor=min(invoice.period_start, at),
+                    anchor=anchor,
                     status="trialing" if latest.status == "trialing" else "active",
                     paid_until=invoice.period_end - shift,
                     trial_ends_at=_trial(latest),
                 )
                 subscription = self._stand(subscription, latest, wanted)
                 subscription = replace(subscription, base=invoice.id, given=(plan,))
-        return self._now(prices, subscription, latest, paid[-1] if paid else None, at, shift)
+        return self._now(prices, subscription, latest, paid, at, shift)
+
+    def _moved(self, subscription: Subscription, latest: SubscriptionTold) -> Subscription:
+        """End what another account has of it: it is begun anew where it belongs now."""
+        applied = subscription.applied
+        if applied is None or applied.account in (None, latest.account):
+            return subscription
+        subscription, how = self.step(subscription)
+        self.requests.append(
+            self.verbs.end_entitlement(applied.account or "", subscription.name, **how)
+        )
+        return replace(subscription, applied=None, elsewhere=subscription.base, given=())
 
     def _now(
         self,
         prices: PriceBook,
         subscription: Subscription,
         latest: SubscriptionTold,
-        last: InvoiceTold | None,
+        paid: Sequence[InvoiceTold],
         at: int,
         shift: int,
     ) -> Subscription:
         """Have the entitlement stand as the subscription does, or end it."""
         if latest.status == "ended":
             return self._ended(subscription, latest)
+        last = paid[-1] if paid else None
         price = latest.price
         if last is not None and last.price is not None and last.period_start > latest.at:
             price = last.price  # what was paid since says more than how it stood before
         plan, version = _plan_of(prices, price, latest)
         applied = subscription.applied
-        start = latest.period_start or latest.at
-        until = start if last is None else last.period_end - shift
-        if latest.status == "trialing" and latest.trial_ends_at is not None:
-            until = max(until, latest.trial_ends_at - shift)
         then: tuple[str | None, int] = (None, 0)
         if applied is None:
+            start = latest.period_start or latest.at
             anchor = min(start if last is None else last.period_start, at)
         elif applied.plan == plan:
             anchor, version = applied.anchor, applied.version
@@ -305,7 +396,7 @@ class _Work:
             version=version,
             anchor=anchor,
             status=latest.status,
-            paid_until=until,
+            paid_until=_paid_until(subscription, latest, paid, shift),
             trial_ends_at=_trial(latest),
             ends_at=ends_at,
         )
@@ -315,13 +406,14 @@ class _Work:
         self, subscription: Subscription, latest: SubscriptionTold, wanted: Applied
     ) -> Subscription:
         applied = subscription.applied
+        wanted = replace(wanted, account=latest.account)
         if applied == wanted:
             return subscription
-        subscription, how = self._step(subscription)
+        subscription, how = self.step(subscription)
         anew = applied is None or (applied.plan, applied.anchor) != (wanted.plan, wanted.anchor)
         trial = wanted.trial_ends_at
         self.requests.append(
-            self._verbs.subscribe(
+            self.verbs.subscribe(
                 latest.account or "",
                 wanted.then or wanted.plan,
                 name=subscription.name,
@@ -342,19 +434,223 @@ class _Work:
     def _ended(self, subscription: Subscription, latest: SubscriptionTold) -> Subscription:
         if subscription.applied is None:
             return subscription
-        subscription, how = self._step(subscription)
+        subscription, how = self.step(subscription)
         self.requests.append(
-            self._verbs.end_entitlement(latest.account or "", subscription.name, **how)
+            self.verbs.end_entitlement(latest.account or "", subscription.name, **how)
         )
         return replace(subscription, applied=None)
 
-    def _step(self, subscription: Subscription) -> tuple[Subscription, dict[str, Any]]:
+    def step(self, subscription: Subscription) -> tuple[Subscription, dict[str, Any]]:
+        """Return what every verb about a subscription says, under a number of its own."""
         subscription = replace(subscription, steps=subscription.steps + 1)
         return subscription, {
             "request_id": f"{RESERVED}subscription/{subscription.name}/{subscription.steps}",
             "reason": f"subscription {subscription.id}",
             "actor": f"payments/{subscription.provider}",
         }
+
+
+class _Returning:
+    """Take back, or give back, what follows from money that goes back or stays.
+
+    Attributes:
+        subscription: What is known, with how far the ledger was brought to it.
+        requests: What takes and gives, each for one share.
+    """
+
+    def __init__(
+        self, work: _Work, tx: Writer, planned: Subscription, before: Subscription, at: int
+    ) -> None:
+        self._work = work
+        self._tx = tx
+        self._before = before
+        self._at = at
+        self._for: list[str] = []  # the grant whose share each request is for
+        self.subscription = planned
+        self.requests: list[Request] = []
+
+    def after(self, book: Book, answers: Sequence[Answer]) -> list[Request]:
+        """Return what is to be taken and given, after what else follows was decided."""
+        self._look_at(answers)
+        self._note(book)
+        for share in self.subscription.shares.values():
+            self._bring(share, book)
+        return self.requests
+
+    def counted(self, answers: Sequence[Answer]) -> Subscription:
+        """Return the subscription with what was moved, as the entries say."""
+        moved = answers[len(answers) - len(self.requests) :]
+        for grant, request, answer in zip(self._for, self.requests, moved, strict=True):
+            outcome, share = answer.outcome, self.subscription.shares[grant]
+            if isinstance(outcome, TillrollError):
+                raise outcome
+            if isinstance(outcome, Refusal):
+                asked = request.command.units if isinstance(request.command, Void) else None
+                self._put(replace(share, refused=True, short=share.short + (asked or 0)))
+                self.subscription = replace(self.subscription, refused=outcome.code)
+            else:
+                self._put(returning.counted(share, outcome))
+        return self.subscription
+
+    def _look_at(self, answers: Sequence[Answer]) -> None:
+        """Leave everything as it was noted before where the ledger refused to follow."""
+        for answer in answers:
+            if isinstance(answer.outcome, TillrollError):
+                raise answer.outcome
+            if isinstance(answer.outcome, Refusal) and answer.outcome.code != OVER_ALREADY:
+                steps = self.subscription.steps  # whose ids are used up
+                self.subscription = replace(self._before, refused=answer.outcome.code, steps=steps)
+                return
+
+    def _note(self, book: Book) -> None:
+        """Note what was granted for periods that were paid, in this batch or before."""
+        subscription = self.subscription
+        latest = subscription.latest
+        assert latest is not None
+        assert latest.account is not None
+        owner = account_id(self._work.project, latest.account)
+        names = {request.account_id: request.account for request in self._work.requests}
+        names[owner] = latest.account
+        found = [
+            (names[sealed.account_id], sealed.entry)
+            for sealed in book.appended
+            if _is_of(sealed.entry, subscription.name)
+        ]
+        recurring = self._account(book, latest.account).recurring.values()
+        known = {*subscription.shares, *(entry.opens[0].id for _, entry in found)}
+        missing = returning.unnoted(known, subscription.name, recurring)
+        if missing:
+            stories = self._tx.stories([(owner, grant) for grant in missing])
+            for _, acts in stories.values():
+                found += [
+                    (latest.account, entry) for entry in acts if _is_of(entry, subscription.name)
+                ]
+        shares = subscription.shares
+        for account, entry in found:
+            shares = returning.brought(shares, subscription.invoices, account, [entry])
+        self.subscription = replace(subscription, shares=shares)
+
+    def _account(self, book: Book, name: str) -> Account:
+        owner = account_id(self._work.project, name)
+        if owner in book.accounts:
+            return book.accounts[owner]
+        return standing(self._tx, self._work.project, name, self.subscription.name, self._at)
+
+    def _bring(self, share: Share, book: Book) -> None:
+        """Ask for what is demanded of a share and was not taken yet, or give back what is not."""
+        known = self.subscription
+        wanted = returning.owed(known.invoices, known.returns.values(), share)
+        wanted -= share.taken + share.short
+        if share.refused:
+            self._put(replace(share, short=max(share.short + wanted, 0)))
+        elif wanted >= 0 and wanted + share.short:
+            account = self._account(book, share.account)
+            share, takes = returning.takes(account, share, wanted)
+            self._put(share)
+            for take in takes:
+                self._take(share, take)
+        elif wanted < 0:
+            forgiven = min(share.short, -wanted)
+            self._put(replace(share, short=share.short - forgiven))
+            if -wanted > forgiven:
+                self._give(share, -wanted - forgiven)
+
+    def _take(self, share: Share, take: returning.Take) -> None:
+        void = self._work.verbs.void(
+            share.account,
+            take.line,
+            units=to_decimal(take.units, self._work.scale),
+            **self._how(share, "was refunded or is disputed"),
+        )
+        self._ask(share, _of_origin(void, take.origin))
+
+    def _give(self, share: Share, units: int) -> None:
+        life = returning.life_of(share)
+        grant = self._work.verbs.grant(
+            share.account,
+            to_decimal(units, self._work.scale),
+            wallet=share.wallet,
+            category="plan",
+            priority=share.priority,
+            applies_to=share.applies_to,
+            expires_in=None if life is None else timedelta(microseconds=life),
+            source=f"{self.subscription.provider} subscription {self.subscription.id}",
+            **self._how(share, "stands again"),
+        )
+        self._ask(share, grant)
+
+    def _how(self, share: Share, became: str) -> dict[str, Any]:
+        """Return id, reason and more of a request that follows from a payment."""
+        self.subscription, how = self._work.step(self.subscription)
+        returns = self.subscription.returns.values()
+        paid = [one.id for one in returns if one.invoice == share.invoice]
+        told = {"provider": self.subscription.provider, "subscription": self.subscription.id}
+        told |= {"invoice": share.invoice, "payments": ", ".join(paid[:10])}
+        return {**how, "reason": f"invoice {share.invoice} {became}", "metadata": told}
+
+    def _ask(self, share: Share, request: Request) -> None:
+        self.requests.append(request)
+        self._for.append(share.grant)
+
+    def _put(self, share: Share) -> None:
+        shares = {**self.subscription.shares, share.grant: share}
+        self.subscription = replace(self.subscription, shares=shares)
+
+
+def _is_of(entry: Entry, entitlement: str) -> bool:
+    """Return whether an entry granted units that come back for an entitlement."""
+    terms = entry.recurring
+    return entry.kind == "grant_renewed" and terms is not None and terms.entitlement == entitlement
+
+
+def _of_origin(request: Request, origin: str) -> Request:
+    """Return a void of the units that had come with a grant."""
+    assert isinstance(request.command, Void)
+    command = replace(request.command, origin=origin)
+    return replace(request, command=command, fingerprint=sha256(chain.encode(command)).digest())
+
+
+def _with_account(subscription: Subscription, account: str) -> Subscription:
+    """Return a subscription whose entitlement says whose it is: noted before, it did not."""
+    applied = subscription.applied
+    if applied is None or applied.account is not None or not account:
+        return subscription
+    return replace(subscription, applied=replace(applied, account=account))
+
+
+def _is_on_course(account: Account, held: Entitlement, start: int, shift: int) -> bool:
+    """Return whether a period of an entitlement begins just then: then it is not begun anew.
+
+    The 31st of January is followed by the 28th of February and the 31st of March, as long as all
+    are counted from the first.
+    """
+    zone = account.settings.time_zone
+    nth = calendar.current(held.anchor, held.every, held.count, start + shift, zone)
+    begins = calendar.occurrence(held.anchor, held.every, held.count, nth, zone)
+    return abs(begins - start) <= shift
+
+
+def _paid_until(
+    subscription: Subscription,
+    latest: SubscriptionTold,
+    paid: Sequence[InvoiceTold],
+    shift: int,
+) -> int:
+    """Return until when units come: what all the money went back for brings no more of them."""
+    returns = subscription.returns.values()
+    kept = [
+        one.period_end - shift
+        for one in paid
+        if one.id != subscription.elsewhere
+        and not returning.is_returned(subscription.invoices, returns, one.id)
+    ]
+    start = latest.period_start or latest.at
+    if paid and not kept:
+        start = min(start, paid[-1].period_start)
+    until = kept[-1] if kept else start
+    if latest.status == "trialing" and latest.trial_ends_at is not None:
+        until = max(until, latest.trial_ends_at - shift)
+    return until
 
 
 def _plan_of(prices: PriceBook, price: str | None, latest: SubscriptionTold) -> tuple[str, int]:

@@ -18,17 +18,30 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tillroll.embedded.answers import exception_of
+from tillroll.embedded.ledger import verbs_of
+from tillroll.engine import answer_in
 from tillroll.ledger import calendar
 from tillroll.ledger.burn import spendable
 from tillroll.ledger.commands import account_id
-from tillroll.ledger.errors import InvalidInput, NotFound
-from tillroll.ledger.types import DAY, HOUR, MINUTE, NEVER, RESERVED, WALLET_DEFAULT
-from tillroll.ledger.units import parse_decimal, parse_limit, parse_units, show_units
-from tillroll.payments.desk import KEY_LIFE, Desk, minor, new_note, put
+from tillroll.ledger.errors import InvalidInput, NotFound, ProviderRefused
+from tillroll.ledger.events import PaymentData, TopUpData
+from tillroll.ledger.types import (
+    DAY,
+    HOUR,
+    MINUTE,
+    NEVER,
+    RESERVED,
+    TOPUP,
+    WALLET_DEFAULT,
+    Entry,
+)
+from tillroll.ledger.units import parse_decimal, parse_limit, parse_units, show_units, to_decimal
+from tillroll.payments.desk import KEY_LIFE, REACH, Desk, check_standing, minor, new_note, put
 from tillroll.payments.facts import AMOUNT_MAX, decimals_of
 from tillroll.payments.provider import ChargeTold, Order, PaymentTold, Sold
 from tillroll.payments.settling import standing
-from tillroll.wire.problems import ProviderRefused
+from tillroll.payments.telling import Source, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,10 +49,11 @@ if TYPE_CHECKING:
     from tillroll.ledger.types import Account
     from tillroll.ledger.units import Units
     from tillroll.ledger.verbs import Span
+    from tillroll.payments.telling import Topic
     from tillroll.stores.base import Note, NoteKey, Reader, Writer
 
-KIND = "topup"
-EVERY = MINUTE  # how often a balance is looked at, and a pending charge asked after
+KIND = TOPUP
+EVERY = MINUTE  # how often a balance is looked at anyhow, and a pending charge asked after
 COOL_DOWN = 10 * MINUTE  # after a top-up, unless set otherwise
 BACK_OFF = (HOUR, 6 * HOUR, DAY)  # after each decline; one more, and it is paused
 ROUND_MAX = 500  # accounts of one round
@@ -50,7 +64,11 @@ State = Literal["ready", "pending", "waiting", "paused"]
 
 
 class Pending(Struct, frozen=True, omit_defaults=True):
-    """An attempt that was begun: exactly what is charged, whoever asks for it again."""
+    """An attempt that was begun: exactly what is charged, whoever asks for it again.
+
+    Attributes:
+        card: The provider's id of what is charged; None until that was looked up.
+    """
 
     attempt: int
     at: int
@@ -60,6 +78,7 @@ class Pending(Struct, frozen=True, omit_defaults=True):
     product: str | None = None
     version: int = 0
     units: str | None = None
+    card: str | None = None
 
 
 class Spent(Struct, frozen=True, array_like=True):
@@ -157,6 +176,8 @@ def set_top_up(
 
     Raises:
         InvalidInput: It makes no sense, or the catalog has no such pack; nothing was written.
+        NotFound: There is no such account; nothing was written.
+        AccountClosed: Nothing was written.
     """
     scale = desk.engine.store.scale
     low, high = parse_limit(threshold, scale, "threshold"), parse_units(target, scale)
@@ -184,6 +205,8 @@ def set_top_up(
     at = desk.engine.clock()
 
     def act(tx: Writer) -> TopUp:
+        found = _locked(tx, desk, account, at)
+        check_standing(found)
         note = tx.note(_key(desk, account, wallet))
         if note is None:
             made = terms
@@ -198,6 +221,7 @@ def set_top_up(
                 stands = ("state", "reason", "declined", "not_before")
                 made = replace(made, **{name: getattr(known, name) for name in stands})
         _write(tx, desk, note, made, at)
+        _watch(tx, desk, found, made, note, at)
         return made
 
     return desk.engine.perform(act)
@@ -293,15 +317,51 @@ def _begin(tx: Writer, *, desk: Desk, seen: Note) -> TopUp | None:
     if topup.pending is not None:
         _write(tx, desk, note, topup, at + EVERY)
         return topup
-    account = standing(tx, desk.ledger, topup.account, f"{RESERVED}{KIND}", at)
+    account = _locked(tx, desk, topup.account, at)
+    if account.status != "closed":
+        _watch(tx, desk, account, topup, note, at)
     begun = _decide(desk, topup, account, at)
     _write(tx, desk, note, begun, at + EVERY)
     return begun if begun.pending is not None else None
 
 
+def _locked(tx: Writer, desk: Desk, name: str, at: int) -> Account:
+    """Return an account as it stands, locked.
+
+    It is loaded with no request in mind first: nobody then goes by what he remembers of it.
+    """
+    tx.load(desk.ledger, {account_id(desk.ledger, name): name}, [])
+    return standing(tx, desk.ledger, name, f"{RESERVED}{KIND}", at)
+
+
+def _watch(
+    tx: Writer, desk: Desk, account: Account, topup: TopUp, note: Note | None, at: int
+) -> None:
+    """Have the account know where it is topped up, so that who takes it there says so at once."""
+    name = f"{RESERVED}{KIND}/{topup.wallet}"
+    known = account.alerts.get(name)
+    if known is not None and known.terms.threshold == topup.threshold:
+        return
+    scale = desk.engine.store.scale
+    version = 0 if note is None else note.version
+    request = verbs_of(desk.engine, desk.ledger, ours=True).set_alert(
+        topup.account,
+        name,
+        TOPUP,  # type: ignore[arg-type]  # ours alone
+        to_decimal(topup.threshold, scale),
+        wallet=topup.wallet,
+        request_id=f"{name}/{version + 1}",
+        reason=f"it is topped up at {show_units(topup.threshold, scale)} {topup.wallet} or fewer",
+        actor=f"payments/{desk.provider.name}",
+    )
+    [answer] = answer_in(tx, scale, [request], at)
+    if not isinstance(answer.outcome, Entry):
+        raise exception_of(answer, request, scale)
+
+
 def _decide(desk: Desk, topup: TopUp, account: Account, at: int) -> TopUp:
     """Return how a top-up stands after a look at the balance."""
-    if topup.state == "waiting" and topup.not_before > at:
+    if topup.state == "paused" or (topup.state == "waiting" and topup.not_before > at):
         return topup
     if account.status != "open":
         return replace(topup, state="paused", reason=f"account_{account.status}")
@@ -352,30 +412,7 @@ def _charge(desk: Desk, topup: TopUp) -> None:
     """Charge the attempt that is pending, or find out what became of it; then say so."""
     pending = topup.pending
     assert pending is not None
-    order = Order(
-        account=topup.account,
-        product=pending.product,
-        version=pending.version,
-        customer=desk.customer(topup.account),
-        quantity=pending.quantity,
-        amount=pending.amount,
-        currency=pending.currency,
-        units=pending.units,
-        wallet=topup.wallet,
-        attempt=pending.attempt,
-    )
-    if desk.engine.clock() - pending.at < KEY_LIFE:
-        key = desk.key("topup", topup.account, topup.wallet, pending.attempt)
-        told = desk.asked.charge(order, key)
-    else:  # the key may be forgotten: asked again under it, the charge might be another one
-        found = desk.asked.attempt(order, pending.at)
-        told = found or ChargeTold(
-            account=topup.account,
-            wallet=topup.wallet,
-            attempt=pending.attempt,
-            state="declined",
-            reason="never_arrived",
-        )
+    told = _asked(desk, topup, pending)
     if told.state == "succeeded" and told.payment is not None:
         sold = Sold(
             account=topup.account,
@@ -391,6 +428,64 @@ def _charge(desk: Desk, topup: TopUp) -> None:
     resolved(desk, told)
 
 
+def _asked(desk: Desk, topup: TopUp, pending: Pending) -> ChargeTold:
+    """Charge an attempt, or find out what became of it; who does it again asks the very same."""
+    order = Order(
+        account=topup.account,
+        product=pending.product,
+        version=pending.version,
+        customer=desk.customer(topup.account),
+        quantity=pending.quantity,
+        amount=pending.amount,
+        currency=pending.currency,
+        units=pending.units,
+        wallet=topup.wallet,
+        attempt=pending.attempt,
+    )
+    nothing = ChargeTold(
+        account=topup.account, wallet=topup.wallet, attempt=pending.attempt, state="declined"
+    )
+    now = desk.engine.clock()
+    age = now - pending.at
+    if not 0 <= age < KEY_LIFE:
+        # The key may be forgotten: asked again under it, the charge might be another one. Of one
+        # that was begun later than now nobody knows how long ago that was.
+        found = desk.asked.attempt(order, pending.at if age >= 0 else now - REACH)
+        if found is not None:
+            return found
+        if age >= 0:
+            return replace(nothing, reason="never_arrived")
+    noted = pending if pending.card is not None else _with_card(desk, topup, pending)
+    if noted is None:
+        return replace(nothing, state="pending")
+    if noted.card is None:
+        return replace(nothing, reason="no_payment_method", final=True)
+    key = desk.key("topup", topup.account, topup.wallet, pending.attempt)
+    return desk.asked.charge(replace(order, card=noted.card), key)
+
+
+def _with_card(desk: Desk, topup: TopUp, pending: Pending) -> Pending | None:
+    """Return an attempt with what it charges, and note that: a later default is not this one's.
+
+    None where the attempt was resolved meanwhile.
+    """
+    card = desk.asked.card(desk.customer(topup.account))
+
+    def act(tx: Writer) -> Pending | None:
+        note = tx.note(_key(desk, topup.account, topup.wallet))
+        assert note is not None, "a note is never removed"
+        known = decoded(note)
+        noted = known.pending
+        if noted is None or noted.attempt != pending.attempt:
+            return None
+        if noted.card is None and card is not None:
+            noted = replace(noted, card=card)
+            put(tx, note, replace(known, pending=noted), note.due_at)
+        return noted
+
+    return desk.engine.perform(act)
+
+
 def resolved(desk: Desk, told: ChargeTold) -> None:
     """Note what became of an attempt; one that is not pending any more changes nothing."""
     at = desk.engine.clock()
@@ -403,7 +498,7 @@ def resolved(desk: Desk, told: ChargeTold) -> None:
         pending = topup.pending
         if pending is None or pending.attempt != told.attempt or told.state == "pending":
             return
-        _write(tx, desk, note, _after(topup, pending, told, at), at + EVERY)
+        _write(tx, desk, note, _after(topup, pending, told, at), at + EVERY, told)
 
     desk.engine.perform(act)
 
@@ -464,14 +559,85 @@ def _key(desk: Desk, account: str, wallet: str) -> NoteKey:
     return account_id(desk.ledger, account), KIND, wallet
 
 
-def _write(tx: Writer, desk: Desk, note: Note | None, topup: TopUp, due_at: int) -> None:
-    """Write a top-up, due then, or when it may be looked at again."""
+def _write(
+    tx: Writer,
+    desk: Desk,
+    note: Note | None,
+    topup: TopUp,
+    due_at: int,
+    charge: ChargeTold | None = None,
+) -> None:
+    """Write a top-up, due then, or when it may be looked at again; tell what is new of it."""
     key = _key(desk, topup.account, topup.wallet)
     if topup.state == "waiting":
         due_at = topup.not_before
     elif topup.state == "paused":
         due_at = NEVER
-    put(tx, note or new_note(desk.ledger, key, topup.account), topup, due_at)
+    known = note or new_note(desk.ledger, key, topup.account)
+    put(tx, known, topup, due_at)
+    place = f"{KIND}\n{topup.wallet}\n{topup.account}"
+    source = Source(desk.ledger, place, known.version + 1, topup.account, desk.engine.clock())
+    before = None if note is None else decoded(note)
+    tell(tx, source, told_of(before, topup, charge, desk.engine.store.scale, desk.provider.name))
+
+
+def told_of(
+    before: TopUp | None, after: TopUp, charge: ChargeTold | None, scale: int, provider: str
+) -> list[Topic]:
+    """Return what is to be told of a top-up that stands otherwise than before.
+
+    Args:
+        before: How it stood; None where there was none.
+        after: How it stands.
+        charge: What became of its attempt, where that was told.
+        scale: Decimals of units.
+        provider: Who was to charge.
+    """
+    pending = None if before is None else before.pending
+    told: list[Topic] = []
+    if after.pending is not None and pending is None:
+        told.append(("topup.started", _data(after, after.pending, None, None, scale)))
+    if pending is not None and after.pending is None and charge is not None:
+        reason = None if charge.state == "succeeded" else charge.reason or "declined"
+        paid = "topup.failed" if reason else "topup.succeeded"
+        told.append((paid, _data(after, pending, charge.payment, reason, scale)))
+        if reason and charge.payment is not None:
+            told.append(("payment.failed", _failed(pending, charge.payment, reason, provider)))
+    if after.state == "paused" and (before is None or before.state != "paused"):
+        last = None if charge is None else charge.payment
+        told.append(("topup.paused", _data(after, pending, last, after.reason, scale)))
+    return told
+
+
+def _data(
+    topup: TopUp, pending: Pending | None, payment: str | None, reason: str | None, scale: int
+) -> TopUpData:
+    waits = topup.state == "waiting"
+    return TopUpData(
+        wallet=topup.wallet,
+        threshold=show_units(topup.threshold, scale),
+        target=show_units(topup.target, scale),
+        attempt=topup.attempt,
+        product=topup.product,
+        amount=None if pending is None else pending.amount,
+        currency=topup.currency,
+        payment=payment,
+        reason=reason,
+        declined=topup.declined,
+        not_before=calendar.show_instant(topup.not_before) if waits else None,
+    )
+
+
+def _failed(pending: Pending, payment: str, reason: str, provider: str) -> PaymentData:
+    return PaymentData(
+        provider=provider,
+        payment=payment,
+        product=pending.product,
+        units=pending.units,
+        amount=pending.amount,
+        currency=pending.currency,
+        reason=reason,
+    )
 
 
 def _positive(price: Units) -> Decimal:

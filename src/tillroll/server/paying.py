@@ -61,7 +61,11 @@ def _several(text: str) -> tuple[str, ...]:
 
 def jobs(found: Sequence[Desk]) -> list[Job]:
     """Return the rounds of desks as jobs; a provider that is away is no reason to serve nobody."""
-    return [Job(*one, vital=False) for desk in found for one in rounds(desk)]
+    return [
+        Job(one.name, one.every, one.run, vital=False, woken=one.woken)
+        for desk in found
+        for one in rounds(desk)
+    ]
 
 
 __all__ = ["desks", "jobs"]

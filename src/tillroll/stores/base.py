@@ -17,7 +17,7 @@ from tillroll.ledger.chain import decode_account, decode_entry
 from tillroll.ledger.core import REFUSAL_LIFE, missing_stories
 from tillroll.ledger.errors import SchemaMismatch, StoreBusy, StoreCorrupt
 from tillroll.ledger.fold import apply
-from tillroll.ledger.types import NEVER, Account, Entry, Refusal
+from tillroll.ledger.types import NEVER, TOPUP, Account, Entry, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ SEQ_MAX = 2**63 - 1
 BUSY_SECONDS = 10
 # What this tillroll can read and write whole; the documents in the store say nothing of it. Raised
 # with a change that a version before would drop or misread, which calls `Writer.need` where it
-# first writes such a thing (decisions/0020).
+# first writes such a thing (decisions/0019).
 FORMAT = 1
 TRIES = 5  # of one batch, where another process was faster each time
 FORK_SECONDS = 10  # how long a fork waits for readers of the ledger in other threads
@@ -234,6 +234,11 @@ def note_of(row: Sequence[Any]) -> Note:
     )
 
 
+def low_notes(book: Book) -> list[NoteKey]:
+    """Return the notes that become due since their balances fell low, in order."""
+    return [(owner, TOPUP, wallet) for owner, wallet in sorted(book.low)]
+
+
 def note_row(note: Note) -> tuple[Any, ...]:
     """Return the columns of a note: the key first, version and due time last."""
     return (*note.key, note.project, note.document, note.account, note.version, note.due_at)
@@ -408,7 +413,11 @@ class Writer(Reader, Protocol):
         """
 
     def append(self, project: str, book: Book) -> None:
-        """Write what the book gathered: entries, states, refusals, repeats, events."""
+        """Write what the book gathered: entries, states, refusals, repeats, events.
+
+        The notes of top-ups whose balances fell low become due, those that a job looks at: whoever
+        wrote one meanwhile, having seen the balance before, has to look again.
+        """
 
     def add_price_version(self, project: str, version: PriceVersion) -> None:
         """Write a new price version."""
@@ -591,12 +600,17 @@ def load_book(reader: Reader, project: str, requests: Sequence[Request], at: int
         if isinstance(found, Entry) or found.at > at - REFUSAL_LIFE
     }
     book = Book(accounts=accounts, answers=live, at=at)
+    follow_stories(reader, book, requests, at)
+    return book
+
+
+def follow_stories(reader: Reader, book: Book, requests: Sequence[Request], at: int) -> None:
+    """Put into the book the stories that deciding these requests may ask for."""
     while missing := missing_stories(book, requests, at):
         for key, (root, acts) in reader.stories(missing).items():
             book.stories[key] = acts
             if root is not None:
                 book.answers.setdefault(key, root)
-    return book
 
 
 def least(account: Account) -> int:

@@ -25,7 +25,7 @@ from tillroll.ledger.chain import (
 from tillroll.ledger.due import next_due
 from tillroll.ledger.errors import InvalidInput, StoreClosed
 from tillroll.ledger.pricing import PriceBook
-from tillroll.ledger.types import Account, Entry, Refusal
+from tillroll.ledger.types import NEVER, Account, Entry, Refusal
 from tillroll.ledger.units import SCALE_DEFAULT, SCALE_MAX
 from tillroll.stores.base import (
     SEQ_MAX,
@@ -37,6 +37,7 @@ from tillroll.stores.base import (
     Retry,
     Stored,
     Story,
+    low_notes,
 )
 from tillroll.stores.outbox import (
     SPANS_MAX,
@@ -417,6 +418,10 @@ class MemoryWriter(MemoryReader):
             if (sealed.account_id, sealed.entry.request_id) in self._store.by_request:
                 raise ValueError(f"the id {sealed.entry.request_id!r} is taken")
         self.acts.append(lambda: self._append(project, book))
+        for key in low_notes(book):
+            note = self._notes.get(key)
+            if note is not None and book.at < note.due_at < NEVER:
+                self.copy_notes([replace(note, due_at=book.at, version=note.version + 1)])
 
     def _append(self, project: str, book: Book) -> None:
         store = self._store

@@ -41,6 +41,7 @@ from tillroll.stores.base import (
     catch_up,
     check_needs,
     least,
+    low_notes,
     note_of,
     note_row,
     revived,
@@ -254,6 +255,10 @@ _SET_NOTE = """
 UPDATE tillroll_notes SET
     project = %s, document = %s, account = %s, version = version + 1, due_at = %s
 WHERE account_id = %s::uuid AND kind = %s AND name = %s AND version = %s RETURNING 1
+"""
+_HASTEN_NOTE = """
+UPDATE tillroll_notes SET due_at = %s, version = version + 1
+WHERE account_id = %s::uuid AND kind = %s AND name = %s AND due_at > %s AND due_at < %s
 """
 _ADD_NOTE = """
 INSERT INTO tillroll_notes (
@@ -790,6 +795,9 @@ class PostgresWriter(PostgresReader, OutboxWriter):
             repeats = [(*key, count, last[key]) for key, count in sorted(times.items())]
             self.last += self._each(_COUNT_REPLAYS, repeats)
         self.last += self._each(_ADD_EVENTS, sorted(_event_row(event) for event in book.events))
+        for owner, *name in low_notes(book):  # after the account's own row, as jobs do it
+            hasten = book.at, owner.hex(), *name, book.at, NEVER
+            self.last.append((_HASTEN_NOTE, hasten))
 
     def _append_entries(self, entries: Sequence[Sealed]) -> None:
         if len(entries) < self._session.copy_min:

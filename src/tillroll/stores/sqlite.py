@@ -46,7 +46,7 @@ from tillroll.ledger.errors import (
     TillrollError,
 )
 from tillroll.ledger.pricing import PriceBook, PriceVersion, decode_version, encode_version
-from tillroll.ledger.types import Account, Entry, Refusal
+from tillroll.ledger.types import NEVER, Account, Entry, Refusal
 from tillroll.ledger.units import SCALE_DEFAULT, SCALE_MAX
 from tillroll.stores.base import (
     BUSY_SECONDS,
@@ -67,6 +67,7 @@ from tillroll.stores.base import (
     catch_up,
     check_needs,
     least,
+    low_notes,
     migrations,
     note_of,
     note_row,
@@ -252,6 +253,10 @@ _SET_NOTE = """
 UPDATE tillroll_notes SET
     project = ?4, document = ?5, account = ?6, version = ?7 + 1, due_at = ?8
 WHERE account_id = ?1 AND kind = ?2 AND name = ?3 AND version = ?7
+"""
+_HASTEN_NOTE = """
+UPDATE tillroll_notes SET due_at = ?4, version = version + 1
+WHERE account_id = ?1 AND kind = ?2 AND name = ?3 AND due_at > ?4 AND due_at < ?5
 """
 _PUT_NOTE = """
 INSERT {} INTO tillroll_notes (
@@ -1045,6 +1050,9 @@ class SqliteWriter(SqliteReader, OutboxWriter):
             self._write(_COUNT_REPLAYS, [(name, owner, 1, at) for owner, name, at in book.replayed])
         if book.events:
             self.add_events([Waiting(event, spread=False) for event in book.events])
+        if book.low:
+            rows = [(*key, book.at, NEVER) for key in low_notes(book)]
+            self.connection.executemany(_HASTEN_NOTE, rows)
 
     def write_states(self, stale: Sequence[tuple[bytes, str]]) -> None:
         """Bring the rows of these accounts, each with its project, up to their entries."""

@@ -738,10 +738,12 @@ class Auditor:
             for one in plan.grants
         ]
         brings = _brought(args["plan"], dict(plan.features), grants, None)
-        brings |= {"every": plan.every, "count": plan.count}
+        brings |= {"every": plan.every, "count": plan.count, "sold": True}
         name = args.get("name", "subscription")
         ends = args.get("trial_ends_at")
-        if name not in account.rights and ends is None and args.get("trial", True) and plan.trial:
+        once = args["plan"] not in account.tried or plan.trial_again
+        new = name not in account.rights and ends is None
+        if new and once and args.get("trial", True) and plan.trial:
             ends = (args.get("started_at") or at) + timedelta(microseconds=plan.trial)
         args = {**args, "name": name, "kind": "subscription", "trial_ends_at": ends}
         return self._put(account, args, brings, at)
@@ -819,6 +821,8 @@ class Auditor:
             raise _No("invalid_input")
         old = account.rights.get(right.name)
         account.rights[right.name] = right
+        if right.status == "trialing" and "sold" in right.brings:
+            account.tried.add(right.brings["product"])
         anew = old is not None and old.brings["product"] != right.brings["product"]
         account.run_grants(right, at, anew=anew)
         ref = f"~{right.name}/entitlement"

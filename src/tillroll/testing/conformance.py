@@ -29,6 +29,8 @@ import msgspec
 from msgspec.structs import replace
 
 from tillroll.embedded import Ledger
+from tillroll.embedded.ledger import verbs_of
+from tillroll.engine import answer_in
 from tillroll.ledger import errors
 from tillroll.ledger.book import Event
 from tillroll.ledger.commands import account_id
@@ -43,7 +45,7 @@ from tillroll.ledger.products import (
     Plan,
     Products,
 )
-from tillroll.ledger.types import DAY, NEVER
+from tillroll.ledger.types import DAY, NEVER, TOPUP
 from tillroll.ledger.webhooks import ENDPOINT, Endpoint
 from tillroll.queries import Balance
 from tillroll.stores.base import Note, Writer
@@ -1177,6 +1179,23 @@ def what_is_not_paid_is_not_renewed(b: Bench) -> None:
 
 
 @check
+def a_late_payment_carries_over_as_one_in_time(b: Bench) -> None:
+    """A period that is paid for after it began carries over what was left when it began."""
+    day = [{"units": 100, "every": "day", "rollover_max": 10}]
+    ends = b.now + timedelta(days=1)
+    b.ledger.entitle(b.account, "pro", grants=day, every="day", paid_until=ends)
+    b.ledger.consume(b.account, units=95)
+    b.wait(days=1, hours=3)
+    assert b.balance().available == 0, "it is not paid for yet"
+    ends += timedelta(days=1)
+    b.ledger.change_entitlement(b.account, "pro", paid_until=ends, request_id="late")
+    assert b.balance().available == 105, "five of the day before"  # noqa: PLR2004
+    b.wait(days=2)
+    b.ledger.change_entitlement(b.account, "pro", paid_until="never")
+    assert b.balance().available == 100, "what was not paid for carries nothing"  # noqa: PLR2004
+
+
+@check
 def a_pass_bought_again_lasts_longer(b: Bench) -> None:
     """A time pass that is bought again while it runs ends later; a repeat prolongs nothing."""
     names = _sell(b)
@@ -1892,6 +1911,38 @@ def a_note_rolled_back_leaves_no_trace(b: Bench) -> None:
         raise AssertionError("the transaction has committed")
     with b.ledger.store.read() as reader:
         assert reader.note(_note(b, "a").key) is None
+
+
+@check
+def a_balance_that_falls_low_makes_its_note_due(b: Bench) -> None:
+    """What is to top an account up looks at once, and whoever wrote meanwhile looks again."""
+    engine = b.ledger._engine  # noqa: SLF001 - where an account is topped up has no verb
+    verbs = verbs_of(engine, b.ledger.project, ours=True)
+    watch = verbs.set_alert(b.account, "~topup", TOPUP, 20)  # type: ignore[arg-type]  # ours alone
+    b.grant(100, "g")
+    b.perform(lambda tx: answer_in(tx, engine.store.scale, [watch], engine.clock()))
+    owner = account_id(b.ledger.project, b.account)
+    at = engine.clock()
+    note = replace(_note(b, "credits", due_at=at + DAY), owner=owner, kind=TOPUP)
+    b.perform(lambda tx: tx.put_note(note))
+
+    def stands() -> tuple[int, int]:
+        with b.ledger.store.read() as reader:
+            found = reader.note(note.key)
+        assert found is not None
+        return found.version, found.due_at - at
+
+    b.ledger.consume(b.account, units=79)
+    assert stands() == (1, DAY), "not low yet"
+    b.ledger.consume(b.account, units=1)
+    assert stands() == (2, 0), "due with the very charge"
+    b.ledger.consume(b.account, units=1)
+    assert stands() == (2, 0), "once a crossing"
+    b.grant(100, "more")
+    seen = replace(note, version=2, due_at=NEVER)
+    b.perform(lambda tx: tx.put_note(seen))
+    b.ledger.consume(b.account, units=110)
+    assert stands() == (3, NEVER - at), "what waits for somebody is left alone"
 
 
 @check

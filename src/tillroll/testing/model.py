@@ -192,6 +192,7 @@ class Account:
     limits: dict[str, Fraction] = field(default_factory=dict)
     rights: dict[str, Right] = field(default_factory=dict)
     redeemed: list[str] = field(default_factory=list)
+    tried: set[object] = field(default_factory=set)
     status: str = "open"
     zone: str = "UTC"
     late_settlement: bool = False
@@ -508,7 +509,9 @@ class Account:
         left = Fraction(0)
         if current is not None and current.wallet == wallet:
             left = self.left(current.id, wallet)
-        carried = min(most, max(left, least)) if current is not None else Fraction(0)
+        carried = Fraction(0)
+        if current is not None:
+            carried = min(most, max(left, self._lost(current, wallet, when), least))
         lot = Lot(
             id=f"~{name}/{len(self.written) + 1}",
             wallet=wallet,
@@ -532,6 +535,13 @@ class Account:
         over = lot.expires_at and lot.expires_at >= (_moment(terms["ends_at"]) or FOREVER)
         if over and series.owner is None:
             del self.series[name]
+
+    def _lost(self, lot: Lot, wallet: str, when: datetime) -> Fraction:
+        """Return what a grant lost when it ended just then: a late renewal carries it over."""
+        if lot.wallet != wallet:
+            return Fraction(0)
+        ends = (one for one in self.written if one.kind == "grant_expired" and one.ref == lot.id)
+        return sum((one.units for one in ends if one.effective_at == when), Fraction(0))
 
     def _expire(self, name: str, when: datetime, at: datetime) -> None:
         lot = self.lots[name]

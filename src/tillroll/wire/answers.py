@@ -473,7 +473,8 @@ class Payment(Struct):
     """What is known of a payment, and how far the ledger was brought to it.
 
     `units` is what was bought, `taken` what was taken back of it, `shortfall` what is demanded back
-    and was used before. `refused` says why the ledger could not follow.
+    and was used before. `refused` says why the ledger could not follow. What `failed` is money that
+    was under way and did not come.
     """
 
     provider: str
@@ -489,6 +490,25 @@ class Payment(Struct):
     disputes: list[Disputed]
     contradicted: bool
     refused: str | None
+    failed: bool
+
+
+class PaidPeriod(Struct):
+    """Units that a paid period of a subscription brought by one grant.
+
+    `paid` and `returned` are money in the currency's smallest unit; `taken` and `shortfall` are of
+    `units`, as for payments.
+    """
+
+    invoice: str
+    grant: str
+    account: str
+    wallet: str
+    units: str
+    paid: int
+    returned: int
+    taken: str
+    shortfall: str
 
 
 class PaidSubscription(Struct):
@@ -500,6 +520,7 @@ class PaidSubscription(Struct):
     plan: str | None
     paid_until: Instant | None
     invoices_paid: int
+    periods: list[PaidPeriod]
     refused: str | None
 
 

@@ -444,6 +444,12 @@ class Checkout(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
     product: Id | UnsetType = UNSET
 
 
+class OpenCheckout(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """What an account is to pay for."""
+
+    product: Id
+
+
 class PaymentWebhook(Struct, kw_only=True, gc=False):
     """What a payment provider sends, in its own shape, signed in its own way."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from tillroll.ledger import errors as e
-from tillroll.ledger.errors import Refused, TillrollError
+from tillroll.ledger.errors import ProviderRefused, ProviderUnavailable, Refused, TillrollError
 
 MEDIA_TYPE = b"application/problem+json"
 
@@ -107,19 +107,6 @@ class PaymentsNotSetUp(EdgeError):
     code = "payments_not_set_up"
 
 
-class ProviderUnavailable(EdgeError):
-    """The payment provider does not answer. Nothing is done twice."""
-
-    code = "provider_unavailable"
-    written = "unknown"
-
-
-class ProviderRefused(EdgeError):
-    """The payment provider refused. Nothing was written."""
-
-    code = "provider_refused"
-
-
 class InternalError(TillrollError):
     """The service failed in a way that it did not foresee."""
 
@@ -208,7 +195,7 @@ _OPERATIONAL: tuple[type[TillrollError], ...] = (
     *(e.InvalidInput, e.IdempotencyConflict, e.NotFound, e.StoreUnavailable, e.StoreBusy),
     *(e.StoreFull, e.StoreReadOnly, e.StoreCorrupt, e.StoreClosed, e.Overloaded),
     *(e.SchemaMismatch, e.CopyMismatch, e.OutcomeUnknown, e.Forbidden, e.TooManyRequests),
-    InternalError,
+    *(ProviderRefused, ProviderUnavailable, InternalError),
     *EdgeError.__subclasses__(),
 )
 _CLASSES: dict[str, type[TillrollError]] = {

@@ -1,0 +1,291 @@
+"""Money of subscriptions that goes back: what it is of, whose units it takes, and how far."""
+
+import itertools
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+import tillroll
+from tests.payments.conftest import ONE, PRODUCTS, World, clock, usd
+from tillroll.ledger.pricing import new_version
+from tillroll.ledger.products import Allowance, Plan
+from tillroll.payments import settling, subscribing
+from tillroll.payments.facts import Disputed, Refunded
+from tillroll.payments.provider import InvoiceTold, ReturnTold, SubscriptionTold, Told
+
+DAY = 86_400 * ONE
+
+
+def at() -> int:
+    return int(clock.now.timestamp()) * ONE
+
+
+def known(world: World) -> subscribing.Subscription:
+    with world.ledger.store.read() as reader:
+        [found] = [
+            subscribing.decoded(note) for note in reader.notes() if note.kind == "subscription"
+        ]
+    return found
+
+
+class Plain:
+    """A subscription that is told of in our own words; nobody is asked."""
+
+    def __init__(self, world: World, days: int = 30, price: str = "price_basic") -> None:
+        self.world = world
+        self.begins, self.ends = at(), at() + days * DAY
+        self.price = price
+
+    def stands(self, **more: Any) -> SubscriptionTold:
+        facts: dict[str, Any] = {"status": "active", "account": "acme", **more}
+        span = {"period_start": self.begins, "period_end": self.ends}
+        return SubscriptionTold(id="sub_1", at=at(), price=self.price, **span, **facts)
+
+    def paid(self, invoice: str = "in_1", amount: int = 20_00, **more: Any) -> InvoiceTold:
+        facts: dict[str, Any] = {"period_start": self.begins, "period_end": self.ends, **more}
+        return InvoiceTold(
+            id=invoice,
+            subscription="sub_1",
+            paid=True,
+            at=at(),
+            price=self.price,
+            amount=amount,
+            **facts,
+        )
+
+    def back(self, *facts: Refunded | Disputed, invoice: str = "in_1") -> ReturnTold:
+        return ReturnTold(
+            subscription="sub_1", invoice=invoice, payment=f"pi_{invoice}", facts=facts
+        )
+
+    def hear(self, *told: Told) -> None:
+        self.world.desk.hear(told)
+
+
+def sell(world: World, **plans: Plan) -> None:
+    products = replace(PRODUCTS, plans={**PRODUCTS.plans, **plans})
+    version = new_version(2, [], products=products, author="ann", reason="more plans")
+    world.ledger._engine.perform(lambda tx: tx.add_price_version("default", version))
+
+
+def test_what_was_used_is_short_and_forgiven_first(world: World):
+    plain = Plain(world)
+    plain.hear(plain.stands(), plain.paid())
+    world.ledger.consume("acme", units=70)
+    plain.hear(plain.back(Disputed("d", 20_00, "open", 1)))
+    [share] = known(world).shares.values()
+    assert (share.taken, share.short, world.available()) == (30 * ONE, 70 * ONE, 0)
+    entry = [receipt.entry for receipt in world.ledger.history("acme")][-1]
+    assert (entry.kind, entry.units, entry.shortfall) == ("void", 30 * ONE, 70 * ONE)
+    assert (entry.request_id or "").startswith("~subscription/stripe:sub_1/")
+    world.wait(days=9)
+    plain.hear(plain.back(Disputed("d", 20_00, "won", 2)))
+    [share] = known(world).shares.values()
+    assert (share.taken, share.short, world.available()) == (0, 0, 30)
+    plain.hear(plain.back(Refunded("r", 10_00)))
+    assert world.available() == 0, "what was given back is taken first"
+    plain.hear(plain.back(Refunded("r", 10_00, "failed")))
+    assert world.available() == 30
+    world.wait(days=31)
+    assert world.available() == 0, "it ends when the period would have, and no sooner"
+    assert world.ledger.verify().ok
+
+
+def test_told_in_any_order_and_twice(world: World):
+    plain = Plain(world)
+    tellings: list[Told] = [
+        plain.stands(),
+        plain.paid(),
+        plain.back(Refunded("r1", 3_00)),
+        plain.back(Refunded("r2", 2_00, "pending")),
+        plain.back(Disputed("d", 10_00, "won", 2)),
+    ]
+    for order in itertools.permutations(tellings):
+        other = World("memory://", world.api_base, world.fake)
+        with other.ledger:
+            other.desk.hear([*order, *order[:2]])
+            assert other.available() == 75
+            assert other.ledger.verify().ok
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "postgresql"])
+def test_on_every_store(world: World, kind: str, tmp_path: Path, request: pytest.FixtureRequest):
+    url = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/till.db"}.get(kind)
+    other = World(url or request.getfixturevalue("postgres_url"), world.api_base, world.fake)
+    with other.ledger:
+        plain = Plain(other, price="price_saver")
+        plain.hear(plain.back(Refunded("r", 5_00)), plain.stands(), plain.paid())
+        assert other.available() == 75
+        world.wait(days=30, hours=1)
+        plain.begins, plain.ends = plain.ends, plain.ends + 30 * DAY
+        plain.hear(plain.paid("in_2"))
+        plain.hear(plain.back(Refunded("q", 10_00)))
+        assert other.available() == 110, "of 75 left 60 were carried over, and 50 are taken"
+        plain.hear(plain.back(Refunded("q", 10_00, "failed")))
+        assert other.available() == 160
+        assert other.ledger.verify().ok
+
+
+def test_wallets_are_kept_apart(world: World):
+    allowances = (
+        Allowance(Decimal(100), name="words"),
+        Allowance(Decimal(3), name="pictures", wallet="images"),
+    )
+    sell(world, both=Plan(grants=allowances, price=usd("20"), stripe_price="price_both"))
+    plain = Plain(world, price="price_both")
+    plain.hear(plain.stands(), plain.paid())
+    world.ledger.consume("acme", units=2, wallet="images")
+    plain.hear(plain.back(Refunded("r", 10_00)))
+    assert world.available() == 50
+    assert world.ledger.balance("acme", "images").available == 0
+    shares = {one.wallet: (one.taken, one.short) for one in known(world).shares.values()}
+    assert shares == {"credits": (50 * ONE, 0), "images": (ONE, ONE // 2)}
+
+
+def test_a_year_whose_money_went_back_brings_no_more_months(world: World):
+    year = Plan(
+        grants=(Allowance(Decimal(10)),), features={"api": True}, every="year", price=usd("100"),
+        stripe_price="price_year",
+    )  # fmt: skip
+    sell(world, year=year)
+    plain = Plain(world, days=365, price="price_year")
+    plain.hear(plain.stands(), plain.paid(amount=100_00))
+    world.wait(days=33)
+    assert world.available() == 10
+    plain.hear(plain.back(Refunded("r", 50_00)))
+    assert world.available() == 5, "half of the month at hand"
+    plain.hear(plain.back(Refunded("q", 50_00)))
+    world.wait(days=62)
+    assert world.available() == 0
+    assert world.ledger.access("acme", feature="api").allowed, "that is the provider's to say"
+    plain.hear(plain.back(Refunded("q", 50_00, "failed")))
+    world.wait(days=31)
+    assert world.available() == 10
+
+
+def test_a_closed_account_is_left_alone(world: World):
+    plain = Plain(world)
+    plain.hear(plain.stands(), plain.paid())
+    world.ledger.close_account("acme")
+    plain.hear(plain.back(Refunded("r", 10_00)))
+    found = known(world)
+    [share] = found.shares.values()
+    assert (found.refused, share.taken, share.short) == ("account_closed", 0, 50 * ONE)
+    plain.hear(plain.back(Refunded("r", 10_00, "failed")))
+    assert [one.short for one in known(world).shares.values()] == [0]
+
+
+def test_months_that_begin_on_the_31st_bring_their_units_once(world: World):
+    clock.now = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    ends = [datetime(2026, month, day, 12, tzinfo=UTC) for month, day in ((2, 28), (3, 31))]
+    plain = Plain(world)
+    plain.ends = int(ends[0].timestamp()) * ONE
+    plain.hear(plain.stands(), plain.paid())
+    world.ledger.consume("acme", units=100)
+    clock.now = datetime(2026, 2, 28, 13, tzinfo=UTC)
+    plain.begins, plain.ends = plain.ends, int(ends[1].timestamp()) * ONE
+    plain.hear(plain.stands(), plain.paid("in_2"))
+    world.ledger.consume("acme", units=100)
+    clock.now = datetime(2026, 3, 30, 12, tzinfo=UTC)
+    assert world.available() == 0, "the month that was paid lasts until the 31st"
+
+
+# ---------------------------------------------------------------- whose it is
+
+
+def test_another_account_has_it_from_then_on(world: World):
+    plain = Plain(world)
+    plain.hear(plain.stands(), plain.paid())
+    world.wait(days=1)
+    plain.hear(plain.stands(account="beta"))
+    assert world.ledger.entitlements("acme") == []
+    [held] = world.ledger.entitlements("beta")
+    assert (held["product"], world.available(), world.available("beta")) == ("basic", 100, 0)
+    assert world.ledger.access("beta", feature="studio").allowed
+    plain.hear(plain.back(Refunded("r", 5_00)))
+    assert world.available() == 75, "they were granted there"
+    world.wait(days=30)
+    plain.begins, plain.ends = plain.ends, plain.ends + 30 * DAY
+    plain.hear(plain.paid("in_2"), plain.stands(account="beta"))
+    assert (world.available(), world.available("beta")) == (0, 100)
+    assert world.ledger.verify().ok
+
+
+def test_one_that_was_noted_before_knows_whose_it_is(world: World):
+    plain = Plain(world)
+    plain.hear(plain.stands(), plain.paid())
+    key = subscribing.key_of("default", "stripe", "sub_1")
+
+    def forget(tx: Any) -> None:
+        note = tx.note(key)
+        document = note.document.replace(',"account":"acme"}', "}")
+        assert document != note.document
+        tx.put_note(replace(note, document=document))
+
+    world.ledger._engine.perform(forget)
+    world.wait(days=1)
+    plain.hear(plain.stands(account="beta"))
+    assert world.ledger.entitlements("acme") == []
+
+
+# ---------------------------------------------------------------- what it is of
+
+
+def unplaced(world: World) -> list[str]:
+    with world.ledger.store.read() as reader:
+        return [one.id for one in settling.payments_of(reader, "default", "")]
+
+
+def test_a_refund_of_another_ledger_is_not_ours(world: World):
+    foreign = world.fake.intent(None, 5_00, "usd", {"tillroll_ledger": "another"})
+    world.fake.charge(foreign)
+    world.fake.refund(foreign["id"], 1_00)
+    shop = world.fake.intent(None, 5_00, "usd", {})
+    world.fake.charge(shop)
+    world.fake.dispute(shop["id"], 5_00)
+    world.deliver(world.new_events())
+    with world.ledger.store.read() as reader:
+        assert reader.notes() == []
+
+
+def test_a_refund_whose_purchase_is_still_to_be_told_is_ours(world: World):
+    payment = world.buy()
+    bought = world.new_events()
+    world.fake.refund(payment, 1_00)
+    world.deliver(world.new_events())
+    assert unplaced(world) == [payment]
+    world.deliver(bought)
+    assert (unplaced(world), world.available()) == ([], 80)
+
+
+def test_what_was_noted_of_nobody_is_heard_once_it_is_known(world: World):
+    made = world.fake.things[world.buy(product="basic")]
+    payment = world.fake.payment_of(world.fake.of("invoice")[-1])
+    world.deliver(e for e in world.new_events() if e["type"] != "payment_intent.succeeded")
+    engine = world.ledger._engine
+    settling.settle(engine, "default", "stripe", payment, [Refunded("re_old", 5_00)])
+    assert unplaced(world) == [payment]
+    world.fake.refund(payment, 5_00)
+    world.deliver(world.new_events()[:1])
+    assert world.available() == 50
+    assert made["id"] == known(world).id
+
+
+@pytest.mark.parametrize("failing", ["down", "lost"])
+def test_one_that_cannot_be_asked_about_is_sent_again(world: World, failing: str):
+    world.buy(product="basic")
+    payment = world.fake.payment_of(world.fake.of("invoice")[-1])
+    world.deliver(world.new_events())
+    world.fake.refund(payment, 5_00)
+    [event, _] = world.new_events()
+    world.fake.fail = [failing] * 3
+    with pytest.raises(tillroll.TillrollError):
+        world.deliver([event])
+    world.fake.fail = []
+    assert world.available() == 100
+    world.deliver([event])
+    assert world.available() == 75
