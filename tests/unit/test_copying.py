@@ -77,6 +77,20 @@ def other_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/other.db"
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_note_that_was_deleted_since_is_gone_in_the_target(
+    tmp_path: Path, other_url: str, *, keep: bool
+):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here)
+    assert tillroll.copy(here, other_url, keep=True).notes == 2
+    with tillroll.open(here) as ledger:
+        ledger._engine.perform(lambda tx: tx.drop_note(tx.notes()[0]))
+    assert tillroll.copy(here, other_url, keep=keep).notes == 1
+    with closing(open_store(other_url)) as store, store.read() as reader:
+        assert len(reader.notes()) == 1
+
+
 def test_there_and_back(tmp_path: Path, other_url: str):
     here = f"sqlite:///{tmp_path}/here.db"
     lived_in(here)
