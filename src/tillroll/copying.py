@@ -113,6 +113,7 @@ def copy(
         copied += _copy_all(source, target, progress)
         if not keep:
             _prune_as(source, target)
+            _drop_notes_as(source, target)
         _erase_as(source, target)
         _copy_notes(source, target)
         target.adopt(source.secret)  # before the documents: an earlier copy's are known by it
@@ -380,6 +381,27 @@ def _copy_notes(source: Store, target: Store) -> None:
         while page := reader.notes(last):
             persist(target, partial(_add_notes, notes=page))
             last = page[-1].key
+
+
+def _drop_notes_as(source: Store, target: Store) -> None:
+    """Delete the notes that an earlier copy brought and that the source has deleted since.
+
+    That happens to notes of no account alone: another one that only the target has is a mismatch.
+    """
+    last: NoteKey | None = None
+    with source.read() as left, target.read() as right:
+        while page := right.notes(last):
+            there = {note.key for note in left.notes(last, len(page))}
+            gone = [note for note in page if not note.account and note.key not in there]
+            gone = [note for note in gone if left.note(note.key) is None]
+            if gone:
+                persist(target, partial(_drop_notes, notes=gone))
+            last = page[-1].key
+
+
+def _drop_notes(tx: Writer, *, notes: Sequence[Note]) -> None:
+    for note in notes:
+        tx.drop_note(note)
 
 
 def _add_notes(tx: Writer, *, notes: Sequence[Note]) -> None:

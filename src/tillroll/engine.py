@@ -129,7 +129,13 @@ def _answer_more(
     missing = {one.account_id: one.account for one in more if one.account_id not in book.accounts}
     if missing:
         book.accounts.update(tx.load(project, missing, ())[0])
+    # What was decided just now has begun stories in the book: what is stored goes before it.
+    begun = {(sealed.account_id, sealed.entry.ref or "") for sealed in book.appended}
+    later = {key: book.stories.pop(key) for key in begun if key in book.stories}
     follow_stories(tx, book, more, at)
+    for key, entries in later.items():
+        story = book.stories.setdefault(key, [])
+        story += [entry for entry in entries if not story or entry.seq > story[-1].seq]
     return decide_batch(book, more, at, rules)
 
 

@@ -113,7 +113,11 @@ def test_a_purchase_a_top_up_and_what_is_told_of_them(shop: Shop):
     shop.hook()
     [paid] = shop.payments("acme")["payments"]
     assert (paid["id"], paid["units"], paid["amount"]) == (payment, "100", 5_00)
-    assert shop.unplaced_payments() == {"payments": [], "subscriptions": []}
+    assert shop.payments("acme", after=paid["provider"] + ":" + payment)["payments"] == []
+    assert shop.payments("acme", limit=1)["next"] is not None
+    assert shop.unplaced_payments(limit=5)["payments"] == []
+    with pytest.raises(tillroll.InvalidInput):
+        shop.unplaced_payments(limit=0)
     with pytest.raises(tillroll.NotFound):
         shop.payments("nobody")
 

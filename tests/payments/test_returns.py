@@ -273,6 +273,7 @@ def test_what_was_noted_of_nobody_is_heard_once_it_is_known(world: World):
     world.deliver(world.new_events()[:1])
     assert world.available() == 50
     assert made["id"] == known(world).id
+    assert unplaced(world) == []
 
 
 @pytest.mark.parametrize("failing", ["down", "lost"])

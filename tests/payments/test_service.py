@@ -19,8 +19,9 @@ from tillroll.api import keys
 from tillroll.api.paying import ASKED_MAX
 from tillroll.embedded import open_engine
 from tillroll.ledger.pricing import new_version
-from tillroll.payments import topups
+from tillroll.payments import settling, topups
 from tillroll.payments.desk import Desk
+from tillroll.payments.facts import Refunded
 from tillroll.payments.signed import Signed
 from tillroll.server.settings import load, shown
 
@@ -83,6 +84,24 @@ def test_a_subscription_is_shown(paying: tuple[Api, World]):
     assert (period["units"], period["paid"], period["returned"]) == ("500", 20_00, 0)
     access = api.call("POST", "/v1/access/check", {"subject_ref": "acme"}).json()
     assert access == {"subject_ref": "acme", "allowed": True}
+
+
+def test_what_nobody_owns_is_listed_in_pages(paying: tuple[Api, World]):
+    api, world = paying
+    for nth in range(3):
+        settling.settle(
+            world.desk.engine, world.desk.ledger, "stripe", f"pi_{nth}", [Refunded("r", 1)]
+        )
+    world.fake.tell("checkout.session.completed", {"object": "checkout.session"})
+    world.desk.pull()
+    found = api.call("GET", "/v1/payments?limit=2").json()
+    assert [one["id"] for one in found["payments"]] == ["pi_0", "pi_1"]
+    assert found["next"] == "stripe:pi_1"
+    [event] = found["events"]
+    assert (event["tried_again"], "lacks" in event["problem"]) == (False, True)
+    found = api.call("GET", f"/v1/payments?limit=2&after={found['next']}").json()
+    assert ([one["id"] for one in found["payments"]], found["next"]) == (["pi_2"], None)
+    assert api.call("GET", "/v1/payments?limit=0").status_code == 422
 
 
 def test_a_bad_webhook(paying: tuple[Api, World]):

@@ -283,6 +283,13 @@ def shares(world: World) -> list[tuple[int, int, int]]:
     return [(one.taken // ONE, one.short // ONE, one.units // ONE) for one in known.shares.values()]
 
 
+def issued_on(world: World, line: str) -> int:
+    """What the entries of the account put into a grant, and did not take out again."""
+    postings = [p for r in world.ledger.history("acme") for p in r.entry.postings if p.line == line]
+    put_in = sum(p.units for p in postings if p.source == "issued")
+    return put_in - sum(p.units for p in postings if p.target == "issued")
+
+
 def check_end(world: World, story: Story) -> None:
     found = world.ledger.balance("acme")
     assert found.available == story.available
@@ -299,8 +306,10 @@ def check_end(world: World, story: Story) -> None:
                 for share in known.shares.values():
                     wanted = returning.owed(known.invoices, known.returns.values(), share)
                     assert share.taken + share.short == wanted
-                brought = sum(share.units - share.taken for share in known.shares.values())
-                assert found.available * ONE + found.expired * ONE >= brought
+                    lines = (share.grant, *share.lines)
+                    assert (
+                        sum(issued_on(world, line) for line in lines) == share.units - share.taken
+                    )
     held = subscriptions(world)
     assert held == ([] if story.plan is None else [(story.plan, story.status)])
     assert world.ledger.verify().ok

@@ -253,6 +253,25 @@ def test_what_cannot_be_followed_is_kept_and_tried_again(world: World):
     assert (world.desk.again(), world.available()) == (1, 200)
     world.wait(hours=2)
     assert world.desk.again() == 0
+    with world.ledger.store.read() as reader:
+        assert desk.kept_of(reader, "default") == [], "what was followed is not kept"
+
+
+def test_what_is_too_old_is_tried_a_last_time_and_stays_to_be_seen(world: World):
+    world.buy()
+    lost = world.fake.events[-1]
+    lost["data"]["object"]["metadata"]["tillroll_version"] = "2"
+    world.desk.pull()
+    world.wait(days=29, hours=23)
+    assert world.desk.again() == 1
+    world.wait(hours=1)
+    assert world.desk.again() == 1, "for the last time"
+    world.wait(days=9)
+    assert world.desk.again() == 0
+    with world.ledger.store.read() as reader:
+        [(name, kept, again)] = desk.kept_of(reader, "default")
+    assert name.startswith("stripe:")
+    assert (kept.problem, again) == ("the catalog has no version 2", False)
 
 
 def test_a_long_silence_is_heard_in_parts(world: World, monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,7 @@
 """Auto top-up: charged once, within bounds, and stopped when a card is declined."""
 
 import asyncio
+import itertools
 import threading
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -14,6 +15,7 @@ from tests.payments.conftest import ONE, World, clock
 from tillroll.jobs import Job, Turn, Worker
 from tillroll.payments import overage, topups
 from tillroll.payments.rounds import rounds
+from tillroll.payments.settling import payments_of
 from tillroll.wire.problems import ProviderUnavailable
 
 
@@ -119,6 +121,41 @@ def test_a_declining_card_is_tried_less_and_less_and_then_no_more(world: World):
     card(world, "ok")
     assert topups.resume(world.desk, "acme").state == "ready"
     assert (topups.round_of(world.desk), world.available()) == (1, 210)
+
+
+def bought(world: World) -> int:
+    """Return the units that all payments known brought, in the smallest unit."""
+    with world.ledger.store.read() as reader:
+        paid = payments_of(reader, "default", "acme")
+    assert all(one.bought is not None and one.refused is None for one in paid)
+    return sum(one.bought.units - one.taken for one in paid if one.bought is not None)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))), ids=str)
+def test_a_declining_card_told_in_every_order(world: World, order: tuple[int, ...]):
+    """Declined twice, then charged, then refunded in part; each is told late, and again."""
+    begin(world)
+    card(world, "insufficient_funds")
+    use(world, 90)
+    for hours, says in ((0, "insufficient_funds"), (2, "insufficient_funds"), (7, "ok")):
+        world.wait(hours=hours)
+        card(world, says)
+        assert topups.round_of(world.desk) == 1
+    [payment] = [
+        one["id"]
+        for one in world.fake.of("payment_intent")
+        if "tillroll_attempt" in one["metadata"] and one["status"] == "succeeded"
+    ]
+    world.fake.refund(payment, 5_00)
+    events = [e for e in world.new_events() if e["type"] != "charge.refunded"]
+    assert len(events) == len(order), [e["type"] for e in events]
+    told = [events[nth] for nth in order]
+    world.deliver([*told, *told[:2]])
+    found = world.ledger.balance("acme")
+    assert found.issued * ONE == bought(world)
+    assert (found.available, len(charged(world))) == (110, 1)
+    assert state(world) == ("waiting", "cool_down")
+    assert world.ledger.verify().ok
 
 
 def test_a_stolen_card_is_tried_once(world: World):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from msgspec.structs import replace
 
 import tillroll
 from tillroll import copying
@@ -75,6 +76,26 @@ def other_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         url: str = request.getfixturevalue("postgres_url")
         return url
     return f"sqlite:///{tmp_path}/other.db"
+
+
+@pytest.mark.parametrize("account", ["", "acme"])
+def test_a_note_that_was_deleted_since(tmp_path: Path, other_url: str, account: str):
+    """One of no account goes in the target, too; any other is deleted by nobody."""
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+    facts = {"owner": bytes(16), "kind": "kept", "name": "n", "project": "default"}
+    note = Note(**facts, document="{}", account=account)
+    with tillroll.open(here) as ledger:
+        ledger._engine.perform(lambda tx: tx.put_note(note))
+    tillroll.copy(here, other_url, keep=True)
+    with tillroll.open(here) as ledger:
+        ledger._engine.perform(lambda tx: tx.drop_note(replace(note, version=1)))
+    if account:
+        with pytest.raises(tillroll.CopyMismatch, match="notes"):
+            tillroll.copy(here, other_url)
+    else:
+        tillroll.copy(here, other_url)
+        assert rows_of(other_url) == rows_of(here)
 
 
 def test_there_and_back(tmp_path: Path, other_url: str):

@@ -2,8 +2,8 @@
  * One call, made until it is answered: the same request again, its Idempotency-Key included, after
  * a pause that is drawn anew each time ("full jitter"), until a deadline.
  *
- * Repeated are 408, 429, 502, 503, 504 and calls that nobody answered. Never 402, 409 or 422: these
- * are answers.
+ * Repeated are 408, 429, 502, 503, 504 and calls that nobody answered. Never 402, 409 or 422, nor
+ * what a payment provider refused: these are answers.
  */
 
 export interface Patience {
@@ -54,7 +54,7 @@ export async function persist(
     try {
       // The body of a request is read once, so each try has a copy.
       response = await whole(await world.fetch(new Request(request.clone(), { signal })));
-      if (!AGAIN.has(response.status)) return response;
+      if (!AGAIN.has(response.status) || (await isRefusedByProvider(response))) return response;
     } catch (error) {
       if (request.signal.aborted) throw error; // the caller has changed his mind
       failure = error;
@@ -66,6 +66,13 @@ export async function persist(
     }
     await world.sleep(pause, request.signal);
   }
+}
+
+/** Whether a 502 is no gateway's trouble but the payment provider's no, which is an answer. */
+async function isRefusedByProvider(response: Response): Promise<boolean> {
+  if (response.status !== 502) return false;
+  const said: unknown = await response.clone().json().catch(() => null);
+  return (said as { code?: unknown } | null)?.code === "provider_refused";
 }
 
 /** Reads an answer to its end, since a connection may also break in the middle of it. */

@@ -1373,7 +1373,7 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Return what was told of payments whose purchase nobody has told of
+         * Return what was told of payments whose purchase nobody has told of, or cannot be followed
          * @description Needs a key with the scope admin or read.
          */
         get: operations["unplaced_payments"];
@@ -3117,12 +3117,26 @@ export interface components {
             checkout_url: string;
         };
         /**
+         * PaymentsQuery
+         * @description Which payments, by provider and id.
+         */
+        PaymentsQuery: {
+            /**
+             * @description How many at most.
+             * @default 1000
+             */
+            limit: number;
+            /** @default  */
+            after: string;
+        };
+        /**
          * Payments
-         * @description Payments and subscriptions, by provider and id.
+         * @description Payments by provider and id, with `next` where to go on, and subscriptions.
          */
         Payments: {
             payments: components["schemas"]["Payment"][];
             subscriptions: components["schemas"]["PaidSubscription"][];
+            next: string | null;
         };
         /**
          * Payment
@@ -3199,6 +3213,49 @@ export interface components {
             returned: number;
             taken: string;
             shortfall: string;
+        };
+        /**
+         * UnplacedQuery
+         * @description Which payments, and which events that cannot be followed, by provider and name.
+         */
+        UnplacedQuery: {
+            /**
+             * @description How many at most.
+             * @default 1000
+             */
+            limit: number;
+            /** @default  */
+            after: string;
+            /** @default  */
+            after_event: string;
+        };
+        /**
+         * UnplacedPayments
+         * @description Payments that nobody is known to own, and what cannot be followed.
+         *
+         *         `next` and `next_event` are where to go on with each, or null.
+         */
+        UnplacedPayments: {
+            payments: components["schemas"]["Payment"][];
+            next: string | null;
+            events: components["schemas"]["Unfollowed"][];
+            next_event: string | null;
+        };
+        /**
+         * Unfollowed
+         * @description What a provider told and the ledger cannot follow: why, and whether it is tried again.
+         *
+         *         `problem` is null where it was followed since.
+         */
+        Unfollowed: {
+            name: string;
+            /**
+             * @description ISO 8601 in UTC.
+             * @example 2026-07-31T12:00:00Z
+             */
+            told_at: string;
+            problem: string | null;
+            tried_again: boolean;
         };
         /**
          * TopUp
@@ -6818,7 +6875,10 @@ export interface operations {
     };
     payments: {
         parameters: {
-            query?: never;
+            query?: {
+                limit?: number;
+                after?: string;
+            };
             header?: never;
             path: {
                 /** @description Your own id of the balance owner. */
@@ -6828,7 +6888,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Payments and subscriptions, by provider and id. */
+            /** @description Payments by provider and id, with `next` where to go on, and subscriptions. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -6849,20 +6909,24 @@ export interface operations {
     };
     unplaced_payments: {
         parameters: {
-            query?: never;
+            query?: {
+                limit?: number;
+                after?: string;
+                after_event?: string;
+            };
             header?: never;
             path?: never;
             cookie?: never;
         };
         requestBody?: never;
         responses: {
-            /** @description Payments and subscriptions, by provider and id. */
+            /** @description Payments that nobody is known to own, and what cannot be followed. */
             200: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Payments"];
+                    "application/json": components["schemas"]["UnplacedPayments"];
                 };
             };
             401: components["responses"]["No401-1"];

@@ -64,6 +64,16 @@ for (const status of [402, 409, 422]) {
   });
 }
 
+test("what a payment provider refuses is an answer", async () => {
+  const { client, seen } = serviceOf(() => json(502, problem("provider_refused", 502)));
+  const { error } = await client.http.POST("/v1/accounts/{account}/checkouts", {
+    params: { path: { account: "acme" }, header: { "Idempotency-Key": "order-1" } },
+    body: { product: "starter" },
+  });
+  assert.equal(error?.code, "provider_refused");
+  assert.equal(seen.length, 1);
+});
+
 test("it gives up after so many tries, with the last answer", async () => {
   const { client, seen } = serviceOf(() => json(503, problem("overloaded", 503)));
   await assert.rejects(client.hold("acme", { units: 1 }, { tries: 3 }), (error) => {

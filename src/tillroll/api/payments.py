@@ -10,13 +10,14 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from tillroll.api.calls import Answer, Call, answered
-from tillroll.api.reads import Query
+from tillroll.api.reads import LIMIT_MAX, Limit, Query
 from tillroll.ledger.calendar import show_instant
 from tillroll.ledger.errors import InvalidInput, NotFound
 from tillroll.ledger.types import WALLET_DEFAULT
 from tillroll.ledger.units import show_units
 from tillroll.payments import overage as overages
 from tillroll.payments import settling, subscribing, topups
+from tillroll.payments.desk import kept_of
 from tillroll.payments.returning import paid_for
 from tillroll.wire import bodies
 from tillroll.wire.problems import PaymentsNotSetUp
@@ -24,7 +25,7 @@ from tillroll.wire.problems import PaymentsNotSetUp
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tillroll.payments.desk import Desk
+    from tillroll.payments.desk import Desk, Kept
     from tillroll.payments.facts import Payment
     from tillroll.payments.overage import Overage
     from tillroll.payments.returning import Share
@@ -81,28 +82,65 @@ async def webhook(call: Call) -> Answer:
     return answered({"received": await call.paying.told.run(desk.receive, headers, call.body)})
 
 
+class PaymentsQuery(Query, kw_only=True, forbid_unknown_fields=True):
+    """Which payments, by provider and id."""
+
+    limit: Limit = LIMIT_MAX
+    after: str = ""
+
+
+class UnplacedQuery(PaymentsQuery, kw_only=True, forbid_unknown_fields=True):
+    """Which payments, and which events that cannot be followed, by provider and name."""
+
+    after_event: str = ""
+
+
 async def payments(call: Call) -> Answer:
     """Return an account's payments and subscriptions, with refunds, disputes and shortfalls."""
-    call.query(Query)
-    return answered(await asyncio.to_thread(_payments, call, call.account))
+    asked = call.query(PaymentsQuery)
+    return answered(await asyncio.to_thread(_payments, call, asked.after, asked.limit))
 
 
 async def unplaced_payments(call: Call) -> Answer:
-    """Return what was told of payments whose purchase nobody has told of."""
-    call.query(Query)
-    return answered(await asyncio.to_thread(_payments, call, ""))
+    """Return what was told of payments whose purchase nobody has told of, or cannot be followed."""
+    asked = call.query(UnplacedQuery)
+    return answered(await asyncio.to_thread(_unplaced, call, asked))
 
 
-def _payments(call: Call, account: str) -> dict[str, Any]:
-    store, ledger = call.tenant.engine.store, call.tenant.name
+def _payments(call: Call, after: str, limit: int) -> dict[str, Any]:
+    store, ledger, account = call.tenant.engine.store, call.tenant.name, call.account
     with store.read() as reader:
-        paid = settling.payments_of(reader, ledger, account, limit=1_000)
+        paid = settling.payments_of(reader, ledger, account, after, limit)
         subscribed = subscribing.subscriptions_of(reader, ledger, account)
-    if account and not paid and not subscribed and not call.tenant.reads.knows(account):
+    if not paid and not subscribed and not call.tenant.reads.knows(account):
         raise NotFound(f"there is no account {account!r}")
     return {
         "payments": [shown_payment(one, store.scale) for one in paid],
         "subscriptions": [shown_subscription(one, store.scale) for one in subscribed],
+        "next": paid[-1].ref if len(paid) == limit else None,
+    }
+
+
+def _unplaced(call: Call, asked: UnplacedQuery) -> dict[str, Any]:
+    store, ledger = call.tenant.engine.store, call.tenant.name
+    with store.read() as reader:
+        paid = settling.payments_of(reader, ledger, "", asked.after, asked.limit)
+        kept = kept_of(reader, ledger, asked.after_event, asked.limit)
+    return {
+        "payments": [shown_payment(one, store.scale) for one in paid],
+        "next": paid[-1].ref if len(paid) == asked.limit else None,
+        "events": [shown_kept(*one) for one in kept],
+        "next_event": kept[-1][0] if len(kept) == asked.limit else None,
+    }
+
+
+def shown_kept(name: str, kept: Kept, again: bool) -> dict[str, Any]:  # noqa: FBT001 - as listed
+    """Return what cannot be followed as plain values for JSON."""
+    return {
+        "name": name,
+        "told_at": show_instant(kept.at),
+        "problem": kept.problem,
+        "tried_again": again,
     }
 
 

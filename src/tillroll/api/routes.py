@@ -279,13 +279,14 @@ def _webhooks() -> Iterator[Route]:
 def _payments() -> Iterator[Route]:
     p = payments
     admin = frozenset({"admin"})
+    queries = {p.payments: p.PaymentsQuery, p.unplaced_payments: p.UnplacedQuery}
     for method, path, handler, shape, answer, scopes in (
         (
             *("POST", CHECKOUTS, p.open_checkout, b.OpenCheckout, a.CheckoutSession),
             frozenset({"consume", "grant"}),
         ),
         ("GET", ACCOUNT + "/payments", p.payments, None, a.Payments, frozenset({"read"})),
-        ("GET", "/v1/payments", p.unplaced_payments, None, a.Payments, frozenset({"read"})),
+        ("GET", "/v1/payments", p.unplaced_payments, None, a.UnplacedPayments, frozenset({"read"})),
         ("GET", TOPUP, p.top_up, None, a.TopUp, frozenset({"read"})),
         ("PUT", TOPUP, p.set_top_up, b.SetTopUp, a.TopUp, admin),
         ("POST", TOPUP + "/pause", p.pause_top_up, b.Nothing, a.TopUp, admin),
@@ -306,7 +307,7 @@ def _payments() -> Iterator[Route]:
             group="Payments",
             body=shape,
             keyed=path == CHECKOUTS,
-            query=reads.Query if shape is None else None,
+            query=queries.get(handler, reads.Query) if shape is None else None,
             scopes=scopes,
             refusals=() if shape is None else (*closed, *PROVIDER),
             whole_project=path == "/v1/payments",

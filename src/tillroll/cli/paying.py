@@ -68,16 +68,19 @@ def list_payments(
     """List payments with refunds, disputes and what they took back."""
     from tillroll.api import payments as shown  # noqa: PLC0415 - for these commands only
     from tillroll.payments import settling, subscribing  # noqa: PLC0415
+    from tillroll.payments.desk import kept_of  # noqa: PLC0415
 
     common = common or Common()
     with common.open() as ledger, ledger.store.read() as reader:
         paid = settling.payments_of(reader, ledger.project, account, limit=1_000)
         subscribed = subscribing.subscriptions_of(reader, ledger.project, account)
+        kept = [] if account else kept_of(reader, ledger.project, limit=1_000)
         scale = ledger.store.scale
     payments = [shown.shown_payment(one, scale) for one in paid]
     subscriptions = [shown.shown_subscription(one, scale) for one in subscribed]
     if common.json:
-        c.print_json({"payments": payments, "subscriptions": subscriptions})
+        events = [shown.shown_kept(*one) for one in kept]
+        c.print_json({"payments": payments, "subscriptions": subscriptions, "events": events})
         return c.OK
     lines = table("payment", "product", "paid", "units", "taken back", "short", "state")
     for one in payments:
@@ -87,6 +90,8 @@ def list_payments(
             *(one["units"] or "-", one["taken"], one["shortfall"], one["refused"] or "ok"),
         )
     c.out.print(lines)
+    for name, told, again in kept:
+        c.say(f"{name}: {told.problem}{'' if again else ' (not tried again)'}")
     for one in subscriptions:
         c.say(f"{one['provider']}:{one['id']} {one['status']} on {one['plan'] or 'nothing'}")
         for period in one["periods"]:

@@ -58,18 +58,43 @@ class Services:
         call = _keyed("checkout", path, {"product": product}, request_id)
         return (yield from self._tell(call, lambda shown: str(shown["checkout_url"])))
 
-    def payments(self, account: str) -> Steps[Shown]:
-        """Return an account's `payments` and `subscriptions`, as the provider told of them.
+    def payments(self, account: str, *, after: str = "", limit: int = 1_000) -> Steps[Shown]:
+        """Return an account's `payments`, as the provider told of them, and its `subscriptions`.
+
+        Args:
+            account: Whose.
+            after: The `next` of the page before.
+            limit: At most so many payments.
 
         Raises:
             NotFound: There is no such account.
+            InvalidInput: The limit is out of bounds.
         """
         path = f"/v1/accounts/{named(account, 'account')}/payments"
-        return (yield from self._tell(look_call("payments", path), dict))
+        call = look_call("payments", path, after=after or None, limit=limit)
+        return (yield from self._tell(call, dict))
 
-    def unplaced_payments(self) -> Steps[Shown]:
-        """Return what was told of payments whose purchase nobody has told of."""
-        return (yield from self._tell(look_call("unplaced_payments", "/v1/payments"), dict))
+    def unplaced_payments(
+        self, *, after: str = "", after_event: str = "", limit: int = 1_000
+    ) -> Steps[Shown]:
+        """Return `payments` that nobody is known to own, and `events` that cannot be followed.
+
+        Args:
+            after: The `next` of the page before.
+            after_event: The `next_event` of the page before.
+            limit: At most so many of each.
+
+        Raises:
+            InvalidInput: The limit is out of bounds.
+        """
+        call = look_call(
+            "unplaced_payments",
+            "/v1/payments",
+            after=after or None,
+            after_event=after_event or None,
+            limit=limit,
+        )
+        return (yield from self._tell(call, dict))
 
     # ------------------------------------------------------------ top-ups
 

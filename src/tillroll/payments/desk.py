@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from tillroll.ledger.types import Account
     from tillroll.payments.facts import Disputed, Fact, Refunded
     from tillroll.payments.provider import Listener, Provider
-    from tillroll.stores.base import NoteKey, Writer
+    from tillroll.stores.base import NoteKey, Reader, Writer
 
 CHECKOUT, ASKED, CUSTOMER = "checkout", "checkout_asked", "customer"
 CURSOR, KEPT = "cursor", "kept"
@@ -67,6 +67,7 @@ WINDOW = 6 * HOUR  # asked for at once: some thousands of events at a busy shop
 EVENTS_MAX = 5_000  # of one pull; the next one goes on
 AGAIN_MAX = 100  # of one round that are tried again
 AGAIN = HOUR  # before they are
+LAST = 30 * DAY  # after which what was kept is tried a last time
 
 
 class Opened(Struct, frozen=True, omit_defaults=True):
@@ -103,11 +104,28 @@ class Cursor(Struct, frozen=True):
 
 
 class Kept(Struct, frozen=True, omit_defaults=True):
-    """What was told and cannot be followed, and why; None once it was."""
+    """What was told at `at` and cannot be followed, and why.
+
+    It is tried again until it is too old, and stays to be seen. Notes of before say None once it
+    was followed; now they are deleted.
+    """
 
     told: tuple[Told, ...]
     at: int
     problem: str | None = None
+
+
+def kept_of(
+    reader: Reader, ledger: str, after: str = "", limit: int = 100
+) -> list[tuple[str, Kept, bool]]:
+    """Return what was told and cannot be followed: its name, what it is, and if it is tried again.
+
+    By provider and name, above `after`.
+    """
+    return [
+        (note.name, msgspec.json.decode(note.document, type=Kept), note.due_at != NEVER)
+        for note in reader.notes_of(ledger, "", KEPT, after, limit)
+    ]
 
 
 class Pulled(Struct, frozen=True):
@@ -242,7 +260,16 @@ class Desk:
             facts=(*before, *returned),
         )
         self._follow(invoice.subscription, [invoice, told_of])
+        if known is not None:
+            key = settling.key_of(self.ledger, self.provider.name, told.id)
+            self.engine.perform(partial(self._placed, key=key))
         return False
+
+    def _placed(self, tx: Writer, *, key: NoteKey) -> None:
+        """Delete what was noted of a payment as long as nobody knew what it was for."""
+        note = tx.note(key)
+        if note is not None and not note.account:
+            tx.drop_note(note)
 
     def _as_offered(self, payment_id: str, sold: Sold) -> Sold:
         """Return a purchase with the version of the catalog that it was first told by.
@@ -563,18 +590,22 @@ class Desk:
 
     def _hear_kept(self, seen: Note) -> None:
         kept = msgspec.json.decode(seen.document, type=Kept)
-        due_at = self.engine.clock() + AGAIN
+        at = self.engine.clock()
+        problem = None
         try:
             self.hear(kept.told)
-        except (InvalidInput, IdempotencyConflict, ProviderRefused) as problem:
-            kept = replace(kept, problem=str(problem))
-        else:
-            kept, due_at = replace(kept, problem=None), NEVER
+        except (InvalidInput, IdempotencyConflict, ProviderRefused) as found:
+            problem = str(found)
 
         def act(tx: Writer) -> None:
             note = tx.note(seen.key)
-            if note == seen:  # or another process was here
-                put(tx, note, kept, due_at)
+            if note != seen:  # another process was here
+                return
+            if problem is None:
+                tx.drop_note(note)
+            else:
+                due_at = NEVER if at - kept.at >= LAST else at + AGAIN
+                put(tx, note, replace(kept, problem=problem), due_at)
 
         self.engine.perform(act)
 
@@ -633,4 +664,4 @@ def minor(price: Any) -> int:
     return int(amount)
 
 
-__all__ = ["Desk", "Pulled", "check_standing", "minor", "new_note", "put"]
+__all__ = ["Desk", "Pulled", "check_standing", "kept_of", "minor", "new_note", "put"]

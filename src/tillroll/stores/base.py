@@ -504,6 +504,13 @@ class Writer(Reader, Protocol):
             Retry: Somebody else wrote it since; read it again.
         """
 
+    def drop_note(self, note: Note) -> None:
+        """Delete a note whose version is the one that was read.
+
+        Raises:
+            Retry: Somebody else wrote or deleted it since; read it again.
+        """
+
     def copy_notes(self, notes: Sequence[Note]) -> None:
         """Write notes with their versions, in place of what is there of them."""
 

@@ -611,12 +611,23 @@ class MemoryWriter(MemoryReader):
             raise Retry("a note was written by somebody else")
         self.copy_notes([replace(note, version=note.version + 1)])
 
+    def drop_note(self, note: Note) -> None:
+        """Delete a note, where its version is the one that is there."""
+        known = self._notes.get(note.key)
+        if known is None or known.version != note.version:
+            raise Retry("a note was written by somebody else")
+        del self._own_notes()[note.key]
+
     def copy_notes(self, notes: Sequence[Note]) -> None:
         """Write notes as they are."""
+        self._own_notes().update((note.key, note) for note in notes)
+
+    def _own_notes(self) -> dict[NoteKey, Note]:
+        """Return the notes of this transaction, which are the store's once it commits."""
         if self._notes is self._store.notes:
             self._notes = dict(self._notes)
             self.acts.append(lambda: setattr(self._store, "notes", self._notes))
-        self._notes.update((note.key, note) for note in notes)
+        return self._notes
 
     def _keep_registry(self) -> None:
         self._store.registry = self._registry

@@ -260,6 +260,10 @@ _HASTEN_NOTE = """
 UPDATE tillroll_notes SET due_at = %s, version = version + 1
 WHERE account_id = %s::uuid AND kind = %s AND name = %s AND due_at > %s AND due_at < %s
 """
+_DROP_NOTE = """
+DELETE FROM tillroll_notes
+WHERE account_id = %s::uuid AND kind = %s AND name = %s AND version = %s RETURNING 1
+"""
 _ADD_NOTE = """
 INSERT INTO tillroll_notes (
     account_id, kind, name, project, document, account, version, due_at
@@ -913,6 +917,11 @@ class PostgresWriter(PostgresReader, OutboxWriter):
             known = owner.hex(), note.kind, note.name, note.version
             written = self.ask(_SET_NOTE, *new, *known)
         if not written:
+            raise Retry("a note was written by somebody else")
+
+    def drop_note(self, note: Note) -> None:
+        """Delete a note, where its version is the one that is there."""
+        if not self.ask(_DROP_NOTE, note.owner.hex(), note.kind, note.name, note.version):
             raise Retry("a note was written by somebody else")
 
     def copy_notes(self, notes: Sequence[Note]) -> None:

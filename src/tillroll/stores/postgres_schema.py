@@ -44,7 +44,7 @@ RIGHTS = {
     "tillroll_outbox": "SELECT, INSERT, UPDATE, DELETE",
     "tillroll_deliveries": "SELECT, INSERT, UPDATE, DELETE",
     "tillroll_leases": "SELECT, INSERT, UPDATE",
-    "tillroll_notes": "SELECT, INSERT, UPDATE",
+    "tillroll_notes": "SELECT, INSERT, UPDATE, DELETE",
     "tillroll_migrations": "SELECT",
     "tillroll_postings": "SELECT",
 }

@@ -258,6 +258,9 @@ _HASTEN_NOTE = """
 UPDATE tillroll_notes SET due_at = ?4, version = version + 1
 WHERE account_id = ?1 AND kind = ?2 AND name = ?3 AND due_at > ?4 AND due_at < ?5
 """
+_DROP_NOTE = """
+DELETE FROM tillroll_notes WHERE account_id = ? AND kind = ? AND name = ? AND version = ?
+"""
 _PUT_NOTE = """
 INSERT {} INTO tillroll_notes (
     account_id, kind, name, project, document, account, version, due_at
@@ -1148,6 +1151,12 @@ class SqliteWriter(SqliteReader, OutboxWriter):
             self.connection.execute(_PUT_NOTE.format("OR IGNORE"), (*row[:6], 1, row[7]))
         else:
             self.connection.execute(_SET_NOTE, row)
+        if self.connection.changes() != 1:
+            raise Retry("a note was written by somebody else")
+
+    def drop_note(self, note: Note) -> None:
+        """Delete a note, where its version is the one that is there."""
+        self.connection.execute(_DROP_NOTE, (*note.key, note.version))
         if self.connection.changes() != 1:
             raise Retry("a note was written by somebody else")
 

@@ -1870,6 +1870,26 @@ def a_note_is_written_by_who_saw_its_last_version(b: Bench) -> None:
 
 
 @check
+def a_note_is_deleted_by_who_saw_its_last_version(b: Bench) -> None:
+    """A note that was written since is not deleted, one that was deleted is new again."""
+    first = _note(b, "gone", document="one", account=b.account)
+    b.perform(lambda tx: tx.put_note(first))
+    b.perform(lambda tx: tx.put_note(replace(first, version=1)))
+    for stale in (first, replace(first, version=1), _note(b, "nothing", document="")):
+        try:
+            b.perform(lambda tx, stale=stale: tx.drop_note(stale))  # type: ignore[misc]
+        except errors.StoreBusy:
+            continue
+        raise AssertionError(f"version {stale.version} was deleted in place of version 2")
+    b.perform(lambda tx: tx.drop_note(replace(first, version=2)))
+    with b.ledger.store.read() as reader:
+        assert reader.note(first.key) is None
+    b.perform(lambda tx: tx.put_note(first))
+    with b.ledger.store.read() as reader:
+        assert reader.note(first.key) == replace(first, version=1)
+
+
+@check
 def notes_are_found_by_account_and_by_what_is_due(b: Bench) -> None:
     """Notes are listed by account, by due time and all in the order of their keys."""
     names = ["b", "a", "c"]

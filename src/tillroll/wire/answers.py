@@ -525,10 +525,35 @@ class PaidSubscription(Struct):
 
 
 class Payments(Struct):
-    """Payments and subscriptions, by provider and id."""
+    """Payments by provider and id, with `next` where to go on, and subscriptions."""
 
     payments: list[Payment]
     subscriptions: list[PaidSubscription]
+    next: str | None
+
+
+class Unfollowed(Struct):
+    """What a provider told and the ledger cannot follow: why, and whether it is tried again.
+
+    `problem` is null where it was followed since.
+    """
+
+    name: str
+    told_at: Instant
+    problem: str | None
+    tried_again: bool
+
+
+class UnplacedPayments(Struct):
+    """Payments that nobody is known to own, and what cannot be followed.
+
+    `next` and `next_event` are where to go on with each, or null.
+    """
+
+    payments: list[Payment]
+    next: str | None
+    events: list[Unfollowed]
+    next_event: str | None
 
 
 class TopUp(Struct):
