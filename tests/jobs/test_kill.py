@@ -92,7 +92,9 @@ def deliver(url: str, count: int, notes: Path) -> set[str]:
 
         tell(taking)
         assert line_of(taking) == "changed"
-        again = ledger._engine.perform(lambda tx: webhooks.send_again(tx, "default", now()))
+        perform = ledger._engine.perform
+        again, more = webhooks.send_all_again(perform, "default", now())
+        assert not more
         assert again == len(dead)
         with process("worker", url) as sending:
             assert line_of(sending) == "running"
