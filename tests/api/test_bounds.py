@@ -27,6 +27,7 @@ def test_a_write_needs_its_id(api):
 
 
 BODIES = {
+    "checkout": {"product": "p"},
     "consume": {"units": 1},
     "hold": {"units": 1},
     "extend": {"expires_in": "1h"},

@@ -65,7 +65,7 @@ async def checkout(call: Call) -> Answer:
 async def open_checkout(call: Call) -> Answer:
     """Open the page where an account pays for a product; the same as long as it is open."""
     product = call.parse(bodies.OpenCheckout).product
-    desk, request_id = _desk(call), call.request_id()
+    request_id, desk = call.request_id(), _desk(call)
     url = await asyncio.to_thread(desk.checkout, call.account, product, request_id)
     return answered({"checkout_url": url})
 
