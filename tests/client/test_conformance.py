@@ -25,6 +25,8 @@ BELOW_THE_VERBS = {
     "an_alert_is_told_once_a_crossing",
     "a_grant_that_expires_soon_is_told_by_the_clock",
     "a_note_is_written_by_who_saw_its_last_version",
+    "a_note_is_deleted_by_who_saw_its_last_version",
+    "an_id_made_for_a_request_is_never_used_twice",
     "notes_are_found_by_account_and_by_what_is_due",
     "a_note_rolled_back_leaves_no_trace",
     "a_balance_that_falls_low_makes_its_note_due",

@@ -264,7 +264,7 @@ def test_each_page_flipped_is_found_out(path: Path, tmp_path: Path):
         ),
         ("UPDATE tillroll_meta SET value = 'x' WHERE name = 'scale'", tillroll.StoreCorrupt),
         ("DELETE FROM tillroll_meta", tillroll.StoreCorrupt),
-        ("INSERT INTO tillroll_migrations VALUES (999, 'later', 'x')", tillroll.SchemaMismatch),
+        ("INSERT INTO tillroll_meta VALUES ('needs', '99')", tillroll.SchemaMismatch),
         ("UPDATE tillroll_migrations SET checksum = 'x'", tillroll.SchemaMismatch),
         ("DROP TABLE tillroll_migrations", tillroll.SchemaMismatch),
     ],

@@ -230,7 +230,7 @@ def test_another_encoding_is_refused(postgres: Cluster):
 def test_tables_of_a_newer_tillroll(postgres_url: str):
     tillroll.open(postgres_url).close()
     with psycopg.connect(postgres_url) as other:
-        other.execute("INSERT INTO tillroll_migrations VALUES (999, '0999_later.sql', 'x')")
+        other.execute("INSERT INTO tillroll_meta (name, value) VALUES ('needs', '99')")
     with pytest.raises(tillroll.SchemaMismatch, match="upgrade"):
         tillroll.open(postgres_url)
 

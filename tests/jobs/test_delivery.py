@@ -18,14 +18,12 @@ from tillroll.jobs import Deliverer, Sender, prune
 from tillroll.jobs.delivery import AT_ONCE_MAX, LOG_MAX, PER_ENDPOINT_MAX, SAID_BYTES_MAX
 from tillroll.ledger.types import DAY, SECOND
 
-START = datetime.now(UTC).replace(microsecond=0)
-
 
 class World:
     """A ledger with a clock, and what delivers its events."""
 
     def __init__(self, url: str = "memory://", *, lease_seconds: float = 60.0) -> None:
-        self.now = START
+        self.now = datetime.now(UTC).replace(microsecond=0)  # receivers compare it with theirs
         self.ledger: Ledger = tillroll.open(url, clock=lambda: self.now)
         self.engine = self.ledger._engine
         self.lease_seconds = lease_seconds

@@ -86,7 +86,7 @@ test("who has no payments has no checkout", { skip: !there }, async () => {
     },
     body: { product: "starter" },
   });
-  assert.equal(error?.code, "not_found");
+  assert.equal(error?.code, "payments_not_set_up");
 });
 
 test("a key that is none opens nothing", { skip: !there }, async () => {

@@ -36,7 +36,7 @@ def problem(error: TillrollError, path: str) -> Answer:
     """
     if isinstance(error, problems.PaymentsNotSetUp):
         whole = problems.document(error, path) | {"error": error.code}
-        return Answer(render(whole), whole["status"], (), problems.MEDIA_TYPE)
+        return Answer(render(whole), whole["status"])
     word, status = _WORDS.get(error.code, (error.code, problems.status_of(error)))
     headers = problems.headers_of(error)
     return Answer(

@@ -1243,13 +1243,14 @@ def access_can_be_asked_of_the_past(b: Bench) -> None:
 @check
 def of_many_checks_and_charges_none_slips_through(b: Bench) -> None:
     """Work that names a feature is checked and charged in one step: none after the end."""
+    feature = _sell(b)["feature"]
     b.grant(1000)
-    b.ledger.entitle(b.account, "hd")
+    b.ledger.entitle(b.account, feature)
 
     def act(nth: int) -> object:
         if nth == 4:  # noqa: PLR2004 - one of the eight
-            return b.ledger.end_entitlement(b.account, "hd", request_id="end")
-        return b.ledger.consume(b.account, units=1, feature="hd", request_id=f"c{nth}")
+            return b.ledger.end_entitlement(b.account, feature, request_id="end")
+        return b.ledger.consume(b.account, units=1, feature=feature, request_id=f"c{nth}")
 
     b.at_once(8, act)
     kinds = [one.kind for one in b.ledger.history(b.account)]
