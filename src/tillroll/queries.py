@@ -96,7 +96,7 @@ class Page(Struct, frozen=True):
         receipts: At most as many as were asked for.
         next: Pass as `before` for the page after this one; None where the history begins.
         due: What fell due by now and nobody has booked yet, newest first: with these on top the
-            history adds up to the balance. On the first page only, 1,000 at the most.
+            history adds up to the balance. On the first page only, the first 1,000 at the most.
     """
 
     receipts: tuple[Receipt, ...]
@@ -557,14 +557,14 @@ def statement(
     below = min(before, 2**62) if before is not None else 2**62
     with store.read() as reader:
         if before is None and (until is None or at < until) and (since is None or since <= at):
-            due = _due(reader, store.scale, project, account, at)
+            due = _due(reader, store.scale, project, account, at)[:PAGE_MAX]
             waiting = tuple(one for one in reversed(due) if not kinds or one.kind in kinds)
         while len(found) < limit:
             rows = reader.entries_before(owner, below, PAGE_MAX if kinds else limit)
             for stored in rows:
                 below = stored.seq
                 if since is not None and stored.recorded_at < since:
-                    return Page(tuple(found), None, waiting[:PAGE_MAX])
+                    return Page(tuple(found), None, waiting)
                 if (until is None or stored.recorded_at < until) and (
                     not kinds or stored.kind in kinds
                 ):
@@ -574,7 +574,7 @@ def statement(
             if not rows or below == 1:
                 break
     going_on = below if found and below > 1 and len(found) == limit else None
-    return Page(tuple(found), going_on, waiting[:PAGE_MAX])
+    return Page(tuple(found), going_on, waiting)
 
 
 def usage(
@@ -953,25 +953,8 @@ def _verify_state(state: Account, row: tuple[int, bytes, str]) -> str | None:
     if row[1] != state.head:
         return "the account's row has another chain head than its entries"
     if row[2].encode() != chain.encode_state(state):
-        _forget(state, chain.decode_account(row[2]))
-        if row[2].encode() != chain.encode_state(state):
-            return "the stored state is not what the entries fold to"
+        return "the stored state is not what the entries fold to"
     return None
-
-
-def _forget(state: Account, kept: Account) -> None:
-    """Drop what states did not remember when this one was stored, and cannot remember since.
-
-    It is about units to come and not about units: with which grant carried ones had come, what a
-    grant lost when it expired, which plans were tried.
-    """
-    state.tried = {name: at for name, at in state.tried.items() if name in kept.tried}
-    for name, grant in state.grants.items():
-        if name in kept.grants and not kept.grants[name].parts:
-            grant.parts = {}
-    for name, recurring in state.recurring.items():
-        if name in kept.recurring and not kept.recurring[name].lost_at:
-            recurring.lost, recurring.lost_at = {}, 0
 
 
 def _verify_entry(state: Account, owner: bytes, stored: Stored) -> str | None:

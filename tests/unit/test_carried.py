@@ -1,9 +1,6 @@
 """What is carried over from period to period, and with which grant it had come."""
 
-import sqlite3
-from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -139,34 +136,6 @@ def test_of_many_parts_the_oldest_are_nobodys():
     assert found["new"] == 100 - len(parts)
     assert carried({}, 5, Terms("new", 100)) == {}
     assert carried({"a": 5}, 0, Terms("new", 100)) == {}
-
-
-def test_a_state_that_was_stored_before_is_no_discrepancy(tmp_path: Path):
-    url = f"sqlite:///{tmp_path}/till.db"
-    now = datetime(2026, 1, 1, tzinfo=UTC)
-    with tillroll.open(url, clock=lambda: now) as ledger:
-        day: dict[str, Any] = {"units": 100, "every": "day", "rollover_max": 60}
-        ledger.entitle("acme", "pro", grants=[day], every="day")
-        now += timedelta(days=1)
-        ledger.entitle("acme", "late", grants=[day], every="day", paid_until=now)
-        now += timedelta(days=2)
-        ledger.freeze("acme")
-    with closing(sqlite3.connect(tmp_path / "till.db")) as connection:
-        [(state,)] = connection.execute("SELECT state FROM tillroll_accounts")
-    kept = msgspec.json.decode(state)
-    assert any(grant.pop("parts", None) for grant in kept["grants"].values())
-    for recurring in kept["recurring"].values():
-        recurring.pop("lost", None)
-        recurring.pop("lost_at", None)
-    document = msgspec.json.encode(kept).decode()
-    assert document != state
-    kept["wallets"]["credits"]["available"] -= 1
-    for text, is_ok in ((document, True), (msgspec.json.encode(kept).decode(), False)):
-        with closing(sqlite3.connect(tmp_path / "till.db")) as connection:
-            connection.execute("UPDATE tillroll_accounts SET state = ?", (text,))
-            connection.commit()
-        with tillroll.open(url, clock=lambda: now) as ledger:
-            assert ledger.verify().ok is is_ok
 
 
 def test_states_that_were_stored_before_are_read():
