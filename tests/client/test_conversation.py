@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from tests.client.worlds import (
     LOOK,
@@ -19,6 +20,7 @@ from tests.client.worlds import (
     reply,
 )
 from tillroll.client.conversation import ASKED_AGAIN, PAUSE_SECONDS_MAX, Call, Lost, Reply, converse
+from tillroll.client.services import Services
 from tillroll.ledger import errors
 
 OK = reply(200, {"done": True})
@@ -165,10 +167,30 @@ def test_what_looks_only_has_no_unknown_outcome():
 
 def test_an_answer_of_the_ledger_settles_what_was_lost_before():
     assert ask(World([UNHEARD, OK]))
-    for settling in (REFUSED, problem(422, "idempotency_conflict"), problem(404, "not_found")):
+    said_no = problem(502, "provider_refused")
+    known = problem(422, "idempotency_conflict"), problem(404, "not_found")
+    for settling in (REFUSED, *known, said_no):
         with pytest.raises(errors.TillrollError) as raised:
             ask(World([UNHEARD, settling]))
         assert raised.value.written == "nothing"
+
+
+def test_a_call_without_an_id_may_be_refused_for_what_it_did_itself():
+    call = structs.replace(WRITE, request_id=None)
+    for refused in (problem(404, "not_found"), problem(422, "invalid_input")):
+        with pytest.raises(errors.OutcomeUnknown):
+            ask(World([UNHEARD, refused]), call)
+        with pytest.raises((errors.NotFound, errors.InvalidInput)):
+            ask(World([refused]), call)
+
+
+def test_all_that_is_dead_is_sent_again_in_as_many_calls_as_it_takes():
+    parts = {"queued": 10_000, "more": True}, {"queued": 5, "more": False}
+    world = World([reply(200, part) for part in parts])
+    services = Services()
+    services.rules = world.rules
+    assert world.run(services.send_again()) == 10_005
+    assert [call.path for call in world.sent] == ["/v1/deliveries/send-again"] * 2
 
 
 @pytest.mark.parametrize(

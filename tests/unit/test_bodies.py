@@ -47,6 +47,13 @@ def test_a_name_that_comes_twice_is_refused(parse: Any, shape: Any, body: bytes)
         parse(shape, body)
 
 
+def test_many_names_are_looked_through_once():
+    names = ",".join(f'"{nth}":{nth}' for nth in range(300_000))
+    body = f'{{"units":1,"metadata":{{{names},"299999":1}}}}'.encode()
+    with pytest.raises(InvalidInput, match="'299999' comes twice"):
+        bodies.parse_arguments(bodies.Consume, body)
+
+
 @pytest.mark.parametrize(("shape", "body"), ONCE)
 def test_a_name_that_comes_once_in_each_object_is_not(shape: Any, body: bytes):
     assert type(bodies.parse(shape, body)) is shape

@@ -157,9 +157,12 @@ def test_tables_that_came_after_a_ledger_was_spread_are_spread_too(
     assert "tillroll_notes" not in before
     with pytest.raises(tillroll.SchemaMismatch, match="0002_outbox_and_notes"):
         PostgresStore(cluster_url, migrate=False)
+    planned = tillroll.migrate(cluster_url, plan=True).statements
+    assert any("tillroll_notes" in text for text in planned)
     assert lies(cluster_url) == before
     PostgresStore(cluster_url).close()
     assert lies(cluster_url).keys() == WHOLE.keys()
+    assert not tillroll.migrate(cluster_url, plan=True).statements
     PostgresStore(cluster_url, migrate=False).close()
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from tillroll.embedded import Ledger
     from tillroll.ledger.pricing import PriceVersion
+    from tillroll.ledger.receipts import Receipt
     from tillroll.queries import Balance, Page
 
 T = TypeVar("T")
@@ -162,13 +163,17 @@ async def entries(call: Call) -> Answer:
 
     def read(reads: Ledger) -> dict[str, Any]:
         page = reads.history(call.account, after=asked.after, limit=asked.limit)
-        last = page[-1].seq if len(page) == asked.limit else None
         seen = page[-1].seq if page else asked.after
-        due = () if last is not None else reads.statement(call.account, limit=1).due
+        due: list[Receipt] = []
+        is_last = len(page) < asked.limit
+        if is_last:
+            waiting = reads.statement(call.account, limit=1).due
+            due = [receipt for receipt in reversed(waiting) if receipt.seq > seen]
+            is_last = not due or due[0].seq == seen + 1  # or something was booked in between
         return {
             "entries": [receipt.to_dict() for receipt in page],
-            "next": last,
-            "due": [receipt.to_dict() for receipt in reversed(due) if receipt.seq > seen],
+            "next": None if is_last else seen,
+            "due": [receipt.to_dict() for receipt in due] if is_last else [],
         }
 
     return answered(await _of_account(call, read))

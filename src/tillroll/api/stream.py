@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tillroll.api.calls import Call, Stream
-from tillroll.api.reads import WalletQuery
+from tillroll.api.reads import SEQ_MAX, WalletQuery
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.errors import InvalidInput, NotFound
 from tillroll.wire.answers import render
@@ -60,7 +60,10 @@ async def _events(
     while not followers.stopping:
         event.clear()
         balance, entries = await asyncio.to_thread(_changes, reads, account, wallet, seen)
-        seen = balance.seq
+        if entries and len(entries) < CAUGHT_UP_MAX:
+            seen = entries[-1].seq  # the balance was read a moment later
+        elif entries or seen is None:
+            seen = balance.seq
         plain = balance.to_dict()
         plain.pop("as_of")
         now = render(plain)
@@ -94,6 +97,6 @@ def _last_seen(call: Call) -> int | None:
     given = call.headers.get(b"last-event-id")
     if not given:
         return None
-    if not (given.isdigit() and len(given) < 20):  # noqa: PLR2004 - 64 bits
+    if not (given.isdigit() and len(given) <= len(str(SEQ_MAX)) and int(given) <= SEQ_MAX):
         raise InvalidInput("Last-Event-ID must be the id of an event that was sent")
     return int(given)

@@ -91,7 +91,8 @@ def list_payments(
         )
     c.out.print(lines)
     for name, told, again in kept:
-        c.say(f"{name}: {told.problem}{'' if again else ' (not tried again)'}")
+        if told.problem is not None:
+            c.say(f"{name}: {told.problem}{'' if again else ' (not tried again)'}")
     for one in subscriptions:
         c.say(f"{one['provider']}:{one['id']} {one['status']} on {one['plan'] or 'nothing'}")
         for period in one["periods"]:

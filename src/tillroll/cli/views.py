@@ -337,12 +337,12 @@ EXPORT_COLUMNS = (
     "operation",
     "model",
     "price_version",
-    "due",
     "reason",
     "actor",
     "tags",
     "meters",
     "postings",
+    "due",
 )
 
 

@@ -177,8 +177,7 @@ def converse(call: Call, rules: Rules, ends: float, read: Callable[[Any], T]) ->
             error = error_of(heard.status, problem, call.request_id) or _unread(heard, answer)
             again = heard.status in ASKED_AGAIN or heard.status < 300  # noqa: PLR2004 - unread
             again = again and not isinstance(error, ProviderRefused)  # a 502, and an answer
-            settled = bool(problem) and heard.status in SETTLING_STATUS
-            settled = settled and isinstance(error, SETTLING)
+            settled = bool(problem) and _settles(call, heard.status, error)
             after = _retry_after(heard.headers)
         doubtful = doubtful or error.written == "unknown"
         if not again:
@@ -189,6 +188,18 @@ def converse(call: Call, rules: Rules, ends: float, read: Callable[[Any], T]) ->
                 raise _unknown(call, error)
             raise _told(error, call, tries)
         yield Sleep(pause)
+
+
+def _settles(call: Call, status: int, error: TillrollError) -> bool:
+    """Return whether an answer says what became of the attempts before it, too.
+
+    Without an id of its own a call may be refused for what its first attempt did.
+    """
+    if call.request_id is None:
+        return False
+    return isinstance(error, ProviderRefused) or (
+        status in SETTLING_STATUS and isinstance(error, SETTLING)
+    )
 
 
 class _Unread(NamedTuple):

@@ -382,8 +382,12 @@ class Services:
             InvalidInput: An event without an endpoint; nothing was written.
         """
         given = {"endpoint": endpoint, "event": event}
-        call = _sent("send_again", "POST", "/v1/deliveries/send-again", given)
-        return (yield from self._tell(call, lambda shown: int(shown["queued"])))
+        queued, more = 0, True
+        while more:  # a call takes so many
+            call = _sent("send_again", "POST", "/v1/deliveries/send-again", given)
+            shown = yield from self._tell(call, dict)
+            queued, more = queued + int(shown["queued"]), bool(shown["more"])
+        return queued
 
 
 def named(value: str, name: str) -> str:

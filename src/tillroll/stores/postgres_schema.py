@@ -21,6 +21,7 @@ from tillroll.stores.postgres import (
     applied_steps,
     connect,
     parsed,
+    spread_steps,
     translated,
 )
 
@@ -101,7 +102,9 @@ def migrate(
     dsn, shown = parsed(url)
     known = migrations("postgres")
     with _connected(dsn, shown) as connection:
-        steps = tuple(pending(known, applied_steps(connection)))
+        applied = applied_steps(connection)
+        steps = tuple(pending(known, applied))
+        spread = spread_steps(connection) if applied else 0
         extra: list[Composed] = []
         if row_level_security is not None:
             extra += _policies(connection, on=row_level_security)
@@ -119,8 +122,9 @@ def migrate(
             if extra:
                 _run(connection, extra, shown)
         texts = [statement.as_string(connection) for statement in extra]
-    if distributed is not None:
-        texts = [step.sql.rstrip().removesuffix(";") for step in migrations("citus")] + texts
+    if distributed is not None or spread:
+        lacking = [step for step in migrations("citus") if step.number > spread]
+        texts = [step.sql.rstrip().removesuffix(";") for step in lacking] + texts
     return Migrated(shown, plan, steps, tuple(texts), known[-1].number)
 
 

@@ -563,10 +563,11 @@ def _before(body: bytes, end: int) -> int:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> None:
-    names = [name for name, _ in pairs]
-    if len(names) != len(set(names)):
-        twice = next(name for n, name in enumerate(names) if name in names[:n])
-        raise InvalidInput(f"the name {twice!r:.80} comes twice in an object of the body")
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise InvalidInput(f"the name {name!r:.80} comes twice in an object of the body")
+        seen.add(name)
 
 
 def arguments(body: Struct) -> dict[str, Any]:
