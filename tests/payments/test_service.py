@@ -191,7 +191,7 @@ def test_who_may_and_what_is_refused(paying: tuple[Api, World]):
     asked = {"account": "acme", "product": "pack100"}
     said = api.call("POST", CHECKOUT, asked, once="o", key=live)
     assert (said.status_code, said.json()["code"]) == (404, "payments_not_set_up")
-    assert said.headers["content-type"] == "application/problem+json"
+    assert said.headers["content-type"] == "application/json"
     assert "stripe_secret_key (sk_live_...)" in said.json()["detail"]
     said = api.call("POST", "/v1/accounts/acme/top-ups/credits/pause", {}, key=live)
     assert (said.status_code, said.json()["code"]) == (404, "payments_not_set_up")
