@@ -246,7 +246,7 @@ def _copy_accounts(reader: Reader, target: Store, project: str, names: list[str]
     copied = 0
 
     def act(tx: Writer) -> Book:
-        accounts = tx.load(project, owners)[0]
+        accounts = tx.load_locked(project, owners)
         book = Book(accounts={owner: accounts[owner] for owner in owners})
         for owner in owners:
             room = ENTRIES_PAGE - len(book.appended)
@@ -336,7 +336,7 @@ def _erase(tx: Writer, *, owner: bytes, before: int) -> int:
 
 def _add_refusals(tx: Writer, *, project: str, rows: Sequence[Remembrance]) -> None:
     wanted = {row.account_id: row.account for row in rows}
-    accounts = tx.load(project, wanted)[0]
+    accounts = tx.load_locked(project, wanted)
     refused = [(row.account_id, row.refusal) for row in rows]
     tx.append(project, Book(accounts={owner: accounts[owner] for owner in wanted}, refused=refused))
 

@@ -71,8 +71,6 @@ def answer_in(
     requests: Sequence[Request],
     at: int,
     low: set[tuple[bytes, str]] | None = None,
-    *,
-    then: Callable[[Book, list[Answer]], Sequence[Request]] | None = None,
 ) -> list[Answer]:
     """Answer one project's requests within a transaction under way: load, decide, append.
 
@@ -82,8 +80,6 @@ def answer_in(
         requests: Of one project.
         at: The time.
         low: Gets the balances that fell to where they are topped up, by (account_id, wallet).
-        then: Says what more is to be answered, once it is known what became of these: requests
-            under ids that nobody used, decided and written with them.
     """
     project = requests[0].project
     book = load_book(tx, project, requests, at)
@@ -93,31 +89,48 @@ def answer_in(
         answers = _decide_in_parts(tx, book, requests, at, rules)
     else:
         answers = decide_batch(book, requests, at, rules)
-    if then is not None:
-        answers = answers + _answer_more(tx, book, project, then(book, answers), at, rules)
     tx.append(project, book)
     if low is not None:
         low |= book.low
     return answers
 
 
-def answer_due(
+def answer_then(
     tx: Writer,
     scale: int,
-    project: str,
-    account: str,
+    due: tuple[str, str],
+    requests: Sequence[Request],
     at: int,
     then: Callable[[Book, list[Answer]], Sequence[Request]],
 ) -> list[Answer]:
-    """Book what fell due on an account, and answer what `then` makes of it, in one append."""
-    owner = account_id(project, account)
-    accounts, _ = tx.load(project, {owner: account}, ())
+    """Book what fell due on an account, answer requests, and what follows from it, in one append.
+
+    Nothing is taken from memory, since `then` may find that nothing follows, and no entry would
+    contradict that. No part is sent ahead, since `then` may read while they are decided.
+
+    Args:
+        tx: The transaction.
+        scale: Decimals of units.
+        due: The account, by (project, name).
+        requests: Of that project; there may be none.
+        at: The time.
+        then: Says what more is to be answered, once it is known what became of these: requests
+            under ids that nobody used, decided and written with them.
+
+    Returns:
+        The answers to the requests, then those to what more was asked.
+    """
+    project, name = due
+    owner = account_id(project, name)
+    account = tx.load_locked(project, {owner: name})[owner]
+    book = load_book(tx, project, requests, at)
+    book.accounts.setdefault(owner, account)
     _still_here(tx)
-    book = Book(accounts=dict(accounts), at=at)
     rules = rules_of(tx, project, scale)
     book.watch = rules if rules.topics else None
     advance_in(book, owner, max(at, book.accounts[owner].at))
-    answers = _answer_more(tx, book, project, then(book, []), at, rules)
+    answers = decide_batch(book, requests, at, rules)
+    answers += _answer_more(tx, book, project, then(book, answers), at, rules)
     tx.append(project, book)
     return answers
 
@@ -128,7 +141,7 @@ def _answer_more(
     """Answer requests that follow from what this book decided, with what they need beside it."""
     missing = {one.account_id: one.account for one in more if one.account_id not in book.accounts}
     if missing:
-        book.accounts.update(tx.load(project, missing, ())[0])
+        book.accounts.update(tx.load_locked(project, missing))
     # What was decided just now has begun stories in the book: what is stored goes before it.
     begun = {(sealed.account_id, sealed.entry.ref or "") for sealed in book.appended}
     later = {key: book.stories.pop(key) for key in begun if key in book.stories}
@@ -737,4 +750,4 @@ os.register_at_fork(
     before=_before_fork, after_in_parent=_fork_done, after_in_child=_after_fork_in_child
 )
 
-__all__ = ["BATCH_MAX", "Engine", "act_in", "answer_due", "answer_in", "now", "rules_of"]
+__all__ = ["BATCH_MAX", "Engine", "act_in", "answer_in", "answer_then", "now", "rules_of"]

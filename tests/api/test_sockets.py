@@ -1,5 +1,6 @@
 """What comes down a socket: nonsense, slowness, endlessness. Never a 500, never a hang."""
 
+import asyncio
 import random
 import re
 import socket
@@ -7,6 +8,8 @@ import time
 
 import httpx2
 import pytest
+
+from tillroll.server.bounds import JOINED_MAX, Joining
 
 HEAD = (
     b"POST /v1/accounts/acme/consume HTTP/1.1\r\nhost: t\r\nauthorization: Bearer %b\r\n"
@@ -123,6 +126,38 @@ def test_an_answer_is_sent_by_one_call(served):
     raw.send(b"GET /livez HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n")
     assert raw.rest().endswith(b'"checks":{"process":"ok"}}')
     raw.close()
+
+
+def test_a_stream_that_does_not_give_way_is_told_to_wait():
+    """Many parts in one turn of the loop go below, whose marks are there to have it wait."""
+
+    class Told(asyncio.Protocol):
+        paused = False
+
+        def pause_writing(self) -> None:
+            self.paused = True
+
+    async def write() -> tuple[bool, bytes]:
+        loop = asyncio.get_running_loop()
+        left, right = socket.socketpair()
+        transport, told = await loop.create_connection(Told, sock=left)
+        joining = Joining(transport, loop)
+        most = 0
+        for _ in range(1_000):
+            joining.write(bytes(4096))
+            most = max(most, joining._size)
+        paused = told.paused
+        assert most <= JOINED_MAX
+        reader, writer = await asyncio.open_connection(sock=right)
+        joining.write(b"end")
+        joining.close()
+        told_all = await reader.read(-1)
+        writer.close()
+        return paused, told_all
+
+    paused, read = asyncio.run(write())
+    assert paused
+    assert read == bytes(4096 * 1_000) + b"end"
 
 
 def test_an_endless_head_is_cut_off(served):

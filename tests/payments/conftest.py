@@ -64,13 +64,15 @@ PRODUCTS = Products(
 class World:
     """A ledger, a Stripe and the time that both live in."""
 
-    def __init__(self, url: str, api_base: str, fake: FakeStripe) -> None:
+    def __init__(
+        self, url: str, api_base: str, fake: FakeStripe, read_url: str | None = None
+    ) -> None:
         self.fake = fake
         self.api_base = api_base
-        self.ledger = tillroll.open(url, clock=lambda: clock.now)
+        self.ledger = tillroll.open(url, clock=lambda: clock.now, read_url=read_url)
         engine = self.ledger._engine
         version = new_version(1, [], products=PRODUCTS, author="ann", reason="a test")
-        with self.ledger.store.read() as reader:
+        with self.ledger.store.read_primary() as reader:
             has_prices = reader.prices("default").current
         if not has_prices:
             engine.perform(lambda tx: tx.add_price_version("default", version))

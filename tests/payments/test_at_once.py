@@ -11,6 +11,7 @@ import pytest
 import tillroll
 from tests.payments.conftest import ONE, World
 from tests.payments.test_stories import STORIES, check_end
+from tests.payments.test_topups import charged
 from tillroll.payments import topups
 
 THREADS = 6
@@ -147,7 +148,9 @@ def test_a_balance_that_falls_while_jobs_look(world: World, url: str):
     found = topups.decoded(note)
     assert found.state in ("ready", "waiting")
     assert note.due_at <= first.ledger._engine.clock()
-    assert sum(charges) <= 1, "the cool-down holds"
+    # Two rounds may ask after one attempt; it is charged once.
+    assert len(charged(first)) <= 1, "the cool-down holds"
+    assert sum(charges) >= len(charged(first))
     assert first.ledger.verify().ok
     for one in ledgers:
         one.ledger.close()

@@ -16,7 +16,7 @@ from tests.api.conftest import Api, Served
 from tests.payments.conftest import PRODUCTS, SECRET, World, clock
 from tests.payments.fake_stripe import FakeStripe, serving
 from tillroll.api import keys
-from tillroll.api.paying import ASKED_MAX
+from tillroll.api.paying import ASKED_MAX, Threads
 from tillroll.embedded import open_engine
 from tillroll.ledger.pricing import new_version
 from tillroll.payments import settling, topups
@@ -27,6 +27,15 @@ from tillroll.server.settings import load, shown
 
 CHECKOUT = "/v1/checkout/session"
 WEBHOOK = "/v1/payments/stripe/webhook"
+TOP_UP, OVERAGE = "/v1/accounts/acme/top-ups/credits", "/v1/accounts/acme/overage/credits"
+ASKING_NOBODY: list[tuple[str, str, dict[str, Any]]] = [
+    ("PUT", TOP_UP, {"threshold": 20, "target": 150, "product": "pack100"}),
+    ("POST", TOP_UP + "/pause", {}),
+    ("POST", TOP_UP + "/resume", {}),
+    ("PUT", OVERAGE, {"meter": "api_units"}),
+    ("POST", OVERAGE + "/resolve", {"arrived": True}),
+    ("POST", OVERAGE + "/stop", {}),
+]
 
 
 @pytest.fixture
@@ -144,8 +153,12 @@ def test_while_stripe_is_down_the_webhook_is_sent_again(paying: tuple[Api, World
     assert (unplaced["id"], unplaced["account"]) == (payment["id"], None)
 
 
-def test_a_provider_that_hangs_slows_nobody_else(paying: tuple[Api, World], monkeypatch):
+@pytest.mark.parametrize("path", [CHECKOUT, "/v1/accounts/{account}/checkouts"])
+def test_a_provider_that_hangs_slows_nobody_else(
+    paying: tuple[Api, World], path: str, monkeypatch: pytest.MonkeyPatch
+):
     api, world = paying
+    api.call("POST", "/v1/accounts/acme/grants", {"units": 1}, once="g")
     stuck, go_on = threading.Semaphore(0), threading.Event()
     answer = world.fake.call
 
@@ -159,16 +172,21 @@ def test_a_provider_that_hangs_slows_nobody_else(paying: tuple[Api, World], monk
 
     async def crowd() -> tuple[list[httpx2.Response], list[httpx2.Response]]:
         def checkout(n: int) -> asyncio.Future[httpx2.Response]:
-            asked = {"account": f"a{n}", "product": "pack100"}
+            asked = {"account": f"a{n}"} if path == CHECKOUT else {}
+            asked |= {"product": "pack100"}
             once = headers | {"idempotency-key": f"o{n}"}
-            return asyncio.ensure_future(api._client.post(CHECKOUT, json=asked, headers=once))
+            url = path.format(account=f"a{n}")
+            return asyncio.ensure_future(api._client.post(url, json=asked, headers=once))
 
         hanging = [checkout(n) for n in range(ASKED_MAX)]
         await asyncio.to_thread(lambda: [stuck.acquire(timeout=60) for _ in hanging])
         turned = [await checkout(ASKED_MAX), await checkout(ASKED_MAX + 1)]
         # With all threads for providers taken, what needs none and what is told still goes on.
-        for path in ("/v1/accounts/acme/balance", "/v1/accounts", "/v1/keys", "/readyz"):
-            assert (await api._client.get(path, headers=headers)).status_code in (200, 404)
+        for other in ("/v1/accounts/acme/balance", "/v1/accounts", "/v1/keys", "/readyz"):
+            assert (await api._client.get(other, headers=headers)).status_code in (200, 404)
+        for method, other, body in ASKING_NOBODY:
+            asked = await api._client.request(method, other, json=body, headers=headers)
+            assert asked.status_code in (200, 422), asked.text
         event = world.fake.tell("customer.created", {"object": "customer", "id": "cus_1"})
         body, signature = world.fake.signed(event, SECRET)
         signed = {"stripe-signature": signature, "content-type": "application/json"}
@@ -179,10 +197,38 @@ def test_a_provider_that_hangs_slows_nobody_else(paying: tuple[Api, World], monk
 
     turned, served = api.run(crowd())
     assert {one.status_code for one in served} == {200}
-    assert [(one.status_code, one.json()) for one in turned] == [(503, {"error": "overloaded"})] * 2
+    assert {one.status_code for one in turned} == {503}
+    assert {one.json().get("error", one.json().get("code")) for one in turned} == {"overloaded"}
     assert turned[0].headers["retry-after"] == "1"
     after = api.call("POST", CHECKOUT, {"account": "z", "product": "pack100"}, once="z")
     assert after.status_code == 200
+
+
+def test_who_hangs_up_before_his_turn_takes_no_thread_with_him():
+    threads = Threads(1, "requests")
+    go_on = threading.Event()
+    blocked = threads._pool.submit(go_on.wait, 60)
+
+    async def hang_up() -> str:
+        queued = asyncio.ensure_future(threads.run(str))
+        await asyncio.sleep(0)
+        queued.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await queued
+        go_on.set()
+        return await threads.run(str, "served")
+
+    assert asyncio.run(hang_up()) == "served"
+    assert blocked.result()
+    threads.close()
+
+
+def test_what_cannot_be_begun_takes_no_thread_with_it():
+    threads = Threads(1, "requests")
+    threads.close()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            asyncio.run(threads.run(str))
 
 
 def test_who_may_and_what_is_refused(paying: tuple[Api, World]):

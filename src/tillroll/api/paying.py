@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Checkouts, top-ups and reports at once. An answer of Stripe's takes half a second, so these are 60
+# Checkouts at once. An answer of Stripe's takes half a second, so these are 60
 # a second, and 64 threads that hang cost a few megabytes.
 ASKED_MAX = 32
 TOLD_MAX = 64  # webhooks of providers at once: each is a thread that writes
@@ -50,14 +50,14 @@ class Threads:
                 f"{self.most} {self._what} are under way, as many as may be, since the payment "
                 "provider is slow; nothing was asked or written: ask again"
             )
-
-        def do() -> T:
-            try:
-                return act(*args, **how)
-            finally:
-                self._free.release()
-
-        return await asyncio.wrap_future(self._pool.submit(do))
+        try:
+            done = self._pool.submit(act, *args, **how)
+        except BaseException:
+            self._free.release()
+            raise
+        # Also called where it is cancelled before it began.
+        done.add_done_callback(lambda _: self._free.release())
+        return await asyncio.wrap_future(done)
 
     def close(self) -> None:
         """Wait for what is under way; that is bounded by the providers' own time-outs."""

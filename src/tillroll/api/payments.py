@@ -66,7 +66,7 @@ async def open_checkout(call: Call) -> Answer:
     """Open the page where an account pays for a product; the same as long as it is open."""
     product = call.parse(bodies.OpenCheckout).product
     request_id, desk = call.request_id(), _desk(call)
-    url = await asyncio.to_thread(desk.checkout, call.account, product, request_id)
+    url = await call.paying.asked.run(desk.checkout, call.account, product, request_id)
     return answered({"checkout_url": url})
 
 
@@ -238,7 +238,7 @@ async def resume_top_up(call: Call) -> Answer:
 
 async def _topped(call: Call, act: Callable[..., topups.TopUp], **how: Any) -> Answer:
     desk = _desk(call)
-    made = await call.paying.asked.run(act, desk, call.account, **how)
+    made = await asyncio.to_thread(act, desk, call.account, **how)  # no provider is asked
     return answered(made.shown(desk.engine.store.scale))
 
 
@@ -277,7 +277,7 @@ async def resolve_overage(call: Call) -> Answer:
 
 async def _reported(call: Call, act: Callable[..., Overage], *args: Any, **how: Any) -> Answer:
     desk = _desk(call)
-    made = await call.paying.asked.run(act, desk, call.account, *args, **how)
+    made = await asyncio.to_thread(act, desk, call.account, *args, **how)  # as above
     return answered(shown_overage(made, desk.engine.store.scale))
 
 

@@ -485,7 +485,7 @@ class Reads:
         def act(tx: Writer) -> int:
             names = tx.due(self.project, at, limit)
             owners = {account_id(self.project, name): name for name in names}
-            book = Book(accounts=dict(tx.load(self.project, owners)[0]), at=at)
+            book = Book(accounts=tx.load_locked(self.project, owners), at=at)
             rules = rules_of(tx, self.project, self.scale)
             book.watch = rules if rules.topics else None
             for owner in owners:

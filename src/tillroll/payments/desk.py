@@ -241,7 +241,7 @@ class Desk:
         returned = [one for one in told.facts if not isinstance(one, Sold | Failed)]
         if len(returned) != len(told.facts) or not hasattr(self.provider, "origin"):
             return True
-        with self.engine.store.read() as reader:
+        with self.engine.store.read_primary() as reader:
             known = settling.known(reader, self.ledger, self.provider.name, told.id)
         if known is not None and known.bought is not None:
             return True
@@ -482,7 +482,7 @@ class Desk:
 
     def _tried(self, account: str) -> Container[str]:
         """Return the plans that an account had a trial of."""
-        with self.engine.store.read() as reader:
+        with self.engine.store.read_primary() as reader:
             return look(reader, self.ledger, account, self.engine.clock()).tried
 
     def customer(self, account: str) -> str:

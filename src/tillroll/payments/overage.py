@@ -93,7 +93,7 @@ def set_overage(desk: Desk, account: str, meter: str, *, wallet: str = WALLET_DE
     def act(tx: Writer) -> Overage:
         key = _key(desk, account, wallet)
         owner = key[0]
-        found = tx.load(desk.ledger, {owner: account}, [])[0][owner]
+        found = tx.load_locked(desk.ledger, {owner: account})[owner]
         check_standing(found)
         note = tx.note(key)
         if note is None:

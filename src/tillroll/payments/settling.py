@@ -267,7 +267,7 @@ class _Work:
     def _takes(self, tx: Writer, payment: Payment, bought: Bought, units: int) -> list[_Take]:
         if len(payment.lines) == 1:
             return [_Take(payment.lines[0], units)]
-        account = self._account(tx, payment, bought)
+        account = self._account(tx, bought)
         takes = []
         for line in reversed(payment.lines):
             grant = account.grants.get(line)
@@ -280,9 +280,9 @@ class _Work:
             takes.append(_Take(last.line, last.units + units))
         return takes
 
-    def _account(self, tx: Writer, payment: Payment, bought: Bought) -> Account:
+    def _account(self, tx: Writer, bought: Bought) -> Account:
         """Return a copy of the account as it stands now, under its lock."""
-        return standing(tx, self._project, bought.account, payment.ref, self._engine.clock())
+        return standing(tx, self._project, bought.account, self._engine.clock())
 
     def _time(
         self, tx: Writer, payment: Payment, bought: Bought, demanded: int, *, fresh: bool
@@ -292,7 +292,7 @@ class _Work:
             return payment
         forgiven = min(payment.short, max(-demanded, 0))
         payment = replace(payment, short=payment.short - forgiven)
-        account = self._account(tx, payment, bought)
+        account = self._account(tx, bought)
         at = max(self._engine.clock(), account.at)
         name = bought.product or ""
         held = account.entitlements.get(name)
@@ -337,19 +337,17 @@ class _Work:
         return payment
 
 
-def standing(tx: Writer, project: str, name: str, request_id: str, at: int) -> Account:
+def standing(tx: Writer, project: str, name: str, at: int) -> Account:
     """Return a copy of an account as it stands at that time, under its lock.
 
     Args:
-        tx: The transaction, which reads where is written, and never from a standby.
+        tx: The transaction, which reads where is written, and never from a standby or from memory.
         project: Whose account.
         name: The account.
-        request_id: What it is looked at for.
         at: The time; the account's own, where that is later.
     """
     owner = account_id(project, name)
-    accounts, _ = tx.load(project, {owner: name}, [(owner, request_id)])
-    account = copy.deepcopy(accounts[owner])
+    account = copy.deepcopy(tx.load_locked(project, {owner: name})[owner])
     at = max(at, account.at)
     advance_in(Book(accounts={owner: account}, at=at), owner, at)
     return account

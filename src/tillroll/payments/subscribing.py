@@ -28,7 +28,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from tillroll.embedded.ledger import verbs_of
-from tillroll.engine import Batch, Engine, answer_due, answer_in
+from tillroll.engine import Batch, Engine, answer_then
 from tillroll.ledger import calendar, chain
 from tillroll.ledger.calendar import show_instant
 from tillroll.ledger.commands import Void, account_id
@@ -288,22 +288,17 @@ class _Work:
         if latest is None or latest.account is None or latest.status == "incomplete":
             return subscription
         owner = account_id(self.project, latest.account)
-        accounts, _ = tx.load(self.project, {owner: latest.account}, [(owner, self._key[2])])
+        account = tx.load_locked(self.project, {owner: latest.account})[owner]
         try:
-            planned = self._planned(
-                tx.prices(self.project), subscription, latest, at, accounts[owner]
-            )
+            planned = self._planned(tx.prices(self.project), subscription, latest, at, account)
         except _Unknown as problem:
             self.requests = []
             planned = replace(subscription, refused=str(problem))
         back = _Returning(self, tx, planned, subscription, at)
-        if self.requests:
-            self.answers = answer_in(tx, self.scale, self.requests, at, then=back.after)
+        if self.requests or subscription.shares or subscription.returns:
+            due = (self.project, latest.account)
+            self.answers = answer_then(tx, self.scale, due, self.requests, at, back.after)
             self.requests += back.requests
-        elif subscription.shares or subscription.returns:
-            name = latest.account
-            self.answers = answer_due(tx, self.scale, self.project, name, at, back.after)
-            self.requests = back.requests
         return back.counted(self.answers)
 
     def _planned(
@@ -534,7 +529,7 @@ class _Returning:
         owner = account_id(self._work.project, name)
         if owner in book.accounts:
             return book.accounts[owner]
-        return standing(self._tx, self._work.project, name, self.subscription.name, self._at)
+        return standing(self._tx, self._work.project, name, self._at)
 
     def _bring(self, share: Share, book: Book) -> None:
         """Ask for what is demanded of a share and was not taken yet, or give back what is not."""

@@ -205,7 +205,7 @@ def set_top_up(
     at = desk.engine.clock()
 
     def act(tx: Writer) -> TopUp:
-        found = _locked(tx, desk, account, at)
+        found = standing(tx, desk.ledger, account, at)
         check_standing(found)
         note = tx.note(_key(desk, account, wallet))
         if note is None:
@@ -289,7 +289,7 @@ def round_of(desk: Desk) -> int:
         ProviderUnavailable: What is pending stays so; the next round asks again.
     """
     desk.heard_charge = lambda told: resolved(desk, told)
-    with desk.engine.store.read() as reader:
+    with desk.engine.store.read_primary() as reader:
         due = reader.notes_due(desk.ledger, KIND, desk.engine.clock(), ROUND_MAX)
     charges = 0
     refused: ProviderRefused | None = None
@@ -317,21 +317,12 @@ def _begin(tx: Writer, *, desk: Desk, seen: Note) -> TopUp | None:
     if topup.pending is not None:
         _write(tx, desk, note, topup, at + EVERY)
         return topup
-    account = _locked(tx, desk, topup.account, at)
+    account = standing(tx, desk.ledger, topup.account, at)
     if account.status != "closed":
         _watch(tx, desk, account, topup, note, at)
     begun = _decide(desk, topup, account, at)
     _write(tx, desk, note, begun, at + EVERY)
     return begun if begun.pending is not None else None
-
-
-def _locked(tx: Writer, desk: Desk, name: str, at: int) -> Account:
-    """Return an account as it stands, locked.
-
-    It is loaded with no request in mind first: nobody then goes by what he remembers of it.
-    """
-    tx.load(desk.ledger, {account_id(desk.ledger, name): name}, [])
-    return standing(tx, desk.ledger, name, f"{RESERVED}{KIND}", at)
 
 
 def _watch(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 HEAD_MAX = 32 * 1024
 LOOK_SECONDS = 1.0
+JOINED_MAX = 64 * 1024  # a connection; as much as the buffer below takes before it has one wait
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -106,6 +107,10 @@ class Joining:
 
     The server writes the head and the body of an answer apart, and each call costs as much as
     making the answer: it wakes whoever waits at the other end.
+
+    What waits here is not yet in the buffer below, whose marks have a stream wait for who reads
+    slowly: so a stream that writes on without giving way has at most `JOINED_MAX` bytes, and one
+    part, waiting here. What is more is sent at once, and then the marks hold.
     """
 
     def __init__(self, below: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -113,16 +118,20 @@ class Joining:
         self._below = below
         self._loop = loop
         self._parts: list[bytes] = []
+        self._size = 0
 
     def __getattr__(self, name: str) -> Any:
         """Return what else a transport can do."""
         return getattr(self._below, name)
 
     def write(self, data: bytes) -> None:
-        """Send this when the loop comes round."""
+        """Send this when the loop comes round, or now where too much waits."""
         if not self._parts:
             self._loop.call_soon(self._send)
         self._parts.append(data)
+        self._size += len(data)
+        if self._size > JOINED_MAX:
+            self._send()
 
     def close(self) -> None:
         """Send what was written, then hang up."""
@@ -133,6 +142,7 @@ class Joining:
         if self._parts:
             self._below.write(b"".join(self._parts))
             self._parts.clear()
+            self._size = 0
 
 
 def _watch(loop: asyncio.AbstractEventLoop) -> None:

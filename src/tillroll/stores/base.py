@@ -261,13 +261,17 @@ class Reader(Protocol):
         """Return what was answered to these (account_id, request_id); an entry wins."""
 
     def load(
-        self, project: str, wanted: Mapping[bytes, str], keys: Sequence[Key] | None = None
+        self, project: str, wanted: Mapping[bytes, str], keys: Sequence[Key]
     ) -> tuple[dict[bytes, Account], dict[Key, Entry | Refusal]]:
-        """Return these accounts, and what was answered to these keys; None where nothing is asked.
+        """Return these accounts, and what was answered to these keys, for requests to be decided.
 
         The accounts come first: where a driver locks rows, an id that another process is answering
         must not be looked up before that process is done, or its answer would be missed. A writer
         so waits for whoever may still be writing the answer to one of the keys.
+
+        A writer may return what it remembers, which another process may have changed: what is
+        decided about it has to lead to an entry, whose key says if it was true, or to a refusal.
+        Whoever looks at an account for anything else takes `Writer.load_locked`.
         """
 
     def stories(self, keys: Collection[Key]) -> dict[Key, Story]:
@@ -404,6 +408,18 @@ class Writer(Reader, Protocol):
     @property
     def part(self) -> int:
         """See the attributes."""
+
+    def load_locked(self, project: str, wanted: Mapping[bytes, str]) -> dict[bytes, Account]:
+        """Return these accounts as they stand in the store, locked, whatever is remembered.
+
+        It is for what leaves no entry that could contradict it: a note that is written, a charge
+        that is made or not, a step that is not needed. From then on nothing is remembered in this
+        database transaction, so it comes before requests are decided in it.
+
+        Raises:
+            Retry: Accounts were loaded from memory before. Nothing was written; the next try goes
+                by locks.
+        """
 
     def send(self, book: Book) -> None:
         """Have the entries that are new in the book written while more is decided.

@@ -198,10 +198,10 @@ class MemoryReader:
         return decode_entry(self._store.histories[owner][seq - 1][0])
 
     def load(
-        self, _project: str, wanted: Mapping[bytes, str], keys: Sequence[Key] | None = None
+        self, _project: str, wanted: Mapping[bytes, str], keys: Sequence[Key]
     ) -> tuple[dict[bytes, Account], dict[Key, Entry | Refusal]]:
         """Return these accounts, and what was answered to these keys."""
-        return self.accounts(wanted.items()), self.answers(keys or ())
+        return self.accounts(wanted.items()), self.answers(keys)
 
     def stories(self, keys: Collection[Key]) -> dict[Key, Story]:
         """Return, for each id, the entry that made it and those that refer to it."""
@@ -408,6 +408,10 @@ class MemoryWriter(MemoryReader):
         """Gather acts on this store."""
         super().__init__(store)
         self.acts: list[Callable[[], object]] = []
+
+    def load_locked(self, _project: str, wanted: Mapping[bytes, str]) -> dict[bytes, Account]:
+        """Return these accounts; nobody else writes meanwhile."""
+        return self.accounts(wanted.items())
 
     def send(self, book: Book) -> None:
         """Do nothing: there is nobody who could write meanwhile."""

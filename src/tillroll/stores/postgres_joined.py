@@ -168,12 +168,12 @@ class _JoinedWriter(PostgresWriter):
         self._hosted = session
 
     def load(
-        self, project: str, wanted: Mapping[bytes, str], keys: Sequence[Key] | None = None
+        self, project: str, wanted: Mapping[bytes, str], keys: Sequence[Key]
     ) -> tuple[dict[bytes, Account], dict[Key, Entry | Refusal]]:
         """Lock these accounts, and return them and what was answered to these keys."""
         accounts, answers = super().load(project, wanted, keys)
         if self._hosted.isolation not in _SEES_ALL:
-            self._probe(project, accounts, [key for key in keys or () if key not in answers])
+            self._probe(project, accounts, [key for key in keys if key not in answers])
         return accounts, answers
 
     def put_document(self, kind: str, name: str, document: str | None) -> None:

@@ -454,10 +454,10 @@ class PostgresReader(OutboxReader):
         return {owner: r.account for owner, r in _revive(names, {}, rows, []).items()}
 
     def load(
-        self, _project: str, wanted: Mapping[bytes, str], keys: Sequence[Key] | None = None
+        self, _project: str, wanted: Mapping[bytes, str], keys: Sequence[Key]
     ) -> tuple[dict[bytes, Account], dict[Key, Entry | Refusal]]:
         """Return these accounts, and what was answered to these keys."""
-        return self.accounts(wanted.items()), self.answers(keys or ())
+        return self.accounts(wanted.items()), self.answers(keys)
 
     def first_metadata(self, account_ids: Collection[bytes]) -> dict[bytes, int]:
         """Return where the metadata of each account begins."""
@@ -664,19 +664,24 @@ class PostgresWriter(PostgresReader, OutboxWriter):
         self._sent = 0  # entries of the book that are on their way
         self.last: list[Statement] = []
 
+    def load_locked(self, project: str, wanted: Mapping[bytes, str]) -> dict[bytes, Account]:
+        """Lock these accounts, and return them as they stand."""
+        if self._way == "append":
+            if self.loaded:
+                raise Retry("accounts are to be locked of which some were taken from memory")
+            self._way = "locks"
+        return self.load(project, wanted, ())[0]
+
     def load(
-        self, project: str, wanted: Mapping[bytes, str], keys: Sequence[Key] | None = None
+        self, project: str, wanted: Mapping[bytes, str], keys: Sequence[Key]
     ) -> tuple[dict[bytes, Account], dict[Key, Entry | Refusal]]:
         """Lock these accounts, and return them and what was answered to these keys.
 
         One round trip: rows of accounts never seen are made, all are locked in the order of their
         ids, and only then is looked what they and the keys have become. Of an account that is
         remembered only what others have added since has to come. Who appends locks nothing and
-        believes what is remembered; where nothing is asked there may be nothing to contradict
-        that, so then nobody appends.
+        believes what is remembered, which is contradicted by the entries that follow, or by none.
         """
-        if self._way == "append" and keys is None:
-            self._way = "locks"
         known = self._states
         self.loaded.update(wanted)
         new = [owner for owner in wanted if owner not in known]

@@ -806,10 +806,10 @@ class SqliteReader(OutboxReader):
         return found
 
     def load(
-        self, _project: str, wanted: Mapping[bytes, str], keys: Sequence[Key] | None = None
+        self, _project: str, wanted: Mapping[bytes, str], keys: Sequence[Key]
     ) -> tuple[dict[bytes, Account], dict[Key, Entry | Refusal]]:
         """Return these accounts, and what was answered to these keys."""
-        return self.accounts(wanted.items()), self.answers(keys or ())
+        return self.accounts(wanted.items()), self.answers(keys)
 
     def stories(self, keys: Collection[Key]) -> dict[Key, Story]:
         """Return, for each id, the entry that made it and those that refer to it."""
@@ -999,6 +999,10 @@ class SqliteWriter(SqliteReader, OutboxWriter):
                 remembered = known[owner] = self._remember(owner, name)
             found[owner] = remembered.account
         return found
+
+    def load_locked(self, _project: str, wanted: Mapping[bytes, str]) -> dict[bytes, Account]:
+        """Return these accounts; nobody else writes before this transaction ends."""
+        return self.accounts(wanted.items())
 
     def prices(self, project: str) -> PriceBook:
         """Return the price book, remembered while nobody else has written."""

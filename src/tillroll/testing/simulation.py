@@ -281,7 +281,7 @@ class Simulation:
             from tillroll.ledger.book import Book  # noqa: PLC0415 - used here only
             from tillroll.ledger.core import advance_in  # noqa: PLC0415 - used here only
 
-            book = Book(accounts=dict(tx.load(PROJECT, {owner: account})[0]))
+            book = Book(accounts=tx.load_locked(PROJECT, {owner: account}))
             advance_in(book, owner, max(self.clock, book.accounts[owner].at))
             tx.append(PROJECT, book)
 
