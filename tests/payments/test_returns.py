@@ -13,7 +13,7 @@ import tillroll
 from tests.payments.conftest import ONE, PRODUCTS, World, clock, usd
 from tillroll.ledger.pricing import new_version
 from tillroll.ledger.products import Allowance, Plan
-from tillroll.payments import settling, subscribing
+from tillroll.payments import returning, settling, subscribing
 from tillroll.payments.facts import Disputed, Refunded
 from tillroll.payments.provider import InvoiceTold, ReturnTold, SubscriptionTold, Told
 
@@ -165,6 +165,114 @@ def test_a_year_whose_money_went_back_brings_no_more_months(world: World):
     plain.hear(plain.back(Refunded("q", 50_00, "failed")))
     world.wait(days=31)
     assert world.available() == 10
+
+
+def year_of_months(rollover: int = 0) -> Plan:
+    month = Allowance(Decimal(10), rollover_max=Decimal(rollover))
+    return Plan(grants=(month,), every="year", price=usd("100"), stripe_price="price_year")
+
+
+@pytest.mark.parametrize("back", [100_00, 50_00])
+def test_what_the_clock_granted_is_demanded_back_whenever_it_ended(world: World, back: int):
+    left = {}
+    for order in itertools.permutations(("ended", "refunded")):
+        clock.now = datetime(2026, 1, 1, tzinfo=UTC)
+        other = World("memory://", world.api_base, world.fake)
+        with other.ledger:
+            sell(other, year=year_of_months())
+            plain = Plain(other, days=365, price="price_year")
+            plain.hear(plain.stands(), plain.paid(amount=100_00))
+            clock.now = datetime(2026, 2, 5, tzinfo=UTC)
+            other.ledger.consume("acme", units=1)
+            for one in order:
+                ended, refunded = plain.stands(status="ended"), plain.back(Refunded("r", back))
+                plain.hear(ended if one == "ended" else refunded)
+            left[order] = other.available()
+            assert other.ledger.verify().ok
+    assert set(left.values()) == {0 if back == 100_00 else 4}
+
+
+def test_what_the_clock_carried_over_is_demanded_back(world: World):
+    clock.now = datetime(2026, 1, 1, tzinfo=UTC)
+    sell(world, year=year_of_months(rollover=100))
+    plain = Plain(world, days=365, price="price_year")
+    plain.hear(plain.stands(), plain.paid(amount=100_00))
+    for month in (2, 3):
+        clock.now = datetime(2026, month, 5, tzinfo=UTC)
+        world.ledger.grant("acme", 1, wallet="other")
+    assert world.available() == 30
+    plain.hear(plain.back(Refunded("r", 100_00)))
+    assert world.available() == 0
+    assert [one.taken for one in known(world).shares.values()] == [10 * ONE] * 3
+
+
+def test_what_the_clock_granted_elsewhere_is_demanded_back(world: World):
+    clock.now = datetime(2026, 1, 1, tzinfo=UTC)
+    sell(world, year=year_of_months())
+    plain = Plain(world, days=365, price="price_year")
+    plain.hear(plain.stands(), plain.paid(amount=100_00))
+    clock.now = datetime(2026, 2, 5, tzinfo=UTC)
+    world.ledger.grant("acme", 1, wallet="other")
+    plain.hear(plain.stands(account="beta"))
+    assert world.available() == 10
+    plain.hear(plain.back(Refunded("r", 100_00)))
+    assert (world.available(), world.available("beta")) == (0, 0)
+
+
+@pytest.mark.parametrize("used", [0, 70])
+@pytest.mark.parametrize(("first", "second", "left"), [(20_00, 55_00, 0), (10_00, 5_00, 4 / 5)])
+def test_what_a_change_of_plan_carried_over_is_demanded_back(
+    world: World, used: int, first: int, second: int, left: float
+):
+    allowance = Allowance(Decimal(500), rollover_max=Decimal(60))
+    plan = Plan(grants=(allowance,), price=usd("75"), stripe_price="price_more")
+    for order in itertools.permutations(range(4)):
+        clock.now = datetime(2026, 1, 1, tzinfo=UTC)
+        other = World("memory://", world.api_base, world.fake)
+        with other.ledger:
+            sell(other, more=plan)
+            plain = Plain(other, price="price_saver")
+            plain.hear(plain.stands(), plain.paid())
+            if used:
+                other.ledger.consume("acme", units=used)
+            other.wait(days=9)
+            plain.price, begins = "price_more", at()
+            tellings = [
+                plain.stands(),
+                plain.paid("in_2", 55_00, part=True, period_start=begins),
+                plain.back(Refunded("r", first)),
+                plain.back(Refunded("q", second), invoice="in_2"),
+            ]
+            for number in order:
+                plain.hear(tellings[number])
+            assert other.available() == (500 + min(60, 100 - used)) * left, order
+            assert other.ledger.verify().ok
+
+
+def test_a_refund_of_what_is_disputed_counts_once(world: World):
+    plain = Plain(world)
+    plain.hear(plain.stands(), plain.paid(), plain.paid("in_2", 60_00, part=True))
+    plain.hear(plain.back(Refunded("r", 20_00), Disputed("d", 20_00, "open", 1)))
+    assert world.available() == 75, "a quarter of 80 went back, not a half"
+
+
+def test_shares_that_nothing_was_taken_of_are_dropped_first(world: World):
+    daily = Plan(
+        grants=(Allowance(Decimal(10), every="day", rollover_max=Decimal(100)),), every="year",
+        price=usd("100"), stripe_price="price_daily",
+    )  # fmt: skip
+    sell(world, daily=daily)
+    plain = Plain(world, days=365, price="price_daily")
+    plain.hear(plain.stands(), plain.paid(amount=100_00), plain.back(Refunded("r", 50_00)))
+    assert world.available() == 5
+    [first] = known(world).shares.values()
+    for _ in range(returning.SHARES_MAX + 5):
+        world.wait(days=1)
+        world.ledger.consume("acme", units=10)
+        plain.hear(plain.stands())
+    shares = known(world).shares
+    assert len(shares) == returning.SHARES_MAX
+    assert shares[first.grant].taken == 5 * ONE
 
 
 def test_a_closed_account_is_left_alone(world: World):

@@ -504,31 +504,33 @@ class _Returning:
 
     def _note(self, book: Book) -> None:
         """Note what was granted for periods that were paid, in this batch or before."""
-        subscription = self.subscription
-        latest = subscription.latest
+        latest = self.subscription.latest
         assert latest is not None
         assert latest.account is not None
-        owner = account_id(self._work.project, latest.account)
-        names = {request.account_id: request.account for request in self._work.requests}
-        names[owner] = latest.account
+        names = [*(request.account for request in self._work.requests), latest.account]
+        shares = self.subscription.shares
+        for name in dict.fromkeys(names):
+            account = self._account(book, name)
+            renewed = self._renewed(book, account)
+            shares = returning.brought(shares, self.subscription.invoices, account, renewed)
+        self.subscription = replace(self.subscription, shares=shares)
+
+    def _renewed(self, book: Book, account: Account) -> list[Entry]:
+        """Return what granted an account units that are not known yet."""
+        name = self.subscription.name
+        owner = account_id(self._work.project, account.account)
         found = [
-            (names[sealed.account_id], sealed.entry)
+            sealed.entry
             for sealed in book.appended
-            if _is_of(sealed.entry, subscription.name)
+            if sealed.account_id == owner and _is_of(sealed.entry, name)
         ]
-        recurring = self._account(book, latest.account).recurring.values()
-        known = {*subscription.shares, *(entry.opens[0].id for _, entry in found)}
-        missing = returning.unnoted(known, subscription.name, recurring)
+        known = {*self.subscription.shares, *(entry.opens[0].id for entry in found)}
+        missing = returning.unnoted(known, name, account)
         if missing:
             stories = self._tx.stories([(owner, grant) for grant in missing])
             for _, acts in stories.values():
-                found += [
-                    (latest.account, entry) for entry in acts if _is_of(entry, subscription.name)
-                ]
-        shares = subscription.shares
-        for account, entry in found:
-            shares = returning.brought(shares, subscription.invoices, account, [entry])
-        self.subscription = replace(subscription, shares=shares)
+                found += [entry for entry in acts if _is_of(entry, name)]
+        return found
 
     def _account(self, book: Book, name: str) -> Account:
         owner = account_id(self._work.project, name)
