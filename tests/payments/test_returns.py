@@ -1,7 +1,8 @@
 """Money of subscriptions that goes back: what it is of, whose units it takes, and how far."""
 
 import itertools
-from datetime import UTC, datetime
+from calendar import monthrange
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -300,6 +301,86 @@ def test_months_that_begin_on_the_31st_bring_their_units_once(world: World):
     world.ledger.consume("acme", units=100)
     clock.now = datetime(2026, 3, 30, 12, tzinfo=UTC)
     assert world.available() == 0, "the month that was paid lasts until the 31st"
+
+
+def _month(first: datetime, number: int) -> datetime:
+    """Return when the n-th month of a subscription begins, as Stripe counts them: in UTC."""
+    years, month = divmod(first.month - 1 + number, 12)
+    last = monthrange(first.year + years, month + 1)[1]
+    return first.replace(year=first.year + years, month=month + 1, day=min(first.day, last))
+
+
+def _granted(world: World) -> int:
+    kinds = [receipt.kind for receipt in world.ledger.history("acme", limit=1_000)]
+    return kinds.count("grant_renewed")
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Tokyo"])
+@pytest.mark.parametrize("hour", [2, 12, 20])
+@pytest.mark.parametrize("day", [28, 29, 30, 31])
+def test_each_paid_month_brings_its_units_once(world: World, zone: str, hour: int, day: int):
+    first = datetime(2026, 1, day, hour, tzinfo=UTC)
+    for heard_of in range(4):
+        clock.now = _month(first, heard_of)
+        other = World("memory://", world.api_base, world.fake)
+        with other.ledger:
+            other.ledger.configure("acme", time_zone=zone)
+            plain = Plain(other)
+            for number in range(heard_of, heard_of + 14):
+                begins, ends = _month(first, number), _month(first, number + 1)
+                clock.now = begins + timedelta(hours=1)
+                plain.begins, plain.ends = (int(one.timestamp()) * ONE for one in (begins, ends))
+                plain.hear(plain.stands(), plain.paid(f"in_{number}"))
+                assert other.available() == 100
+                clock.now = ends - timedelta(hours=3)
+                other.ledger.grant("acme", 1, wallet="other")
+                assert _granted(other) == number - heard_of + 1, begins
+                if zone == "UTC":
+                    assert other.available() == 100, "they last as long as what was paid"
+                    other.ledger.consume("acme", units=100)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
+@pytest.mark.parametrize("upgraded", [(10, 12), (30, 14)])
+def test_a_changed_plan_brings_nothing_on_the_last_days_of_a_month(
+    world: World, zone: str, upgraded: tuple[int, int]
+):
+    first = datetime(2026, 3, 31, 12, tzinfo=UTC)
+    clock.now, changed = first, datetime(2026, 4, *upgraded, tzinfo=UTC)
+    world.ledger.configure("acme", time_zone=zone)
+    plain = Plain(world)
+    plain.ends = int(_month(first, 1).timestamp()) * ONE
+    plain.hear(plain.stands(), plain.paid())
+    granted = 1
+    for number in range(4):
+        begins, ends = _month(first, number), _month(first, number + 1)
+        plain.begins, plain.ends = (int(one.timestamp()) * ONE for one in (begins, ends))
+        if number:
+            clock.now = begins + timedelta(hours=1)
+            plain.hear(plain.stands(), plain.paid(f"in_{number}", 80_00))
+            granted += 1
+        if begins <= changed < ends:
+            clock.now = changed
+            plain.price = "price_pro"
+            plain.hear(plain.stands(), plain.paid("in_part", 60_00, part=True))
+            granted += 1
+        clock.now = ends - timedelta(hours=3)
+        world.ledger.grant("acme", 1, wallet="other")
+        assert _granted(world) == granted, begins
+    assert granted == 5
+
+
+def test_a_year_that_begins_on_the_29th_of_february_has_twelve_months(world: World):
+    clock.now = datetime(2027, 2, 28, 12, tzinfo=UTC)
+    sell(world, year=year_of_months())
+    plain = Plain(world, price="price_year")
+    plain.ends = int(datetime(2028, 2, 29, 12, tzinfo=UTC).timestamp()) * ONE
+    clock.now += timedelta(days=1)
+    plain.hear(plain.stands(), plain.paid(amount=100_00))
+    clock.now = datetime(2028, 2, 29, 11, tzinfo=UTC)
+    world.ledger.grant("acme", 1, wallet="other")
+    assert _granted(world) == 12
+    assert world.available() == 10
 
 
 # ---------------------------------------------------------------- whose it is
