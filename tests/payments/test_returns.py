@@ -288,6 +288,21 @@ def test_a_closed_account_is_left_alone(world: World):
     assert [one.short for one in known(world).shares.values()] == [0]
 
 
+def test_a_closed_account_is_not_tried_for_ever(world: World):
+    plain = Plain(world)
+    world.ledger.grant("acme", 1)
+    world.ledger.close_account("acme")
+    plain.hear(plain.stands(), plain.paid())
+    rounds = 0
+    for _ in range(40):
+        world.wait(days=1)
+        rounds += world.desk.again()
+    assert rounds == 30
+    plain.hear(plain.stands())
+    world.wait(days=1)
+    assert world.desk.again() == 1, "more was told"
+
+
 def test_months_that_begin_on_the_31st_bring_their_units_once(world: World):
     clock.now = datetime(2026, 1, 31, 12, tzinfo=UTC)
     ends = [datetime(2026, month, day, 12, tzinfo=UTC) for month, day in ((2, 28), (3, 31))]
@@ -462,6 +477,29 @@ def test_what_was_noted_of_nobody_is_heard_once_it_is_known(world: World):
     world.deliver(world.new_events()[:1])
     assert world.available() == 50
     assert made["id"] == known(world).id
+    assert unplaced(world) == []
+
+
+def test_a_key_without_the_right_to_look_loses_no_refund(world: World):
+    world.buy(product="basic")
+    payment = world.fake.payment_of(world.fake.of("invoice")[-1])
+    world.deliver(world.new_events())
+    world.fake.refund(payment, 5_00)
+    [event, _] = world.new_events()
+    for asked_before in range(3):  # the payment, what it paid, and the invoice
+        world.fake.fail = [*[""] * asked_before, "no right"]
+        with pytest.raises(tillroll.ProviderRefused, match="permissions"):
+            world.deliver([event])
+        assert world.available() == 100
+    world.deliver([event])
+    assert world.available() == 75
+
+
+def test_a_refund_of_a_payment_that_is_not_there_is_nobodys(world: World):
+    world.fake.refund(world.buy(), 1_00)
+    [event] = [one for one in world.new_events() if one["type"] == "refund.created"]
+    event["data"]["object"]["payment_intent"] = "pi_gone"
+    world.deliver([event])
     assert unplaced(world) == []
 
 

@@ -59,6 +59,7 @@ RETURNS_MAX = 2 * INVOICES_MAX  # payments of one subscription that were refunde
 REST_MAX = 4 * DAY  # by which months that are counted from the 28th and the 31st differ, and hours
 _PERIODS_BACK = 9  # within so many a period has the day that it is counted from: leap years
 AGAIN = HOUR  # after which one that the ledger could not follow is tried again
+LAST = 30 * DAY  # after what was told last: then it is not tried again until more is told
 # The clock may have ended it before the provider says so: then nothing is left to be done.
 OVER_ALREADY = "entitlement_not_found"
 
@@ -258,7 +259,7 @@ class _Work:
                 note,
                 document=msgspec.json.encode(subscription).decode(),
                 account=(latest and latest.account) or "",
-                due_at=NEVER if subscription.refused is None else at + AGAIN,
+                due_at=_due(subscription, told, at),
             )
         )
         self._tell(tx, before, subscription, note, at)
@@ -606,6 +607,17 @@ class _Returning:
     def _put(self, share: Share) -> None:
         shares = {**self.subscription.shares, share.grant: share}
         self.subscription = replace(self.subscription, shares=shares)
+
+
+def _due(subscription: Subscription, told: Sequence[Told], at: int) -> int:
+    """Return when a subscription is tried again: where the ledger could not follow, for a time."""
+    if subscription.refused is None:
+        return NEVER
+    latest = subscription.latest
+    times = [0 if latest is None else latest.at]
+    times += [one.at for one in subscription.invoices.values()]
+    times += [one.at for back in subscription.returns.values() for one in back.disputes.values()]
+    return NEVER if not told and at - max(times) >= LAST else at + AGAIN
 
 
 def _is_of(entry: Entry, entitlement: str) -> bool:
