@@ -407,6 +407,8 @@ class FakeStripe:
             failing = self.fail.pop(0) if self.fail else None
             if failing == "down":
                 return 503, _error("api_error", "try again")
+            if failing == "no right":
+                return 403, _error("invalid_request_error", "The key lacks the permissions.")
             body = json.dumps([method, path, asked], sort_keys=True)
             if key in self.answers:
                 before, status, thing = self.answers[key]
@@ -452,7 +454,9 @@ class FakeStripe:
                     refused["error"] |= {"code": "resource_missing", "param": "payment_method"}
                     return 400, refused
                 except KeyError as missing:
-                    return 404, _error("invalid_request_error", f"No such thing: {missing}")
+                    absent = _error("invalid_request_error", f"No such thing: {missing}")
+                    absent["error"]["code"] = "resource_missing"
+                    return 404, absent
         return 404, _error("invalid_request_error", f"Unrecognized request URL ({path})")
 
     def _get(self, name: str, _: Thing) -> Thing:

@@ -1,7 +1,8 @@
 """Money of subscriptions that goes back: what it is of, whose units it takes, and how far."""
 
 import itertools
-from datetime import UTC, datetime
+from calendar import monthrange
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import tillroll
 from tests.payments.conftest import ONE, PRODUCTS, World, clock, usd
 from tillroll.ledger.pricing import new_version
 from tillroll.ledger.products import Allowance, Plan
-from tillroll.payments import settling, subscribing
+from tillroll.payments import returning, settling, subscribing
 from tillroll.payments.facts import Disputed, Refunded
 from tillroll.payments.provider import InvoiceTold, ReturnTold, SubscriptionTold, Told
 
@@ -167,6 +168,114 @@ def test_a_year_whose_money_went_back_brings_no_more_months(world: World):
     assert world.available() == 10
 
 
+def year_of_months(rollover: int = 0) -> Plan:
+    month = Allowance(Decimal(10), rollover_max=Decimal(rollover))
+    return Plan(grants=(month,), every="year", price=usd("100"), stripe_price="price_year")
+
+
+@pytest.mark.parametrize("back", [100_00, 50_00])
+def test_what_the_clock_granted_is_demanded_back_whenever_it_ended(world: World, back: int):
+    left = {}
+    for order in itertools.permutations(("ended", "refunded")):
+        clock.now = datetime(2026, 1, 1, tzinfo=UTC)
+        other = World("memory://", world.api_base, world.fake)
+        with other.ledger:
+            sell(other, year=year_of_months())
+            plain = Plain(other, days=365, price="price_year")
+            plain.hear(plain.stands(), plain.paid(amount=100_00))
+            clock.now = datetime(2026, 2, 5, tzinfo=UTC)
+            other.ledger.consume("acme", units=1)
+            for one in order:
+                ended, refunded = plain.stands(status="ended"), plain.back(Refunded("r", back))
+                plain.hear(ended if one == "ended" else refunded)
+            left[order] = other.available()
+            assert other.ledger.verify().ok
+    assert set(left.values()) == {0 if back == 100_00 else 4}
+
+
+def test_what_the_clock_carried_over_is_demanded_back(world: World):
+    clock.now = datetime(2026, 1, 1, tzinfo=UTC)
+    sell(world, year=year_of_months(rollover=100))
+    plain = Plain(world, days=365, price="price_year")
+    plain.hear(plain.stands(), plain.paid(amount=100_00))
+    for month in (2, 3):
+        clock.now = datetime(2026, month, 5, tzinfo=UTC)
+        world.ledger.grant("acme", 1, wallet="other")
+    assert world.available() == 30
+    plain.hear(plain.back(Refunded("r", 100_00)))
+    assert world.available() == 0
+    assert [one.taken for one in known(world).shares.values()] == [10 * ONE] * 3
+
+
+def test_what_the_clock_granted_elsewhere_is_demanded_back(world: World):
+    clock.now = datetime(2026, 1, 1, tzinfo=UTC)
+    sell(world, year=year_of_months())
+    plain = Plain(world, days=365, price="price_year")
+    plain.hear(plain.stands(), plain.paid(amount=100_00))
+    clock.now = datetime(2026, 2, 5, tzinfo=UTC)
+    world.ledger.grant("acme", 1, wallet="other")
+    plain.hear(plain.stands(account="beta"))
+    assert world.available() == 10
+    plain.hear(plain.back(Refunded("r", 100_00)))
+    assert (world.available(), world.available("beta")) == (0, 0)
+
+
+@pytest.mark.parametrize("used", [0, 70])
+@pytest.mark.parametrize(("first", "second", "left"), [(20_00, 55_00, 0), (10_00, 5_00, 4 / 5)])
+def test_what_a_change_of_plan_carried_over_is_demanded_back(
+    world: World, used: int, first: int, second: int, left: float
+):
+    allowance = Allowance(Decimal(500), rollover_max=Decimal(60))
+    plan = Plan(grants=(allowance,), price=usd("75"), stripe_price="price_more")
+    for order in itertools.permutations(range(4)):
+        clock.now = datetime(2026, 1, 1, tzinfo=UTC)
+        other = World("memory://", world.api_base, world.fake)
+        with other.ledger:
+            sell(other, more=plan)
+            plain = Plain(other, price="price_saver")
+            plain.hear(plain.stands(), plain.paid())
+            if used:
+                other.ledger.consume("acme", units=used)
+            other.wait(days=9)
+            plain.price, begins = "price_more", at()
+            tellings = [
+                plain.stands(),
+                plain.paid("in_2", 55_00, part=True, period_start=begins),
+                plain.back(Refunded("r", first)),
+                plain.back(Refunded("q", second), invoice="in_2"),
+            ]
+            for number in order:
+                plain.hear(tellings[number])
+            assert other.available() == (500 + min(60, 100 - used)) * left, order
+            assert other.ledger.verify().ok
+
+
+def test_a_refund_of_what_is_disputed_counts_once(world: World):
+    plain = Plain(world)
+    plain.hear(plain.stands(), plain.paid(), plain.paid("in_2", 60_00, part=True))
+    plain.hear(plain.back(Refunded("r", 20_00), Disputed("d", 20_00, "open", 1)))
+    assert world.available() == 75, "a quarter of 80 went back, not a half"
+
+
+def test_shares_that_nothing_was_taken_of_are_dropped_first(world: World):
+    daily = Plan(
+        grants=(Allowance(Decimal(10), every="day", rollover_max=Decimal(100)),), every="year",
+        price=usd("100"), stripe_price="price_daily",
+    )  # fmt: skip
+    sell(world, daily=daily)
+    plain = Plain(world, days=365, price="price_daily")
+    plain.hear(plain.stands(), plain.paid(amount=100_00), plain.back(Refunded("r", 50_00)))
+    assert world.available() == 5
+    [first] = known(world).shares.values()
+    for _ in range(returning.SHARES_MAX + 5):
+        world.wait(days=1)
+        world.ledger.consume("acme", units=10)
+        plain.hear(plain.stands())
+    shares = known(world).shares
+    assert len(shares) == returning.SHARES_MAX
+    assert shares[first.grant].taken == 5 * ONE
+
+
 def test_a_closed_account_is_left_alone(world: World):
     plain = Plain(world)
     plain.hear(plain.stands(), plain.paid())
@@ -177,6 +286,21 @@ def test_a_closed_account_is_left_alone(world: World):
     assert (found.refused, share.taken, share.short) == ("account_closed", 0, 50 * ONE)
     plain.hear(plain.back(Refunded("r", 10_00, "failed")))
     assert [one.short for one in known(world).shares.values()] == [0]
+
+
+def test_a_closed_account_is_not_tried_for_ever(world: World):
+    plain = Plain(world)
+    world.ledger.grant("acme", 1)
+    world.ledger.close_account("acme")
+    plain.hear(plain.stands(), plain.paid())
+    rounds = 0
+    for _ in range(40):
+        world.wait(days=1)
+        rounds += world.desk.again()
+    assert rounds == 30
+    plain.hear(plain.stands())
+    world.wait(days=1)
+    assert world.desk.again() == 1, "more was told"
 
 
 def test_months_that_begin_on_the_31st_bring_their_units_once(world: World):
@@ -192,6 +316,86 @@ def test_months_that_begin_on_the_31st_bring_their_units_once(world: World):
     world.ledger.consume("acme", units=100)
     clock.now = datetime(2026, 3, 30, 12, tzinfo=UTC)
     assert world.available() == 0, "the month that was paid lasts until the 31st"
+
+
+def _month(first: datetime, number: int) -> datetime:
+    """Return when the n-th month of a subscription begins, as Stripe counts them: in UTC."""
+    years, month = divmod(first.month - 1 + number, 12)
+    last = monthrange(first.year + years, month + 1)[1]
+    return first.replace(year=first.year + years, month=month + 1, day=min(first.day, last))
+
+
+def _granted(world: World) -> int:
+    kinds = [receipt.kind for receipt in world.ledger.history("acme", limit=1_000)]
+    return kinds.count("grant_renewed")
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Tokyo"])
+@pytest.mark.parametrize("hour", [2, 12, 20])
+@pytest.mark.parametrize("day", [28, 29, 30, 31])
+def test_each_paid_month_brings_its_units_once(world: World, zone: str, hour: int, day: int):
+    first = datetime(2026, 1, day, hour, tzinfo=UTC)
+    for heard_of in range(4):
+        clock.now = _month(first, heard_of)
+        other = World("memory://", world.api_base, world.fake)
+        with other.ledger:
+            other.ledger.configure("acme", time_zone=zone)
+            plain = Plain(other)
+            for number in range(heard_of, heard_of + 14):
+                begins, ends = _month(first, number), _month(first, number + 1)
+                clock.now = begins + timedelta(hours=1)
+                plain.begins, plain.ends = (int(one.timestamp()) * ONE for one in (begins, ends))
+                plain.hear(plain.stands(), plain.paid(f"in_{number}"))
+                assert other.available() == 100
+                clock.now = ends - timedelta(hours=3)
+                other.ledger.grant("acme", 1, wallet="other")
+                assert _granted(other) == number - heard_of + 1, begins
+                if zone == "UTC":
+                    assert other.available() == 100, "they last as long as what was paid"
+                    other.ledger.consume("acme", units=100)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
+@pytest.mark.parametrize("upgraded", [(10, 12), (30, 14)])
+def test_a_changed_plan_brings_nothing_on_the_last_days_of_a_month(
+    world: World, zone: str, upgraded: tuple[int, int]
+):
+    first = datetime(2026, 3, 31, 12, tzinfo=UTC)
+    clock.now, changed = first, datetime(2026, 4, *upgraded, tzinfo=UTC)
+    world.ledger.configure("acme", time_zone=zone)
+    plain = Plain(world)
+    plain.ends = int(_month(first, 1).timestamp()) * ONE
+    plain.hear(plain.stands(), plain.paid())
+    granted = 1
+    for number in range(4):
+        begins, ends = _month(first, number), _month(first, number + 1)
+        plain.begins, plain.ends = (int(one.timestamp()) * ONE for one in (begins, ends))
+        if number:
+            clock.now = begins + timedelta(hours=1)
+            plain.hear(plain.stands(), plain.paid(f"in_{number}", 80_00))
+            granted += 1
+        if begins <= changed < ends:
+            clock.now = changed
+            plain.price = "price_pro"
+            plain.hear(plain.stands(), plain.paid("in_part", 60_00, part=True))
+            granted += 1
+        clock.now = ends - timedelta(hours=3)
+        world.ledger.grant("acme", 1, wallet="other")
+        assert _granted(world) == granted, begins
+    assert granted == 5
+
+
+def test_a_year_that_begins_on_the_29th_of_february_has_twelve_months(world: World):
+    clock.now = datetime(2027, 2, 28, 12, tzinfo=UTC)
+    sell(world, year=year_of_months())
+    plain = Plain(world, price="price_year")
+    plain.ends = int(datetime(2028, 2, 29, 12, tzinfo=UTC).timestamp()) * ONE
+    clock.now += timedelta(days=1)
+    plain.hear(plain.stands(), plain.paid(amount=100_00))
+    clock.now = datetime(2028, 2, 29, 11, tzinfo=UTC)
+    world.ledger.grant("acme", 1, wallet="other")
+    assert _granted(world) == 12
+    assert world.available() == 10
 
 
 # ---------------------------------------------------------------- whose it is
@@ -273,6 +477,29 @@ def test_what_was_noted_of_nobody_is_heard_once_it_is_known(world: World):
     world.deliver(world.new_events()[:1])
     assert world.available() == 50
     assert made["id"] == known(world).id
+    assert unplaced(world) == []
+
+
+def test_a_key_without_the_right_to_look_loses_no_refund(world: World):
+    world.buy(product="basic")
+    payment = world.fake.payment_of(world.fake.of("invoice")[-1])
+    world.deliver(world.new_events())
+    world.fake.refund(payment, 5_00)
+    [event, _] = world.new_events()
+    for asked_before in range(3):  # the payment, what it paid, and the invoice
+        world.fake.fail = [*[""] * asked_before, "no right"]
+        with pytest.raises(tillroll.ProviderRefused, match="permissions"):
+            world.deliver([event])
+        assert world.available() == 100
+    world.deliver([event])
+    assert world.available() == 75
+
+
+def test_a_refund_of_a_payment_that_is_not_there_is_nobodys(world: World):
+    world.fake.refund(world.buy(), 1_00)
+    [event] = [one for one in world.new_events() if one["type"] == "refund.created"]
+    event["data"]["object"]["payment_intent"] = "pi_gone"
+    world.deliver([event])
     assert unplaced(world) == []
 
 

@@ -136,6 +136,25 @@ def test_a_trial_is_offered_once(world: World):
         world.deliver(world.fake.events[-1:])
 
 
+def test_a_trial_that_was_used_meanwhile_blocks_no_checkout(world: World):
+    call = world.fake.call
+
+    def broken(method: str, path: str, asked: Any, key: str | None) -> Any:
+        status, thing = call(method, path, asked, key)
+        if (method, path) == ("POST", "/v1/checkout/sessions"):
+            raise ConnectionAbortedError
+        return status, thing
+
+    world.fake.call = broken  # type: ignore[method-assign]
+    with pytest.raises(ProviderUnavailable):
+        world.desk.checkout("acme", "trial", "order")
+    world.fake.call = call  # type: ignore[method-assign]
+    world.ledger.subscribe("acme", "trial", name="by hand")
+    url = world.desk.checkout("acme", "trial", "order")
+    session = world.fake.things[url.rsplit("/", 1)[1]]
+    assert "trial_period_days" not in session["_asked"].get("subscription_data", {})
+
+
 def test_a_secret_is_replaced_with_an_overlap(world: World):
     world.desk.provider._secrets = ("whsec_new", SECRET)  # type: ignore[attr-defined]
     world.buy()

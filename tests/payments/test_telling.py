@@ -256,6 +256,24 @@ def test_a_top_up_that_is_paid(world: World):
     assert world.payment(done["data"]["payment"]).bought.units == 200 * 10**6
 
 
+def test_what_was_bought_is_told_whatever_was_set_since(world: World):
+    listen(world, "topup.*")
+    begin(world)
+    use(world, 90)
+    card(world, "slow")
+    topups.round_of(world.desk)
+    own: dict[str, Any] = {"unit_price": "2", "currency": "JPY"}
+    topups.set_top_up(world.desk, "acme", threshold=20, target=150, **own)
+    [intent] = [one for one in world.fake.of("payment_intent") if one["status"] == "processing"]
+    world.fake.charge(intent)
+    world.desk.heard_charge = lambda charge: topups.resolved(world.desk, charge)
+    world.deliver(world.new_events())
+    found = [one["data"] for one in told(world)]
+    bought = {(one["product"], one["amount"], one["currency"]) for one in found}
+    assert bought == {("pack100", 10_00, "usd")}
+    assert len(found) == 2
+
+
 def test_a_top_up_that_is_declined_until_it_is_paused(world: World):
     listen(world, *MONEY)
     begin(world)

@@ -2,9 +2,12 @@
 
 import asyncio
 import itertools
+import sqlite3
 import threading
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -316,6 +319,28 @@ def test_it_is_shown(world: World):
     assert (shown["state"], shown["reason"], shown["attempt"]) == ("waiting", "cool_down", 1)
     assert shown["last_paid_at"] == "2026-03-01T12:02:00Z"
     assert shown["not_before"] == "2026-03-01T12:12:00Z"
+
+
+def test_a_damaged_account_keeps_no_other_waiting(world: World, tmp_path: Path):
+    path = tmp_path / "till.db"
+    other = World(f"sqlite:///{path}", world.api_base, world.fake)
+    with other.ledger:
+        for account in ("acme", "beta"):
+            other.buy(account)
+            other.deliver(other.new_events())
+            given: dict[str, Any] = {"threshold": 20, "target": 150, "product": "pack100"}
+            topups.set_top_up(other.desk, account, **given)
+    with closing(sqlite3.connect(path)) as file, file:
+        harm = "UPDATE tillroll_accounts SET state = json_set(state, '$.seq', 99)"
+        file.execute(f"{harm} WHERE account = 'acme'")
+    world.wait(minutes=2)
+    other = World(f"sqlite:///{path}", world.api_base, world.fake)
+    with other.ledger:
+        other.ledger.consume("beta", units=90)
+        with pytest.raises(tillroll.StoreCorrupt):
+            topups.round_of(other.desk)
+        assert other.available("beta") == 210
+        assert topups.round_of(other.desk) == 0, "it is looked at again after an hour"
 
 
 # ---------------------------------------------------------------- an answer that was lost

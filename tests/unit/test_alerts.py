@@ -6,12 +6,14 @@ from decimal import Decimal
 import pytest
 
 from tests.unit.test_events import World
+from tillroll.embedded.ledger import verbs_of
+from tillroll.engine import answer_in
 from tillroll.ledger import alerts
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.products import AlertTerms as Written
 from tillroll.ledger.products import Products
-from tillroll.ledger.types import AlertTerms
+from tillroll.ledger.types import TOPUP, AlertTerms, Entry
 
 
 def told(world: World):
@@ -262,6 +264,19 @@ def test_there_are_only_so_many_alerts():
         world.ledger.set_alert("acme", f"a{n}", "depleted")
     with pytest.raises(InvalidInput, match="at the most"):
         world.ledger.set_alert("acme", "more", "depleted")
+    world.ledger.set_alert("acme", "a1", "balance", 5)
+    world.ledger.remove_alert("acme", "a0")
+    world.ledger.set_alert("acme", "more", "depleted")
+
+
+def test_where_an_account_is_topped_up_is_none_of_its_alerts():
+    world = World()
+    ours = verbs_of(world.ledger._engine, "default", ours=True)
+    for n in range(alerts.ALERTS_MAX):
+        world.ledger.set_alert("acme", f"a{n}", "depleted")
+    request = ours.set_alert("acme", "~topup/credits", TOPUP, 5, request_id="~topup/credits/1")
+    [answer] = world.ledger._engine.perform(lambda tx: answer_in(tx, 6, [request], 0))
+    assert isinstance(answer.outcome, Entry)
     world.ledger.remove_alert("acme", "a0")
     world.ledger.set_alert("acme", "more", "depleted")
 

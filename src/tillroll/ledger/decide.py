@@ -25,7 +25,10 @@ from tillroll.ledger.types import (
     OVERDRAFT,
     PART,
     RESERVED,
+    TOPUP,
     WALLET_DEFAULT,
+    Account,
+    AlertTerms,
     Entry,
     Grant,
     Hold,
@@ -684,14 +687,7 @@ def _govern(case: Case, command: c.Command) -> Entry:
         case c.SetRecurring(terms=recurring):
             return _set_recurring(case, recurring)
         case c.SetAlert(terms=alert):
-            if not alert.removed and len(account.alerts) >= alerts.ALERTS_MAX:
-                raise InvalidInput(f"an account may have {alerts.ALERTS_MAX} alerts at the most")
-            if alert.budget is not None and alert.budget not in account.budgets:
-                known = ", ".join(sorted(account.budgets)[:20]) or "none"
-                raise InvalidInput(
-                    f"the account has no budget {alert.budget!r}; it has {known}. Set it first, or "
-                    "leave `budget` out to mean all"
-                )
+            _check_alert(account, alert)
             return entry_of(case, "alert", alert.wallet, 0, (), alert=alert)
         case c.Configure():
             settings = account.settings
@@ -703,6 +699,20 @@ def _govern(case: Case, command: c.Command) -> Entry:
             return entry_of(case, "settings", WALLET_DEFAULT, 0, (), settings=settings)
         case _:  # pragma: no cover - a verb without a rule is a defect, which no caller can reach
             raise AssertionError(f"no rule for {type(command).__name__}")
+
+
+def _check_alert(account: Account, alert: AlertTerms) -> None:
+    """Refuse one alert too many, or one on a budget that is not there; ours do not count."""
+    theirs = [name for name, one in account.alerts.items() if one.terms.on != TOPUP]
+    is_more = alert.name not in account.alerts and alert.on != TOPUP and not alert.removed
+    if is_more and len(theirs) >= alerts.ALERTS_MAX:
+        raise InvalidInput(f"an account may have {alerts.ALERTS_MAX} alerts at the most")
+    if alert.budget is not None and alert.budget not in account.budgets:
+        known = ", ".join(sorted(account.budgets)[:20]) or "none"
+        raise InvalidInput(
+            f"the account has no budget {alert.budget!r}; it has {known}. Set it first, or leave "
+            "`budget` out to mean all"
+        )
 
 
 def _set_recurring(case: Case, terms: RecurringTerms) -> Entry:

@@ -383,8 +383,9 @@ class Desk:
             opened = self.engine.perform(lambda tx: self._opening(tx, account, product))
         if opened.url is None:
             order = replace(order, customer=self.customer(account))
-            # What it costs is part of the key: under one key Stripe takes one order only.
-            wanted = order.version, order.amount, order.currency
+            # What it costs is part of the key: under one key Stripe takes one order only. A trial
+            # may be used up meanwhile.
+            wanted = order.version, order.amount, order.currency, order.trial
             page = self.asked.checkout(
                 order, self.key("checkout", account, product, opened.attempt, *wanted)
             )

@@ -248,7 +248,12 @@ class Provider(Listener, Protocol):
         """
 
     def origin(self, payment_id: str) -> Origin | None:
-        """Return what a payment is for; None where it is not this ledger's."""
+        """Return what a payment is for; None where it is not this ledger's.
+
+        Raises:
+            ProviderUnavailable: Ask again.
+            ProviderRefused: It does not say, such as for lack of a right.
+        """
 
     def subscription(self, subscription_id: str) -> SubscriptionTold:
         """Return a subscription as it stands."""

@@ -18,9 +18,9 @@ from tillroll.ledger.types import HOUR, SECOND
 from tillroll.payments.facts import demanded
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping
 
-    from tillroll.ledger.types import Account, Entry, Recurring, Terms
+    from tillroll.ledger.types import Account, Entry, Terms
     from tillroll.payments.facts import Payment
     from tillroll.payments.provider import InvoiceTold
 
@@ -36,11 +36,13 @@ class Share(Struct, frozen=True, omit_defaults=True):
         grant: The grant's id.
         series: The recurring grant that it is of.
         account: Whose it is: the subscription may have gone to another one since.
-        units: What it brought, without what was carried over.
+        units: What it brought, without what was carried over; once another plan's grant took its
+            place, what of that was carried over.
         began: When the grant began, in microseconds since 1970.
-        until: When its units end.
+        until: When its units end, or those of the grant that took its place.
         lines: The grants that hold what was given back.
-        taken: Units that were taken back and not given back since.
+        taken: Units that were taken back and not given back since; below zero, so many more were
+            given back than another plan's grant would have carried over.
         short: Units that are demanded back and were not there any more.
         taken_at: When units were last taken back.
         refused: Whether the ledger could not follow; then it is left alone.
@@ -91,8 +93,12 @@ def paid_for(
         or (one.part and one.paid and base.period_start <= one.period_start < base.period_end)
     }
     paid = sum(together.values())
-    back = sum(demanded(one) for one in returns if one.invoice in together)
-    return paid, min(back, paid)
+    # A refund of what is disputed as well is the same money: no more goes back than came.
+    asked = dict.fromkeys(together, 0)
+    for one in returns:
+        if one.invoice in together:
+            asked[one.invoice] += demanded(one)
+    return paid, sum(min(asked[name], amount) for name, amount in together.items())
 
 
 def is_returned(
@@ -110,19 +116,43 @@ def owed(invoices: Mapping[str, InvoiceTold], returns: Iterable[Payment], share:
 
 
 def brought(
-    shares: Shares, invoices: Mapping[str, InvoiceTold], account: str, renewed: Sequence[Entry]
+    shares: Shares, invoices: Mapping[str, InvoiceTold], account: Account, renewed: Iterable[Entry]
 ) -> Shares:
-    """Return the shares with what these renewals brought for periods that are paid."""
-    for entry in renewed:
-        terms = entry.opens[0]
+    """Return the shares with what these renewals brought for periods that are paid.
+
+    Args:
+        shares: What is known, by the grants that brought it.
+        invoices: The periods of the subscription.
+        account: Whose renewals they are, as it stands after them.
+        renewed: The entries that granted, in any order.
+    """
+    for entry in sorted(renewed, key=lambda one: one.seq):
+        terms, recurring = entry.opens[0], entry.recurring
         invoice = _invoice_of(invoices, terms.effective_at)
-        if invoice is None or terms.id in shares or entry.recurring is None:
+        if invoice is None or terms.id in shares or recurring is None:
             continue
-        share = _share(invoice, account, entry.recurring.units, terms)
-        kept = [one for one in shares.values() if not _replaces(share, one)]
-        kept = sorted([*kept, share], key=lambda one: (one.began, one.grant))[-SHARES_MAX:]
-        shares = {one.grant: one for one in kept}
+        share = _share(invoice, account.account, recurring.units, terms)
+        others = [*shares.values()]
+        for one in others:
+            if _replaces(one, share):
+                share = _replaced(share, one.until, account, 0)
+        most = recurring.rollover_max
+        others = [
+            _replaced(one, share.until, account, most) if _replaces(share, one) else one
+            for one in others
+        ]
+        shares = _bounded(one for one in (*others, share) if one.units or one.taken)
     return shares
+
+
+def _bounded(shares: Iterable[Share]) -> Shares:
+    """Return no more shares than are kept: what was not taken of is dropped first, the oldest.
+
+    One that was taken of and forgotten would be taken of once more.
+    """
+    worth = sorted(shares, key=lambda one: (bool(one.taken or one.short), one.began, one.grant))
+    kept = sorted(worth[-SHARES_MAX:], key=lambda one: (one.began, one.grant))
+    return {one.grant: one for one in kept}
 
 
 def _share(invoice: InvoiceTold, account: str, units: int, terms: Terms) -> Share:
@@ -150,6 +180,30 @@ def _replaces(share: Share, other: Share) -> bool:
     return same and (other.until is None or other.until > share.began >= other.began)
 
 
+def _replaced(share: Share, until: int | None, account: Account, most: int) -> Share:
+    """Return a share whose grant another one took the place of: what was carried over is left.
+
+    What had been taken before, or given back since, counts as far as it would have been carried
+    over, too: so it is the same whether money went back before the plan was changed or after.
+
+    Args:
+        share: As it stood.
+        until: When the units of the other grant end.
+        account: Whose they are, as it stands after the change.
+        most: How many units the other grant carries over at the most.
+    """
+    carried = sum(
+        parts_of(grant).get(share.grant, 0)
+        for line, grant in account.grants.items()
+        if line != share.grant
+    )
+    there = carried + sum(
+        account.grants[line].remaining for line in share.lines if line in account.grants
+    )
+    units = min(share.units, max(most, carried), there + share.taken)
+    return replace(share, units=units, taken=units - there, short=0, until=until)
+
+
 def _invoice_of(invoices: Mapping[str, InvoiceTold], at: int) -> InvoiceTold | None:
     """Return the invoice that paid for the period in which a grant began."""
     paid = [
@@ -160,13 +214,21 @@ def _invoice_of(invoices: Mapping[str, InvoiceTold], at: int) -> InvoiceTold | N
     return max(paid, key=lambda one: (one.period_start, one.id), default=None)
 
 
-def unnoted(known: Container[str], entitlement: str, recurring: Iterable[Recurring]) -> list[str]:
-    """Return the grants that run now and are not known."""
-    return [
-        one.current
-        for one in recurring
-        if one.terms.entitlement == entitlement and one.current and one.current not in known
-    ]
+def unnoted(known: Container[str], entitlement: str, account: Account) -> list[str]:
+    """Return the grants of an entitlement whose units are there and that are not known.
+
+    The clock may have made them since, and they may have been carried over; they stay when the
+    entitlement has ended.
+    """
+    found = {
+        one.current: None
+        for one in account.recurring.values()
+        if one.terms.entitlement == entitlement and one.current
+    }
+    for grant in account.grants.values():
+        if (grant.terms.recurring or "").startswith(f"{entitlement}/"):
+            found |= dict.fromkeys(parts_of(grant))
+    return [one for one in found if one and one not in known]
 
 
 def takes(account: Account, share: Share, units: int) -> tuple[Share, list[Take]]:

@@ -429,6 +429,7 @@ class Stripe:
 
         Raises:
             ProviderUnavailable: Ask again.
+            ProviderRefused: It does not say; the key may lack the right to look.
         """
         try:
             with _asking():
@@ -446,8 +447,11 @@ class Stripe:
                 if not names:
                     return None
                 invoice = self._client.v1.invoices.retrieve(names[0]).to_dict()
-        except ProviderRefused:  # it has no such payment
-            return None
+        except ProviderRefused as problem:
+            cause = problem.__cause__
+            if isinstance(cause, stripe.InvalidRequestError) and cause.code == "resource_missing":
+                return None
+            raise  # such as that the key may not look: then nobody knows what it is for
         told = self._invoice(invoice, 0, paid=invoice["status"] == "paid")
         return next((Origin(invoice=one) for one in told), None)
 

@@ -33,7 +33,7 @@ from tillroll.ledger import calendar, chain
 from tillroll.ledger.calendar import show_instant
 from tillroll.ledger.commands import Void, account_id
 from tillroll.ledger.errors import InvalidInput, TillrollError
-from tillroll.ledger.types import HOUR, NEVER, RESERVED, Refusal
+from tillroll.ledger.types import DAY, HOUR, NEVER, RESERVED, Refusal
 from tillroll.ledger.units import to_decimal
 from tillroll.payments import facts, returning
 from tillroll.payments.facts import Payment
@@ -49,14 +49,17 @@ if TYPE_CHECKING:
     from tillroll.ledger.book import Answer, Book
     from tillroll.ledger.commands import Request
     from tillroll.ledger.pricing import PriceBook
-    from tillroll.ledger.products import Products
-    from tillroll.ledger.types import Account, Entitlement, Entry
+    from tillroll.ledger.products import Plan, Products
+    from tillroll.ledger.types import Account, Entry
     from tillroll.stores.base import NoteKey, Reader, Writer
 
 KIND = "subscription"
 INVOICES_MAX = 120  # of one subscription: ten years of months, about 200 bytes each
 RETURNS_MAX = 2 * INVOICES_MAX  # payments of one subscription that were refunded or disputed
+REST_MAX = 4 * DAY  # by which months that are counted from the 28th and the 31st differ, and hours
+_PERIODS_BACK = 9  # within so many a period has the day that it is counted from: leap years
 AGAIN = HOUR  # after which one that the ledger could not follow is tried again
+LAST = 30 * DAY  # after what was told last: then it is not tried again until more is told
 # The clock may have ended it before the provider says so: then nothing is left to be done.
 OVER_ALREADY = "entitlement_not_found"
 
@@ -256,7 +259,7 @@ class _Work:
                 note,
                 document=msgspec.json.encode(subscription).decode(),
                 account=(latest and latest.account) or "",
-                due_at=NEVER if subscription.refused is None else at + AGAIN,
+                due_at=_due(subscription, told, at),
             )
         )
         self._tell(tx, before, subscription, note, at)
@@ -310,7 +313,7 @@ class _Work:
         account: Account,
     ) -> Subscription:
         """Return how it is to stand, with the verbs that lead there among the requests."""
-        shift = 0 if account.settings.time_zone == "UTC" else SHIFT
+        shift = _shift(account)
         subscription = self._moved(subscription, latest)
         paid = sorted(
             (one for one in subscription.invoices.values() if one.paid and not one.part),
@@ -322,12 +325,11 @@ class _Work:
             subscription = replace(subscription, granted=(*subscription.granted, invoice.id))
             if invoice.period_end > at:
                 plan, version = _plan_of(prices, invoice.price, latest)
-                anchor = min(invoice.period_start, at)
                 applied = subscription.applied
-                if applied is not None and applied.plan == plan:
-                    held = account.entitlements.get(subscription.name)
-                    if held is not None and _is_on_course(account, held, anchor, shift):
-                        anchor = applied.anchor
+                runs = applied is not None and applied.plan == plan
+                known = applied.anchor if applied is not None and runs else None
+                sold = prices.versions[version].products.plans[plan]
+                anchor = min(_anchor(sold, invoice, known, account), at)
                 wanted = Applied(
                     plan=plan,
                     version=version,
@@ -336,9 +338,9 @@ class _Work:
                     paid_until=invoice.period_end - shift,
                     trial_ends_at=_trial(latest),
                 )
-                subscription = self._stand(subscription, latest, wanted)
+                subscription = self._stand(prices, subscription, latest, wanted, account)
                 subscription = replace(subscription, base=invoice.id, given=(plan,))
-        return self._now(prices, subscription, latest, paid, at, shift)
+        return self._now(prices, subscription, latest, paid, at, account)
 
     def _moved(self, subscription: Subscription, latest: SubscriptionTold) -> Subscription:
         """End what another account has of it: it is begun anew where it belongs now."""
@@ -358,11 +360,12 @@ class _Work:
         latest: SubscriptionTold,
         paid: Sequence[InvoiceTold],
         at: int,
-        shift: int,
+        account: Account,
     ) -> Subscription:
         """Have the entitlement stand as the subscription does, or end it."""
         if latest.status == "ended":
             return self._ended(subscription, latest)
+        shift = _shift(account)
         last = paid[-1] if paid else None
         price = latest.price
         if last is not None and last.price is not None and last.period_start > latest.at:
@@ -395,13 +398,20 @@ class _Work:
             trial_ends_at=_trial(latest),
             ends_at=ends_at,
         )
-        return self._stand(subscription, latest, wanted)
+        return self._stand(prices, subscription, latest, wanted, account)
 
     def _stand(
-        self, subscription: Subscription, latest: SubscriptionTold, wanted: Applied
+        self,
+        prices: PriceBook,
+        subscription: Subscription,
+        latest: SubscriptionTold,
+        wanted: Applied,
+        account: Account,
     ) -> Subscription:
         applied = subscription.applied
-        wanted = replace(wanted, account=latest.account)
+        plan = prices.versions[wanted.version].products.plans[wanted.plan]
+        paid_until = _without_rest(wanted, plan, account)
+        wanted = replace(wanted, account=latest.account, paid_until=paid_until)
         if applied == wanted:
             return subscription
         subscription, how = self.step(subscription)
@@ -499,31 +509,33 @@ class _Returning:
 
     def _note(self, book: Book) -> None:
         """Note what was granted for periods that were paid, in this batch or before."""
-        subscription = self.subscription
-        latest = subscription.latest
+        latest = self.subscription.latest
         assert latest is not None
         assert latest.account is not None
-        owner = account_id(self._work.project, latest.account)
-        names = {request.account_id: request.account for request in self._work.requests}
-        names[owner] = latest.account
+        names = [*(request.account for request in self._work.requests), latest.account]
+        shares = self.subscription.shares
+        for name in dict.fromkeys(names):
+            account = self._account(book, name)
+            renewed = self._renewed(book, account)
+            shares = returning.brought(shares, self.subscription.invoices, account, renewed)
+        self.subscription = replace(self.subscription, shares=shares)
+
+    def _renewed(self, book: Book, account: Account) -> list[Entry]:
+        """Return what granted an account units that are not known yet."""
+        name = self.subscription.name
+        owner = account_id(self._work.project, account.account)
         found = [
-            (names[sealed.account_id], sealed.entry)
+            sealed.entry
             for sealed in book.appended
-            if _is_of(sealed.entry, subscription.name)
+            if sealed.account_id == owner and _is_of(sealed.entry, name)
         ]
-        recurring = self._account(book, latest.account).recurring.values()
-        known = {*subscription.shares, *(entry.opens[0].id for _, entry in found)}
-        missing = returning.unnoted(known, subscription.name, recurring)
+        known = {*self.subscription.shares, *(entry.opens[0].id for entry in found)}
+        missing = returning.unnoted(known, name, account)
         if missing:
             stories = self._tx.stories([(owner, grant) for grant in missing])
             for _, acts in stories.values():
-                found += [
-                    (latest.account, entry) for entry in acts if _is_of(entry, subscription.name)
-                ]
-        shares = subscription.shares
-        for account, entry in found:
-            shares = returning.brought(shares, subscription.invoices, account, [entry])
-        self.subscription = replace(subscription, shares=shares)
+                found += [entry for entry in acts if _is_of(entry, name)]
+        return found
 
     def _account(self, book: Book, name: str) -> Account:
         owner = account_id(self._work.project, name)
@@ -592,6 +604,17 @@ class _Returning:
         self.subscription = replace(self.subscription, shares=shares)
 
 
+def _due(subscription: Subscription, told: Sequence[Told], at: int) -> int:
+    """Return when a subscription is tried again: where the ledger could not follow, for a time."""
+    if subscription.refused is None:
+        return NEVER
+    latest = subscription.latest
+    times = [0 if latest is None else latest.at]
+    times += [one.at for one in subscription.invoices.values()]
+    times += [one.at for back in subscription.returns.values() for one in back.disputes.values()]
+    return NEVER if not told and at - max(times) >= LAST else at + AGAIN
+
+
 def _is_of(entry: Entry, entitlement: str) -> bool:
     """Return whether an entry granted units that come back for an entitlement."""
     terms = entry.recurring
@@ -613,16 +636,54 @@ def _with_account(subscription: Subscription, account: str) -> Subscription:
     return replace(subscription, applied=replace(applied, account=account))
 
 
-def _is_on_course(account: Account, held: Entitlement, start: int, shift: int) -> bool:
-    """Return whether a period of an entitlement begins just then: then it is not begun anew.
+def _shift(account: Account) -> int:
+    """Return how far a period of an account's own calendar may be from the one that was paid."""
+    return 0 if account.settings.time_zone == "UTC" else SHIFT
+
+
+def _anchor(plan: Plan, invoice: InvoiceTold, known: int | None, account: Account) -> int:
+    """Return what the periods of a plan are counted from, so that a paid one is one of them.
 
     The 31st of January is followed by the 28th of February and the 31st of March, as long as all
-    are counted from the first.
+    are counted from the first. Where that is not known, the end of the period tells: from the 30th
+    of April to the 31st of May is a month of those that begin on the 31st. Periods that are none of
+    the account's calendar begin when they are paid from.
     """
+    zone, shift = account.settings.time_zone, _shift(account)
+    start, end = invoice.period_start, invoice.period_end
+
+    def begins(anchor: int, at: int) -> bool:
+        local = calendar.local_text(anchor, zone)
+        nth = calendar.current(local, plan.every, plan.count, at + shift, zone)
+        when = calendar.occurrence(local, plan.every, plan.count, nth, zone)
+        return abs(when - at) <= shift
+
+    before = calendar.local_text(end, zone)
+    earlier = (
+        calendar.occurrence(before, plan.every, plan.count, -back, zone)
+        for back in range(2, _PERIODS_BACK)
+    )
+    choices = (*(() if known is None else (known,)), start, *earlier)
+    whole = (one for one in choices if begins(one, start) and begins(one, end))
+    other = start if known is None or not begins(known, start) else known
+    return next(whole, other)
+
+
+def _without_rest(wanted: Applied, plan: Plan, account: Account) -> int:
+    """Return until when units come: not for the last days of a period that is counted otherwise.
+
+    Where the account's calendar has no such periods as were paid, such as those that begin on the
+    31st in UTC and the 30th in New York, the next of its own may begin before the paid one ends:
+    that one was not paid for. Of days and weeks there is no such rest.
+    """
+    spans = {plan.every, *(grant.every for grant in plan.grants)}
+    if not spans <= {"month", "year"}:
+        return wanted.paid_until
     zone = account.settings.time_zone
-    nth = calendar.current(held.anchor, held.every, held.count, start + shift, zone)
-    begins = calendar.occurrence(held.anchor, held.every, held.count, nth, zone)
-    return abs(begins - start) <= shift
+    local = calendar.local_text(wanted.anchor, zone)
+    nth = calendar.current(local, plan.every, plan.count, wanted.paid_until - 1, zone)
+    begins = calendar.occurrence(local, plan.every, plan.count, nth, zone)
+    return begins if nth and wanted.paid_until - begins < REST_MAX else wanted.paid_until
 
 
 def _paid_until(

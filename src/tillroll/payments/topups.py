@@ -24,7 +24,14 @@ from tillroll.engine import answer_in
 from tillroll.ledger import calendar
 from tillroll.ledger.burn import spendable
 from tillroll.ledger.commands import account_id
-from tillroll.ledger.errors import InvalidInput, NotFound, ProviderRefused
+from tillroll.ledger.errors import (
+    InvalidInput,
+    NotFound,
+    ProviderUnavailable,
+    StoreCorrupt,
+    StoreUnavailable,
+    TillrollError,
+)
 from tillroll.ledger.events import PaymentData, TopUpData
 from tillroll.ledger.types import (
     DAY,
@@ -286,24 +293,36 @@ def round_of(desk: Desk) -> int:
     """Look at the balances that are due, and charge where they are low; return how many charges.
 
     Raises:
-        ProviderUnavailable: What is pending stays so; the next round asks again.
+        ProviderUnavailable, StoreUnavailable: What is pending stays so; the next round asks again.
+        TillrollError: The first that went wrong with one account; the others were looked at.
     """
     desk.heard_charge = lambda told: resolved(desk, told)
     with desk.engine.store.read_primary() as reader:
         due = reader.notes_due(desk.ledger, KIND, desk.engine.clock(), ROUND_MAX)
     charges = 0
-    refused: ProviderRefused | None = None
+    problems: list[TillrollError] = []
     for note in due:
-        topup = desk.engine.perform(partial(_begin, desk=desk, seen=note))
-        if topup is not None:
-            charges += 1
-            try:
+        try:
+            topup = desk.engine.perform(partial(_begin, desk=desk, seen=note))
+            if topup is not None:
+                charges += 1
                 _charge(desk, topup)
-            except ProviderRefused as problem:  # one account's trouble is not the others'
-                refused = problem
-    if refused is not None:
-        raise refused
+        except TillrollError as problem:  # one account's trouble is not the others'
+            is_damaged = isinstance(problem, StoreCorrupt)
+            if isinstance(problem, ProviderUnavailable | StoreUnavailable) and not is_damaged:
+                raise
+            problems.append(problem)
+            desk.engine.perform(partial(_put_off, desk=desk, seen=note))
+    if problems:
+        raise problems[0]
     return charges
+
+
+def _put_off(tx: Writer, *, desk: Desk, seen: Note) -> None:
+    """Look later at what could not even be begun: it would keep those behind it waiting."""
+    note = tx.note(seen.key)
+    if note is not None and note.version == seen.version:
+        tx.put_note(replace(note, due_at=desk.engine.clock() + HOUR))
 
 
 def _begin(tx: Writer, *, desk: Desk, seen: Note) -> TopUp | None:
@@ -603,15 +622,17 @@ def told_of(
 def _data(
     topup: TopUp, pending: Pending | None, payment: str | None, reason: str | None, scale: int
 ) -> TopUpData:
+    """Return what is told of a top-up; what is bought is the attempt's, whatever was set since."""
     waits = topup.state == "waiting"
+    bought = pending or topup
     return TopUpData(
         wallet=topup.wallet,
         threshold=show_units(topup.threshold, scale),
         target=show_units(topup.target, scale),
         attempt=topup.attempt,
-        product=topup.product,
+        product=bought.product,
         amount=None if pending is None else pending.amount,
-        currency=topup.currency,
+        currency=bought.currency,
         payment=payment,
         reason=reason,
         declined=topup.declined,
