@@ -278,11 +278,12 @@ def test_rows_that_make_no_sense_are_told(path: Path, harm: str, error: type[Exc
     says_nothing(caught.value)
 
 
-def test_one_damaged_account_does_not_sink_its_neighbours(path: Path):
+@pytest.mark.parametrize("state", ["json_set(state, '$.seq', 99)", "'{'"])
+def test_one_damaged_account_does_not_sink_its_neighbours(path: Path, state: str):
     with ledger_on(SqliteStore(path)) as ledger:
         ledger.grant("beta", 10, request_id="g")
     connection = apsw.Connection(str(path))
-    sql = "UPDATE tillroll_accounts SET state = json_set(state, '$.seq', 99) WHERE account = 'acme'"
+    sql = f"UPDATE tillroll_accounts SET state = {state} WHERE account = 'acme'"  # noqa: S608
     connection.execute(sql)
     connection.close()
     gate = Gate(SqliteStore(path))

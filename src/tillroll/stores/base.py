@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
-from msgspec import Struct
+from msgspec import MsgspecError, Struct
 
 from tillroll.ledger.book import Book
 from tillroll.ledger.chain import decode_account, decode_entry
@@ -105,7 +105,12 @@ def trail_of(state: str) -> int:
 
 def revived(seq: int, head: bytes, due: int, state: str) -> Remembered:
     """Return an account as its row has it; what was added since is still to be folded on top."""
-    account = decode_account(state)
+    try:
+        account = decode_account(state)
+    except MsgspecError as error:
+        raise StoreCorrupt(
+            f"an account's state cannot be read ({error}): restore a backup; nothing was written"
+        ) from error
     if account.seq != seq:
         raise StoreCorrupt(
             f"the row of account {account.account!r} and its state disagree (seq {seq} and "
