@@ -417,6 +417,8 @@ class Writer(Reader, Protocol):
     def load_locked(self, project: str, wanted: Mapping[bytes, str]) -> dict[bytes, Account]:
         """Return these accounts as they stand in the store, locked, whatever is remembered.
 
+        Where others append, locks do not keep them out: it is how the accounts stood just then.
+
         It is for what leaves no entry that could contradict it: a note that is written, a charge
         that is made or not, a step that is not needed. From then on nothing is remembered in this
         database transaction, so it comes before requests are decided in it.
