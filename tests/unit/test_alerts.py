@@ -5,6 +5,7 @@ from decimal import Decimal
 
 import pytest
 
+import tillroll
 from tests.unit.test_events import World
 from tillroll.embedded.ledger import verbs_of
 from tillroll.engine import answer_in
@@ -13,7 +14,7 @@ from tillroll.ledger.commands import account_id
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.products import AlertTerms as Written
 from tillroll.ledger.products import Products
-from tillroll.ledger.types import TOPUP, AlertTerms, Entry
+from tillroll.ledger.types import DAY, TOPUP, AlertTerms, Entry, Grant, Terms
 
 
 def told(world: World):
@@ -343,3 +344,20 @@ def test_a_grant_is_warned_of_though_nobody_listened_when_it_was_made():
     assert ledger.book_due() == 1
     assert [one.kind for one in ledger.history("acme")] == ["grant", "grant_expiring"]
     assert told(world) == []
+
+
+def test_a_share_may_be_given_as_a_text():
+    with tillroll.open("memory://") as ledger:
+        ledger.grant("acme", 100)
+        ledger.set_alert("acme", "fifth", on="percent", threshold="20")
+        [told] = ledger.overview("acme")["alerts"]
+        assert (told["name"], told["threshold"]) == ("fifth", 20)
+        with pytest.raises(InvalidInput):
+            ledger.set_alert("acme", "all", on="percent", threshold="101")
+
+
+def test_of_a_grant_without_an_end_nobody_is_warned():
+    assert alerts.warning(Grant(Terms("g", 5), remaining=5), []) is None
+    ends = Terms("g", 5, effective_at=0, expires_at=30 * DAY, warn_days=(7,))
+    assert alerts.warning(Grant(ends, remaining=5), []) == 23 * DAY
+    assert alerts.warning(Grant(ends, remaining=0), []) is None

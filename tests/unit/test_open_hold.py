@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import pytest
 
 import tillroll
+from tillroll.ledger.pricing import Price, Rate
 
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 
@@ -314,3 +316,16 @@ def test_the_same_request_written_differently_is_a_repeat():
         first = ledger.consume("acme", units=1, request_id="r")
         assert ledger.consume("acme", units="1.0", wallet="credits", request_id="r") == first
         assert ledger.consume("acme", units=1, metadata={}, tags={}, request_id="r") == first
+
+
+def test_a_settle_by_meters_is_repeated_under_another_id():
+    with tillroll.open("memory://") as ledger:
+        price = Price("text", rates={"input_tokens": Rate(units=Decimal(1))})
+        ledger.apply_prices([price], author="t", reason="test")
+        ledger.grant("acme", 100)
+        ledger.hold("acme", "text", units=50, request_id="h")
+        first = ledger.settle("acme", "h", meters={"input_tokens": 30}, request_id="s1")
+        again = ledger.settle("acme", "h", meters={"input_tokens": 30}, request_id="s2")
+        assert (again.seq, again.replayed) == (first.seq, True)
+        with pytest.raises(tillroll.HoldFinalized):
+            ledger.settle("acme", "h", meters={"input_tokens": 31}, request_id="s3")

@@ -270,3 +270,10 @@ def test_sending_again_asks_for_both_or_for_all():
             for wrong in ({"limit": 0}, {"after": "x"}, {"after": "1~x~y"}):
                 with pytest.raises(InvalidInput):
                     w.page(reader, "default", **wrong)
+
+
+def test_what_an_endpoint_does_not_want_goes_to_none():
+    place = Endpoint(project="p/live", id="we", url="https://x.test", events=("grant.*",))
+    assert not webhooks.goes_to(place, "usage.consumed", "{}")
+    assert webhooks.goes_to(place, "grant.created", "{}")
+    assert webhooks.in_words_of("tillroll", '{"data":{}}') == b'{"data":{}}'
