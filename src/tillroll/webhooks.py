@@ -271,7 +271,8 @@ def check_url(url: str, *, private: bool) -> str:
         raise InvalidInput(f"url is none: {problem}") from None
     schemes = ("https", "http") if private else ("https",)
     if parts.scheme not in schemes or not parts.hostname:
-        raise InvalidInput(f"url must begin with {' or '.join(f'{s}://' for s in schemes)}")
+        more = "" if private else "; plain HTTP is for endpoints that may be private"
+        raise InvalidInput(f"url must begin with {' or '.join(f'{s}://' for s in schemes)}{more}")
     if parts.username is not None or parts.password is not None or parts.fragment:
         raise InvalidInput("url must have neither a user nor a fragment")
     if not (url.isascii() and url.isprintable()) or " " in url or len(url) > URL_MAX or port == 0:

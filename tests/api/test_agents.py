@@ -213,4 +213,4 @@ def test_a_message_is_bounded(served: Served):
 def test_it_may_be_turned_off(serve):
     served = serve(TILLROLL_MCP="off")
     answer = message(served, served.key)
-    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+    assert (answer.status_code, answer.json()["code"]) == (404, "no_such_address")

@@ -142,7 +142,7 @@ def test_a_malformed_query_is_refused(api, query):
 
 def test_addresses_and_methods_that_are_not_there(api):
     for path in ("/", "/v1", "/v2/accounts", "/v1/accounts/", "/v1/accounts//balance", "/v1/nope"):
-        assert code_of(api.call("GET", path)) == (404, "not_found"), path
+        assert code_of(api.call("GET", path)) == (404, "no_such_address"), path
     said = api.call("PATCH", "/v1/accounts/acme")
     assert (code_of(said), said.headers["allow"]) == ((405, "method_not_allowed"), "GET")
     assert api.call("DELETE", "/livez").status_code == 404  # the host's own, not the API's

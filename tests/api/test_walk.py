@@ -1,8 +1,10 @@
 """The main job over HTTP, from the outermost surface to the row and back."""
 
 import json
+from functools import partial
 
 import httpx2
+import pytest
 
 import tillroll
 
@@ -74,3 +76,12 @@ def test_it_serves_as_a_process_and_stops_in_order(serve):
     assert served.key == key  # shown once
     found = httpx2.get(f"{served.url}/v1/accounts/acme/balance", headers=headers)
     assert found.json()["available"] == "5"
+
+
+def test_a_wrong_address_is_not_taken_for_an_empty_ledger(serve):
+    served = serve()
+    with tillroll.Client(f"{served.url}/v1", api_key=served.key) as client:
+        looks = [partial(look, "acme") for look in (client.balance, client.knows, client.verify)]
+        for look in (*looks, client.verify, client.usage):
+            with pytest.raises(tillroll.NotFound, match="nothing at this address"):
+                look()

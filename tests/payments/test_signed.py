@@ -165,3 +165,15 @@ def test_a_secret_that_is_none(secret: str):
 
 def test_nothing_secret_is_shown(desk: Desk):
     assert SECRET not in repr(desk.provider)
+
+
+def test_what_could_be_read_two_ways_is_refused(world: World, desk: Desk):
+    with pytest.raises(tillroll.InvalidInput, match="not for both"):
+        tell(world, desk, **PAID, units="3")
+    twice = '{"payment_id":"p1","account":"acme","units":"1","units":"1000","amount":1}'
+    at = datetime.fromtimestamp(world.fake.now(), UTC)
+    signature = standardwebhooks.Webhook(SECRET).sign("msg_1", at, twice)
+    headers = {"webhook-id": "msg_1", "webhook-timestamp": str(world.fake.now())}
+    with pytest.raises(tillroll.InvalidInput, match="comes twice"):
+        desk.receive({**headers, "webhook-signature": signature}, twice.encode())
+    assert world.available() == 0

@@ -300,3 +300,20 @@ def test_settings_that_say_nothing_are_refused_and_write_nothing(ledger: tillrol
     check_rejected(ledger, "configure", "acme")
     check_rejected(ledger, "configure", "acme", time_zone=None, late_settlement=None)
     assert ledger.configure("acme", late_settlement=False).kind == "settings"
+
+
+@pytest.mark.parametrize("name", ["localtime", "posixrules", "Factory", "right/UTC", "posix/UTC"])
+def test_a_machines_own_time_zone_is_none(name: str):
+    with tillroll.open("memory://") as ledger:
+        with pytest.raises(tillroll.InvalidInput, match="unknown time zone"):
+            ledger.configure("acme", time_zone=name)
+        assert not ledger.knows("acme")
+
+
+def test_one_operation_is_no_list_of_letters():
+    with tillroll.open("memory://") as ledger:
+        with pytest.raises(tillroll.InvalidInput, match="applies_to must be a list"):
+            ledger.grant("acme", 10, applies_to="image.*")
+        with pytest.raises(tillroll.InvalidInput, match="applies_to must be a list"):
+            ledger.set_recurring("acme", "m", 10, anchor="2026-01-01", applies_to="image.*")
+        assert not ledger.knows("acme")

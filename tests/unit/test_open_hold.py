@@ -329,3 +329,18 @@ def test_a_settle_by_meters_is_repeated_under_another_id():
         assert (again.seq, again.replayed) == (first.seq, True)
         with pytest.raises(tillroll.HoldFinalized):
             ledger.settle("acme", "h", meters={"input_tokens": 31}, request_id="s3")
+
+
+def test_an_explanation_does_not_move_with_who_reads_it():
+    clock = Clock()
+    with tillroll.open("memory://", clock=clock) as ledger:
+        ledger.grant("acme", 100)
+        ledger.hold("acme", units=50, expires_in="10m", request_id="h")
+        said = []
+        for hours in (2, 5):
+            clock.now = NOON + timedelta(hours=hours)
+            said.append(ledger.explain("h")["sentences"][1])
+        ledger.book_due()
+        said.append(ledger.explain("h")["sentences"][1])
+        assert len(set(said)) == 1
+        assert said[0].startswith("2026-07-01T12:10:00Z: ")

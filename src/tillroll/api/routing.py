@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from tillroll.ledger.errors import NotFound
 from tillroll.ledger.verbs import ID_MAX
-from tillroll.wire.problems import MethodNotAllowed
+from tillroll.wire.problems import MethodNotAllowed, NoSuchAddress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,7 +61,7 @@ class Routes:
         """Return the route of an address and its parameters, still encoded.
 
         Raises:
-            NotFound: There is no such address.
+            NoSuchAddress: There is none.
             MethodNotAllowed: It does not have this method.
         """
         parts = raw_path.decode("latin-1").split("/")
@@ -70,10 +70,10 @@ class Routes:
             assert node is not None
             node = node.literal.get(part) or (node.parameter if part else None)
             if node is None:
-                raise NotFound("there is nothing at this address")
+                raise NoSuchAddress("there is nothing at this address")
         assert node is not None
         if not node.methods:
-            raise NotFound("there is nothing at this address")
+            raise NoSuchAddress("there is nothing at this address")
         found = node.methods.get(method)
         if found is None:
             allowed = ", ".join(sorted(node.methods))

@@ -87,7 +87,7 @@ def list_payments(
         money = f"{one['amount']} {one['currency']}" if one["currency"] else "-"
         lines.add_row(
             *(f"{one['provider']}:{one['id']}", one["product"] or "-", money),
-            *(one["units"] or "-", one["taken"], one["shortfall"], one["refused"] or "ok"),
+            *(one["units"] or "-", one["taken"], one["shortfall"], _state(one)),
         )
     c.out.print(lines)
     for name, told, again in kept:
@@ -298,3 +298,9 @@ def _show(facts: dict[str, Any], common: Common) -> int:
             lines.add_row(name.replace("_", " "), str(value))
     c.out.print(lines)
     return c.OK
+
+
+def _state(payment: dict[str, Any]) -> str:
+    if payment["refused"]:
+        return str(payment["refused"])
+    return "told otherwise since" if payment["contradicted"] else "ok"

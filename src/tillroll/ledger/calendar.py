@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from calendar import monthrange
+from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, assert_never
@@ -113,17 +114,21 @@ def to_datetime(at: int) -> datetime:
     return _EPOCH + timedelta(microseconds=at)
 
 
+# What lies in the database besides places: copies, and what each machine sets for itself.
+_NO_PLACES = ("posix/", "right/", "posixrules", "localtime", "Factory")
+
+
 @lru_cache(maxsize=256)
 def zone(name: str) -> ZoneInfo:
     """Return the IANA time zone of that name.
 
     Raises:
-        InvalidInput: No such zone in the system's database.
+        InvalidInput: No such zone in the system's database, or one that is this machine's own.
     """
-    try:
-        return ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
-        raise InvalidInput(f"unknown time zone {name[:60]!r}; use an IANA name") from None
+    if not name.startswith(_NO_PLACES):
+        with suppress(KeyError, ValueError, OSError):
+            return ZoneInfo(name)
+    raise InvalidInput(f"unknown time zone {name[:60]!r}; use an IANA name")
 
 
 def end_of_day(day: str, zone_name: str) -> int:

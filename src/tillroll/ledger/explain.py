@@ -284,7 +284,9 @@ def _sentences(facts: Facts, root: Entry, story: Sequence[Entry]) -> list[str]:
             short = _SHORT["void" if entry.kind == "void" else "settle"].format(
                 units=show_units(entry.shortfall, scale)
             )
-        said.append(f"{show_instant(entry.at)}: {words}{doing}{because}{short}.")
+        # What the clock brought happened when it fell due, whenever it was booked or is looked at.
+        when = show_instant(entry.effective_at if entry.request_id is None else entry.at)
+        said.append(f"{when}: {words}{doing}{because}{short}.")
     charged, refunded = _charged(story)
     if root.kind in ("consume", "hold"):
         total = show_units(charged - refunded, scale)

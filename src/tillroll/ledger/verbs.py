@@ -69,6 +69,7 @@ ENTITLEMENT_NAME_MAX = 100  # with a grant's name of 64 behind it: an id of at m
 FEATURE_NAME_MAX = 64
 FEATURES_MAX = 200  # of one entitlement
 GRANTS_MAX = 20  # of one entitlement
+APPLIES_MAX = 1_000  # operations that one grant may be kept for
 
 # C0 and C1 controls, surrogates (no valid text has one alone), and the two line separators.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
@@ -227,7 +228,7 @@ class Verbs:
                 expires_at=at,
                 expires_on=on,
                 expires_in=_span(expires_in, "expires_in"),
-                applies_to=tuple(sorted({_text(op, "applies_to") for op in applies_to})),
+                applies_to=_patterns(applies_to),
                 cost_basis=None
                 if cost_basis is None
                 else str(parse_decimal(cost_basis, "cost_basis")),
@@ -606,9 +607,7 @@ class Verbs:
             rollover_max=highest,
             wallet=wallet,
             priority=_integer(grant.get("priority", 0), "priority", -PRIORITY_MAX, PRIORITY_MAX),
-            applies_to=tuple(
-                sorted({_text(op, "applies_to") for op in _items(operations, "applies_to", 1_000)})
-            ),
+            applies_to=_patterns(operations),
         )
 
     # ------------------------------------------------------------ units out
@@ -1078,7 +1077,7 @@ class Verbs:
             category=_one_of(category, Category, "category"),
             wallet=_name(wallet, "wallet"),
             priority=_integer(priority, "priority", -PRIORITY_MAX, PRIORITY_MAX),
-            applies_to=tuple(sorted({_text(op, "applies_to") for op in applies_to})),
+            applies_to=_patterns(applies_to),
             ends_at=_instant(ends_at, "ends_at"),
         )
         command = c.SetRecurring(terms=terms, **self._common(None, how))
@@ -1408,6 +1407,12 @@ def _items(values: object, name: str, most: int) -> list[Any]:
     if len(found) > most:
         raise InvalidInput(f"{name} may have {most:,} items at the most")
     return found
+
+
+def _patterns(operations: object) -> tuple[str, ...]:
+    """Return the operations that a grant may pay for."""
+    found = _items(operations, "applies_to", APPLIES_MAX)
+    return tuple(sorted({_text(operation, "applies_to") for operation in found}))
 
 
 def _standing(

@@ -12,8 +12,9 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import json
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -119,9 +120,16 @@ class Signed:
             raise BadSignature("the signature was made more than five minutes from now")
         try:
             told = msgspec.json.decode(body, type=Body)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
+            json.loads(body, object_pairs_hook=_once)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
             raise InvalidInput(str(problem)) from None
         return [PaymentTold(id=told.payment_id, facts=tuple(_facts(told)))]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    """Refuse an object that has a name twice: two readers may understand two amounts."""
+    if len(dict(pairs)) != len(pairs):
+        raise InvalidInput("a name comes twice in an object of the body")
 
 
 def _facts(told: Body) -> list[Sold | Refunded | Disputed]:
@@ -129,6 +137,8 @@ def _facts(told: Body) -> list[Sold | Refunded | Disputed]:
     if told.paid:
         if told.account is None or (told.product is None and told.units is None):
             raise InvalidInput("a payment needs account, and product or units")
+        if told.product is not None and told.units is not None:
+            raise InvalidInput("a payment is for a product or for units, not for both")
         if (told.refunds or told.disputes) and not told.amount:
             raise InvalidInput("what is refunded or disputed is a part of amount, which is missing")
         life = None if told.expires_in is None else calendar.span(told.expires_in, "expires_in")

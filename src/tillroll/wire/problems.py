@@ -60,6 +60,12 @@ class MalformedRequest(EdgeError):
     code = "malformed_request"
 
 
+class NoSuchAddress(EdgeError):
+    """There is nothing at this address, so nothing was looked for either."""
+
+    code = "no_such_address"
+
+
 class MethodNotAllowed(EdgeError):
     """The address does not have this method."""
 
@@ -182,6 +188,7 @@ EDGE: dict[str, Kind] = {
     "payments_not_set_up": Kind(
         404, "Set `stripe_secret_key` and what goes with it, as the guide of Stripe says"
     ),
+    "no_such_address": Kind(404, "Check the base URL: it ends before `/v1`"),
     "method_not_allowed": Kind(405, "See `Allow`"),
     "request_timeout": Kind(408, "Send it again, faster"),
     "body_too_large": Kind(413, "Send less at once"),
