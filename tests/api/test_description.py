@@ -66,7 +66,7 @@ def test_every_code_is_described():
         for code in choice["allOf"][1]["properties"]["code"]["enum"]
     }
     # Before a route is found, or where no route is: in no operation's description.
-    outside = {"method_not_allowed", "malformed_request", "copy_mismatch"}
+    outside = {"method_not_allowed", "no_such_address", "malformed_request", "copy_mismatch"}
     assert described == problems.KINDS.keys() - outside
     assert REFUSALS.keys() <= described
 

@@ -537,8 +537,8 @@ def test_the_story_of_an_entitlement(bench: Bench):
         f"2026-01-31T12:00:00Z: {on} is trialing, {trial}, {move}.",
         f"2026-01-31T12:00:00Z: {on} is trialing, {trial}, {paid}, {move}.",
         f"2026-01-31T12:00:00Z: {on} is trialing, {trial}, {paid}, {ends}.",
-        f"2026-04-01T12:00:00Z: {on} is active, {paid}, {ends} (the trial is over).",
-        f"2026-04-01T12:00:00Z: {on} ended (its time is over).",
+        f"2026-02-07T12:00:00Z: {on} is active, {paid}, {ends} (the trial is over).",
+        f"2026-02-28T12:00:00Z: {on} ended (its time is over).",
     ]
     bench.do("entitle", "beta")
     told = bench.ledger.explain("beta", account="acme")["sentences"]
