@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Checkouts at once. An answer of Stripe's takes half a second, so these are 60
-# a second, and 64 threads that hang cost a few megabytes.
+# Checkouts at once. Where the provider answers within half a second, that is some 60 a second.
 ASKED_MAX = 32
 TOLD_MAX = 64  # webhooks of providers at once: each is a thread that writes
 

@@ -215,23 +215,24 @@ def set_top_up(
         found = standing(tx, desk.ledger, account, at)
         check_standing(found)
         note = tx.note(_key(desk, account, wallet))
-        if note is None:
-            made = terms
-        else:
-            known = decoded(note)
-            kept = {name: getattr(known, name) for name in ("attempt", "pending", "spent")}
-            made = replace(terms, **kept)
-            by_hand = known.reason == "by_hand"
-            if known.pending is not None:
-                made = replace(made, state="pending", reason="by_hand" if by_hand else None)
-            elif by_hand or _terms(known) == _terms(made):  # saying the same again is no `resume`
-                stands = ("state", "reason", "declined", "not_before")
-                made = replace(made, **{name: getattr(known, name) for name in stands})
+        made = terms if note is None else _set_anew(decoded(note), terms)
         _write(tx, desk, note, made, at)
         _watch(tx, desk, found, made, note, at)
         return made
 
     return desk.engine.perform(act)
+
+
+def _set_anew(known: TopUp, terms: TopUp) -> TopUp:
+    """Return a top-up on new terms: what is pending or was spent stays, and a pause by hand."""
+    made = replace(terms, attempt=known.attempt, pending=known.pending, spent=known.spent)
+    by_hand = known.reason == "by_hand"
+    if known.pending is not None:
+        return replace(made, state="pending", reason="by_hand" if by_hand else None)
+    if by_hand or _terms(known) == _terms(made):  # saying the same again is no `resume`
+        stands = ("state", "reason", "declined", "not_before")
+        return replace(made, **{name: getattr(known, name) for name in stands})
+    return made
 
 
 def _terms(topup: TopUp) -> tuple[object, ...]:
