@@ -1,14 +1,17 @@
 """What only SQLite has: plans of queries, triggers that keep what is written, columns."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import apsw
 import pytest
 
 import tillroll
 from tillroll.stores.base import TRAIL_MIN
+from tillroll.stores.sqlite import SqliteStore
 
 
 @pytest.fixture
@@ -124,3 +127,73 @@ def test_an_entry_that_is_missing_among_others_is_noticed(tmp_path: Path):
     connection.execute("DELETE FROM tillroll_entries WHERE rowid = 2")
     connection.close()
     assert any("1 entries are missing" in str(one["problem"]) for one in ledger.verify().problems)
+
+
+MANY = 300  # accounts; more than one statement takes
+
+
+def used(path: Path) -> list[int]:
+    with tillroll.open(path) as ledger:
+        return [int(ledger.balance(f"a{number}").used) for number in range(MANY)]
+
+
+@pytest.mark.parametrize("library", ["apsw", "sqlite3"])
+def test_many_accounts_are_loaded_at_once(tmp_path: Path, library: Literal["apsw", "sqlite3"]):
+    """Rows that trail, rows that do not, and accounts that are not there yet."""
+    path = tmp_path / "credits.db"
+    other = tillroll.open(path, library=library)  # never closed first: then rows would not trail
+    for number in range(0, MANY, 2):
+        other.grant(f"a{number}", 50, reason='odd "\\ \n é', request_id="g")
+        for turn in range(number % 7):
+            other.consume(f"a{number}", units=1, request_id=f"c{turn}")
+        if number % 5 == 0:
+            other.hold(f"a{number}", units=2, request_id="h", expires_in="9h")
+    with tillroll.open(path, library=library) as ledger:
+        items = [{"account": f"a{n}", "units": 1, "request_id": "all"} for n in range(MANY)]
+        outcomes = ledger.consume_many(items)
+        assert [outcome.ok for outcome in outcomes] == [n % 2 == 0 for n in range(MANY)]
+        for number in range(0, MANY, 2):
+            balance = ledger.balance(f"a{number}")
+            assert balance.used == number % 7 + 1
+            assert balance.held == (2 if number % 5 == 0 else 0)
+        assert ledger.verify().ok
+        assert ledger.store.check() == []
+    other.close()
+    assert used(path) == [0 if n % 2 else n % 7 + 1 for n in range(MANY)]
+
+
+def test_statements_that_load_do_not_grow_with_the_accounts(tmp_path: Path):
+    path = tmp_path / "credits.db"
+    items = [{"account": f"a{n}", "units": 1} for n in range(MANY)]
+    with tillroll.open(path) as ledger:
+        for number in range(MANY):
+            ledger.grant(f"a{number}", 50)
+    with tillroll.open(path) as ledger:
+        assert isinstance(ledger.store, SqliteStore)
+        connection = ledger.store._writer
+        assert isinstance(connection, apsw.Connection)
+        sent: list[str] = []
+
+        def note(_: object, sql: str, __: object) -> bool:
+            sent.append(sql)
+            return True
+
+        connection.exec_trace = note
+        assert all(outcome.ok for outcome in ledger.consume_many(items))
+        connection.exec_trace = None
+    loads = [sql for sql in sent if "SELECT" in sql and "tillroll_accounts" in sql]
+    assert 0 < len(loads) <= 6, f"{len(loads)} statements for {MANY} accounts"
+
+
+def test_one_damaged_account_fails_alone_among_many(tmp_path: Path):
+    path = tmp_path / "credits.db"
+    with tillroll.open(path) as ledger:
+        for number in range(20):
+            ledger.grant(f"a{number}", 50)
+    with closing(apsw.Connection(str(path))) as connection:
+        spoil = "UPDATE tillroll_accounts SET state = ? WHERE account = ?"
+        connection.execute(spoil, ("{}\nnot a line of ours", "a3"))
+    with tillroll.open(path) as ledger:
+        outcomes = ledger.consume_many({"account": f"a{n}", "units": 1} for n in range(20))
+        assert [outcome.ok for outcome in outcomes] == [n != 3 for n in range(20)]
+        assert isinstance(outcomes[3].error, tillroll.StoreCorrupt)

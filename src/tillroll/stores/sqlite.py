@@ -182,6 +182,23 @@ SELECT * FROM (
     ORDER BY seq
 )
 """
+# The same of many accounts, all in one row, since each row is a step. A line stands for a row or an
+# entry; documents hold no line break, as JSON.
+_STATES_AND_TRAILS = """
+WITH wanted (account_id) AS (VALUES {})
+SELECT group_concat(line, char(10)) FROM (
+    SELECT
+        hex(a.account_id) || ' ' || a.seq || ' ' || hex(a.head) || ' ' || a.next_due_at
+        || ' ' || a.state AS line
+    FROM wanted AS w
+    CROSS JOIN tillroll_accounts AS a ON a.account_id = w.account_id
+    UNION ALL
+    SELECT hex(e.account_id) || ' ' || e.seq || ' ' || hex(e.hash) || ' - ' || e.body
+    FROM wanted AS w
+    CROSS JOIN tillroll_accounts AS a ON a.account_id = w.account_id
+    CROSS JOIN tillroll_entries AS e ON e.account_id = a.account_id AND e.seq > a.seq
+)
+"""
 # Rows are added one after the other and never deleted, so their numbers have no gap.
 _ENTRIES_GONE = """
 SELECT max(rowid) - min(rowid) + 1 - count(*) FROM tillroll_entries
@@ -762,7 +779,8 @@ class SqliteReader(OutboxReader):
 
     def accounts(self, wanted: Iterable[tuple[bytes, str]]) -> dict[bytes, Account]:
         """Return each account named by (account_id, name); an empty one where it is new."""
-        return {owner: self._remember(owner, name).account for owner, name in wanted}
+        found = self._remember_all(list(wanted))
+        return {owner: remembered.account for owner, remembered in found.items()}
 
     def _remember(self, owner: bytes, name: str) -> Remembered:
         """Return an account: its row, and folded on top what was added since."""
@@ -773,6 +791,25 @@ class SqliteReader(OutboxReader):
         for _, hash_, _, body in rows[1:]:
             catch_up(found.account, decode_entry(body), hash_)
         found.account.next_due_at = next_due(found.account)
+        return found
+
+    def _remember_all(self, wanted: Sequence[tuple[bytes, str]]) -> dict[bytes, Remembered]:
+        """Return accounts as `_remember` does; many by one statement."""
+        if len(wanted) == 1:
+            return {owner: self._remember(owner, name) for owner, name in wanted}
+        found = {owner: Remembered(Account(name)) for owner, name in wanted}
+        trails: list[tuple[bytes, int, str, str]] = []
+        for (text,) in _many(self.connection, _STATES_AND_TRAILS, [(owner,) for owner in found]):
+            for owner, seq, hash_, due, document in _lines(text):
+                if due is None:
+                    trails.append((owner, seq, hash_, document))
+                else:
+                    found[owner] = revived(seq, bytes.fromhex(hash_), due, document)
+        for owner, _, hash_, body in sorted(trails):
+            catch_up(found[owner].account, decode_entry(body), bytes.fromhex(hash_))
+        for remembered in found.values():
+            if remembered.seq:
+                remembered.account.next_due_at = next_due(remembered.account)
         return found
 
     def first_metadata(self, account_ids: Collection[bytes]) -> dict[bytes, int]:
@@ -992,13 +1029,10 @@ class SqliteWriter(SqliteReader, OutboxWriter):
     def accounts(self, wanted: Iterable[tuple[bytes, str]]) -> dict[bytes, Account]:
         """Return accounts, remembered ones first; nobody else has written since."""
         known = self._states
-        found = {}
-        for owner, name in wanted:
-            remembered = known.get(owner)
-            if remembered is None:
-                remembered = known[owner] = self._remember(owner, name)
-            found[owner] = remembered.account
-        return found
+        asked = list(wanted)
+        if new := [one for one in asked if one[0] not in known]:
+            known.update(self._remember_all(new))
+        return {owner: known[owner].account for owner, _ in asked}
 
     def load_locked(self, _project: str, wanted: Mapping[bytes, str]) -> dict[bytes, Account]:
         """Return these accounts; nobody else writes before this transaction ends."""
@@ -1288,6 +1322,19 @@ def _dispose(connection: Connection) -> None:
     """Close a connection, whatever the disk says to it: nothing committed depends on it."""
     with suppress(apsw.Error):
         connection.close(True)  # noqa: FBT003 - apsw's own positional flag: force
+
+
+def _lines(text: str | None) -> Iterator[tuple[bytes, int, str, int | None, str]]:
+    """Yield what lies in `_STATES_AND_TRAILS`: owner, seq, hash, due date of a row, document."""
+    for line in text.split("\n") if text else ():
+        try:
+            owner, seq, hash_, due, document = line.split(" ", 4)
+            yield bytes.fromhex(owner), int(seq), hash_, None if due == "-" else int(due), document
+        except ValueError as error:
+            raise StoreCorrupt(
+                "an account's state or an entry cannot be read: restore a backup; nothing was "
+                "written"
+            ) from error
 
 
 def _account_row(owner: bytes, project: str, remembered: Remembered) -> tuple[object, ...]:
