@@ -15,7 +15,7 @@ from tests.faults.rig import join, ledger_on, until
 from tests.servers.cluster import Cluster, hand_over
 from tillroll.embedded import Ledger
 from tillroll.ledger.commands import account_id
-from tillroll.stores.postgres import PostgresStore
+from tillroll.stores.postgres import PostgresStore, parsed
 
 
 @pytest.fixture
@@ -111,6 +111,39 @@ def test_a_password_is_never_shown(postgres: Cluster, postgres_database: str):
         assert "secret" not in ledger.store.url
         assert "secret" not in repr(ledger)
         assert postgres_database in ledger.store.url
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("postgresql:///credits", "postgresql:///credits"),
+        ("postgresql://ann:pw@db.test:5433/credits", "postgresql://ann@db.test:5433/credits"),
+        ("postgresql://ann@[::1]:5433/c", "postgresql://ann@[::1]:5433/c"),
+        (
+            "postgresql://ann@db1,db2:5433/c?target_session_attrs=read-write",
+            "postgresql://ann@db1,db2:5433/c",
+        ),
+        ("host=db1,db2 port=5433 dbname=c", "postgresql://db1:5433,db2:5433/c"),
+        (
+            "postgresql://ann@/c?host=/run/one&port=5433&password=pw",
+            "postgresql://ann@/c?host=/run/one&port=5433",
+        ),
+        ("postgresql://%2Frun%2Fone/c", "postgresql:///c?host=/run/one"),
+        ("postgresql:///?service=prod", "postgresql:///?service=prod"),
+        (
+            "postgresql://db/c?options=-csearch_path%3Dbilling%20-cstatement_timeout%3D9",
+            "postgresql://db/c?options=-csearch_path%3Dbilling",
+        ),
+        (
+            "postgresql://db/c?options=--search_path%3Da,b",
+            "postgresql://db/c?options=-csearch_path%3Da,b",
+        ),
+    ],
+)
+def test_what_is_shown_of_a_url_tells_which_ledger_it_is(given: str, shown: str):
+    assert parsed(given)[1] == shown
+    again = parsed(shown)
+    assert again[1] == shown, "what is shown can be given"
 
 
 # ---------------------------------------------------------------- locks and order

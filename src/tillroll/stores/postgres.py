@@ -20,6 +20,7 @@ import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from urllib.parse import urlencode
 
 import msgspec
 import psycopg
@@ -66,7 +67,7 @@ from tillroll.stores.postgres_rows import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from psycopg import Copy
     from psycopg.abc import RV, PQGen
@@ -134,6 +135,8 @@ _SESSION = {
     "client_min_messages": "warning",
     "standard_conforming_strings": "on",
 }
+# Which schema a connection looks into, as libpq's `options` say it.
+_SEARCH_PATH = re.compile(r"(?:-c\s*|--)search_path\s*=\s*(\S+)")
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _RECOVERED = """
@@ -812,7 +815,6 @@ def parsed(url: str) -> tuple[str, str]:
         parts = conninfo.conninfo_to_dict(url)
     except psycopg.ProgrammingError as problem:
         raise InvalidInput(f"the URL cannot be read: {problem}") from None
-    shown = {k: v for k, v in parts.items() if k not in ("password", "sslpassword")}
     defaults: dict[str, str | int] = {
         "client_encoding": "UTF8",
         "connect_timeout": CONNECT_SECONDS,
@@ -822,13 +824,26 @@ def parsed(url: str) -> tuple[str, str]:
         "keepalives_count": 3,
         "tcp_user_timeout": 1000 * STATEMENT_SECONDS,
     }
-    host, port = shown.get("host", ""), shown.get("port", "")
-    where = f"{host}:{port}" if port else str(host)
-    if str(host).startswith("/"):
-        where = ""
-    user = f"{shown['user']}@" if "user" in shown else ""
-    display = f"postgresql://{user}{where}/{shown.get('dbname', '')}"
-    return conninfo.make_conninfo("", **(defaults | parts)), display
+    return conninfo.make_conninfo("", **(defaults | parts)), _shown(parts)
+
+
+def _shown(parts: Mapping[str, Any]) -> str:
+    """Return a URL with what tells one ledger from another, and with nothing secret."""
+    hosts = str(parts.get("host", "")).split(",")
+    ports = str(parts.get("port", "")).split(",")
+    told = {name: str(parts[name]) for name in ("hostaddr", "service") if name in parts}
+    if hosts[0].startswith(("/", "@")):  # a socket
+        told |= {name: str(parts[name]) for name in ("host", "port") if name in parts}
+        hosts = ports = [""]
+    if len(ports) == 1:
+        ports *= len(hosts)
+    hosts = [f"[{host}]" if ":" in host else host for host in hosts]
+    places = (f"{host}:{port}" if port else host for host, port in zip(hosts, ports, strict=False))
+    if schema := _SEARCH_PATH.search(str(parts.get("options", ""))):
+        told["options"] = f"-csearch_path={schema[1]}"
+    user = f"{parts['user']}@" if "user" in parts else ""
+    query = f"?{urlencode(told, safe='/,@')}" if told else ""
+    return f"postgresql://{user}{','.join(places)}/{parts.get('dbname', '')}{query}"
 
 
 def _settings(settings: dict[str, str], *, local: bool) -> str:
