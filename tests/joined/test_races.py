@@ -265,6 +265,26 @@ def test_a_state_written_anew_while_it_is_read(
     assert used == [12]
 
 
+# ---------------------------------------------------------------- beside those who append
+
+
+def test_a_joined_refusal_keeps_nobody_from_charging(appending_url: str):
+    """It keeps appenders out until the host commits: meanwhile they go by locks."""
+    with tillroll.open(appending_url) as ledger, psycopg.connect(appending_url) as host:
+        for name in ("acme", "zoe"):
+            ledger.grant(name, 100)
+        for _ in range(40):
+            ledger.consume("zoe", units=1)
+        with pytest.raises(tillroll.InsufficientUnits):
+            ledger.join(host).consume("acme", units=500, request_id="much")
+        assert ledger.consume("zoe", units=1).available == 59
+        host.commit()
+        with pytest.raises(tillroll.InsufficientUnits) as caught:
+            ledger.consume("acme", units=500, request_id="much")
+        assert caught.value.replayed
+        assert ledger.verify().ok
+
+
 # ---------------------------------------------------------------- a ledger that moved
 
 

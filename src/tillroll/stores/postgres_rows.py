@@ -15,7 +15,7 @@ from collections import Counter
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from psycopg.errors import InsufficientPrivilege
+from psycopg.errors import InsufficientPrivilege, LockNotAvailable
 
 from tillroll.ledger.chain import (
     decode_entry,
@@ -181,7 +181,16 @@ ON CONFLICT (name) DO UPDATE SET value = excluded.value
 """
 # Who appends without locks goes through the gate together; who refuses then, alone.
 GATE = 0x7_1110_6A7E
-_SHARE_GATE = f"SELECT pg_advisory_xact_lock_shared({GATE})"
+GATE_MILLISECONDS = 200  # longer than a batch with a refusal takes; then locks are quicker
+# Who refused within a transaction of his own keeps the gate closed until he ends it, so this lock
+# alone is not waited for as long as others.
+_SHARE_GATE = f"""
+SELECT
+    set_config('tillroll.patience', current_setting('lock_timeout'), true),
+    set_config('lock_timeout', '{GATE_MILLISECONDS}ms', true),
+    pg_advisory_xact_lock_shared({GATE}),
+    set_config('lock_timeout', current_setting('tillroll.patience'), true)
+"""
 _CLOSE_GATE = f"SELECT pg_advisory_xact_lock({GATE})"
 _PROJECTS = """
 SELECT project FROM tillroll_accounts UNION SELECT project FROM tillroll_refusals
@@ -700,12 +709,7 @@ class PostgresWriter(PostgresReader, OutboxWriter):
             "prices": lambda: [(_PRICES_KNOWN, [project])],
             "place": lambda: [(PLACE, ())],
         }
-        needless = _NEEDLESS[self._way]
-        statements = {name: make() for name, make in plan.items() if name not in needless}
-        answers = iter(self._session.run(*itertools.chain.from_iterable(statements.values())))
-        rows: dict[str, Rows] = {name: [] for name in plan}
-        for name, parts in statements.items():
-            rows[name] = [row for _ in parts for row in next(answers)]
+        rows = self._rows_of(plan)
         self._versions[project] = rows["prices"][0][0]
         place: dict[str, str] = dict(rows["place"])
         check_needs(place.get("needs"))
@@ -721,6 +725,21 @@ class PostgresWriter(PostgresReader, OutboxWriter):
         for owner, due in rows["lock"]:
             known[owner].due = due
         return {owner: known[owner].account for owner in wanted}, _found(rows["answers"])
+
+    def _rows_of(self, plan: Mapping[str, Callable[[], list[Statement]]]) -> dict[str, Rows]:
+        """Run what is needed of a plan in one round trip; return the rows of each of its parts."""
+        needless = _NEEDLESS[self._way]
+        statements = {name: make() for name, make in plan.items() if name not in needless}
+        try:
+            answers = iter(self._session.run(*itertools.chain.from_iterable(statements.values())))
+        except LockNotAvailable as problem:
+            if self._way != "append":
+                raise
+            raise Retry("the gate stayed closed to those who append") from problem
+        rows: dict[str, Rows] = {name: [] for name in plan}
+        for name, parts in statements.items():
+            rows[name] = [row for _ in parts for row in next(answers)]
+        return rows
 
     def prices(self, project: str) -> PriceBook:
         """Return the price book, remembered while nobody has added a version."""
