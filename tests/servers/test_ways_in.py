@@ -5,8 +5,10 @@ import threading
 import pytest
 
 import tillroll
+from tests.conftest import appending
 from tests.servers.cluster import Cluster
 from tests.servers.pgbouncer import PgBouncer
+from tillroll.stores.postgres import PostgresStore
 from tillroll.testing import conformance
 
 
@@ -65,3 +67,33 @@ def test_many_ledgers_share_few_connections(postgres: Cluster, pgbouncer: PgBoun
     for thread in threads:
         thread.join()
     assert sorted(held) == [False] * 14 + [True] * 6
+
+
+@pytest.mark.parametrize("append", [False, True])
+def test_a_database_that_went_back_in_time_behind_a_pooler(
+    postgres: Cluster, pgbouncer: PgBouncer, *, append: bool
+):
+    """As in a failover that lost something: the pooler's clients notice nothing of it."""
+    database, earlier = postgres.create_database(), postgres.create_database()
+    if append:
+        appending(postgres.url(database))
+    with tillroll.open(pgbouncer.url(database)) as ledger:
+        ledger.grant("acme", 1_000, request_id="g")
+        for turn in range(30):
+            ledger.consume("acme", units=1, request_id=f"kept {turn}")
+        postgres.drop_database(earlier)
+        postgres.terminate_backends(database)
+        postgres.run(f"CREATE DATABASE {earlier} TEMPLATE {database}")
+        for turn in range(30):
+            ledger.consume("acme", units=1, request_id=f"lost {turn}")
+        assert isinstance(ledger.store, PostgresStore)
+        assert ledger.store._pace.way == ("append" if append else "locks")
+        before = ledger.store._writer
+        postgres.drop_database(database)
+        postgres.run(f"ALTER DATABASE {earlier} RENAME TO {database}")
+        assert ledger.consume("acme", units=1, request_id="next").seq == 32
+        assert ledger.store._writer is before
+        assert not ledger.consume("acme", units=1, request_id="lost 7").replayed
+        assert ledger.consume("acme", units=1, request_id="kept 7").replayed
+        assert ledger.balance("acme").used == 32
+        assert ledger.verify().ok

@@ -423,7 +423,11 @@ class PostgresStore:
         # An appender makes an account's row last; the policies want to see it first.
         way = "locks" if self._secured and self._pace.way == "append" else self._pace.way
         known = self._states, self._prices, way
-        writer = PostgresWriter(session, *known, spread=self.spread, topics=self._topics)
+        # A direct connection ends with its server, and what is remembered with it.
+        recheck = connection.pooled or self.spread
+        writer = PostgresWriter(
+            session, *known, spread=self.spread, recheck=recheck, topics=self._topics
+        )
         writer.copies = not self._secured
         try:
             try:

@@ -123,6 +123,12 @@ CROSS JOIN LATERAL (
     ORDER BY t.account_id, t.seq
 ) AS e WHERE a.account_id = ANY(%s::uuid[])
 """  # noqa: S608 - only our own constants
+# The last entries that are remembered, as they are there.
+_LAST_KNOWN = """
+SELECT uuid_send(e.account_id), e.hash
+FROM unnest(%s::uuid[], %s::bigint[]) AS w (account_id, seq)
+INNER JOIN tillroll_entries AS e ON e.account_id = w.account_id AND e.seq = w.seq
+"""
 # What was added to accounts since a seq that is remembered.
 _ADDED = PerRow(
     many="""
@@ -167,6 +173,11 @@ SELECT name, value FROM tillroll_meta
 WHERE name IN ('moved_to', 'writing', 'registry_version', 'needs')
 """
 NEEDS = "SELECT value FROM tillroll_meta WHERE name = 'needs'"
+_BROUGHT = "SELECT value FROM tillroll_meta WHERE name = 'brought'"
+_SET_BROUGHT = """
+INSERT INTO tillroll_meta VALUES ('brought', %s)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value
+"""
 _NEED = """
 INSERT INTO tillroll_meta VALUES ('needs', %s)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
@@ -560,6 +571,11 @@ class PostgresReader(OutboxReader):
         owner, name = after or (bytes(16), "")
         return [Repeats(*row) for row in self.ask(_REPEATS_PAGE, name, owner.hex(), limit)]
 
+    def brought(self) -> str | None:
+        """Return what the last copy said of what it brought."""
+        rows = self.ask(_BROUGHT)
+        return rows[0][0] if rows else None
+
     def needs(self) -> int:
         """Return the lowest format that a tillroll must know."""
         rows = self.ask(NEEDS)
@@ -650,17 +666,20 @@ class PostgresWriter(PostgresReader, OutboxWriter):
         way: Way = "locks",
         *,
         spread: bool = False,
+        recheck: bool = False,
         topics: dict[str, tuple[int, frozenset[str]]] | None = None,
     ) -> None:
         """Write through this session, with what this process remembers of accounts and prices.
 
         What is remembered is changed on the way: after a rollback it has to be forgotten. `spread`
-        says that the accounts are on several servers. `topics` is what is listened to, with the
-        version of the registry that it was read at.
+        says that the accounts are on several servers; `recheck`, that a server may be another one
+        than last time though the connection is the same, so that what is remembered may be lost.
+        `topics` is what is listened to, with the version of the registry that it was read at.
         """
         super().__init__(session)
         self._way = way
         self._spread = spread
+        self._recheck = recheck
         self._topics = {} if topics is None else topics
         self._registry: int | None = None  # its version, where it was looked up
         self.loaded: set[bytes] = set()
@@ -692,8 +711,9 @@ class PostgresWriter(PostgresReader, OutboxWriter):
         believes what is remembered, which is contradicted by the entries that follow, or by none.
         """
         known = self._states
-        self.loaded.update(wanted)
         new = [owner for owner in wanted if owner not in known]
+        doubtful = self._doubtful(wanted)
+        self.loaded.update(wanted)
         plan: dict[str, Callable[[], list[Statement]]] = {
             "share": lambda: [(_SHARE_GATE, ())],
             "close": lambda: [(_CLOSE_GATE, ())],
@@ -702,6 +722,7 @@ class PostgresWriter(PostgresReader, OutboxWriter):
             ),
             "lock": lambda: self._each(_LOCK, [(owner.hex(),) for owner in sorted(wanted)]),
             "states": lambda: [(_STATES_AND_TRAILS, [_ids(new)] * 2)] if new else [],
+            "doubtful": lambda: [(_LAST_KNOWN, _columns(doubtful))] if doubtful else [],
             "added": lambda: self._each(
                 _ADDED, [(o.hex(), known[o].account.seq) for o in wanted if o in known]
             ),
@@ -720,6 +741,7 @@ class PostgresWriter(PostgresReader, OutboxWriter):
             raise Doubt("appending was ended")
         if place.get("writing", "locks") == "locks":
             self._way = "alone"  # nobody appends, so there is nobody to keep out
+        self._check_last_known(doubtful, rows["doubtful"])
         names = {owner: wanted[owner] for owner in new}
         known.update(_revive(names, known, rows["states"], rows["added"]))
         for owner, due in rows["lock"]:
@@ -740,6 +762,25 @@ class PostgresWriter(PostgresReader, OutboxWriter):
         for name, parts in statements.items():
             rows[name] = [row for _ in parts for row in next(answers)]
         return rows
+
+    def _doubtful(self, wanted: Iterable[bytes]) -> list[tuple[str, int]]:
+        """Return the last entries that are remembered, where the server may have lost them."""
+        if not self._recheck:
+            return []
+        known = self._states
+        fresh = [o for o in wanted if o in known and o not in self.loaded and known[o].account.seq]
+        return [(owner.hex(), known[owner].account.seq) for owner in fresh]
+
+    def _check_last_known(self, doubtful: Iterable[tuple[str, int]], rows: Rows) -> None:
+        """Believe in nothing that is not there any more.
+
+        Raises:
+            Retry: The database went back in time. What was loaded is forgotten.
+        """
+        there: dict[bytes, bytes] = dict(rows)
+        for owner in (bytes.fromhex(name) for name, _ in doubtful):
+            if there.get(owner) != self._states[owner].account.head:
+                raise Retry("the server has lost what was written before")
 
     def prices(self, project: str) -> PriceBook:
         """Return the price book, remembered while nobody has added a version."""
@@ -916,6 +957,10 @@ class PostgresWriter(PostgresReader, OutboxWriter):
     def set_moved(self, to: str | None) -> None:
         """Mark the ledger as gone to another place, or as here again."""
         self._session.run(_TOUCH, _SET_HERE if to is None else (_SET_MOVED, [to]))
+
+    def set_brought(self, told: str) -> None:
+        """Say what a copy brought."""
+        self.ask(_SET_BROUGHT, told)
 
     def put_document(self, kind: str, name: str, document: str | None) -> None:
         """Insert or replace a document; None removes it."""
