@@ -11,6 +11,7 @@ whose documents are the newer ones. A target that stands further, or has its own
 
 from __future__ import annotations
 
+import hashlib
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from tillroll.ledger.due import next_due
 from tillroll.ledger.errors import CopyMismatch, InvalidInput
 from tillroll.ledger.fold import apply
 from tillroll.ledger.types import NEVER
-from tillroll.stores.base import SEQ_MAX, persist
+from tillroll.stores.base import SEQ_MAX, note_row, persist
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -111,11 +112,12 @@ def copy(
             source.wait_for_writers()
         _need_as(source, target)
         copied += _copy_all(source, target, progress)
+        untouched = _is_untouched(target)
         if not keep:
             _prune_as(source, target)
-            _drop_notes_as(source, target)
+            _drop_notes_as(source, target, untouched=untouched)
         _erase_as(source, target)
-        _copy_notes(source, target)
+        _copy_notes(source, target, untouched=untouched)
         target.adopt(source.secret)  # before the documents: an earlier copy's are known by it
         _copy_registry(source, target)
         found = _compare(source, target, copied, keep=keep, tell=progress)
@@ -374,20 +376,47 @@ def _put_deliveries(tx: Writer, *, deliveries: Sequence[Delivery]) -> None:
     tx.put_deliveries(deliveries)
 
 
-def _copy_notes(source: Store, target: Store) -> None:
+def _is_untouched(target: Store) -> bool:
+    """Return whether the target's notes of no account are as an earlier copy brought them.
+
+    Such a note is deleted once it is known whose it is, and may then be made anew, from version 1
+    on. So its version alone does not say whose note is the later one.
+    """
+    with target.read() as reader:
+        retired = reader.moved_to() is not None  # nobody can have written since
+        return retired or reader.brought() == _digest(reader)
+
+
+def _digest(reader: Reader) -> str:
+    """Return a digest of all notes of no account."""
+    digest = hashlib.sha256()
+    last: NoteKey | None = None
+    while page := reader.notes(last):
+        for note in page:
+            if not note.account:
+                digest.update(repr(note_row(note)).encode())
+        last = page[-1].key
+    return digest.hexdigest()
+
+
+def _copy_notes(source: Store, target: Store, *, untouched: bool) -> None:
     """Have the target keep the same notes; one that was written since an earlier copy is newer."""
     last: NoteKey | None = None
     with source.read() as reader:
         while page := reader.notes(last):
-            persist(target, partial(_add_notes, notes=page))
+            persist(target, partial(_add_notes, notes=page, untouched=untouched))
             last = page[-1].key
+    persist(target, lambda tx: tx.set_brought(_digest(tx)))
 
 
-def _drop_notes_as(source: Store, target: Store) -> None:
+def _drop_notes_as(source: Store, target: Store, *, untouched: bool) -> None:
     """Delete the notes that an earlier copy brought and that the source has deleted since.
 
-    That happens to notes of no account alone: another one that only the target has is a mismatch.
+    That happens to notes of no account alone: another one that only the target has is a mismatch,
+    as is one that the target made itself.
     """
+    if not untouched:
+        return  # what the target has too much is found when the two are compared
     last: NoteKey | None = None
     with source.read() as left, target.read() as right:
         while page := right.notes(last):
@@ -404,10 +433,12 @@ def _drop_notes(tx: Writer, *, notes: Sequence[Note]) -> None:
         tx.drop_note(note)
 
 
-def _add_notes(tx: Writer, *, notes: Sequence[Note]) -> None:
+def _add_notes(tx: Writer, *, notes: Sequence[Note], untouched: bool) -> None:
     for note in notes:
         there = tx.note(note.key)
-        if there is not None and there.version > note.version:
+        if there is None or there == note or (untouched and not there.account):
+            continue
+        if there.version >= note.version:
             raise CopyMismatch(f"the {note.kind} {note.name!r} was written in the target since")
     tx.copy_notes(notes)
 

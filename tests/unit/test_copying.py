@@ -12,12 +12,14 @@ import pytest
 from msgspec.structs import replace
 
 import tillroll
+from tests.servers.cluster import Cluster
 from tillroll import copying
 from tillroll.cli.app import run as cli
 from tillroll.embedded.opening import open_store
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.pricing import Price, Rate
 from tillroll.stores.base import Note
+from tillroll.stores.memory import MemoryStore
 from tillroll.stores.postgres import PostgresStore
 
 ODD = 'odd "id" \\ é'
@@ -96,6 +98,122 @@ def test_a_note_that_was_deleted_since(tmp_path: Path, other_url: str, account: 
     else:
         tillroll.copy(here, other_url)
         assert rows_of(other_url) == rows_of(here)
+
+
+def note_in(url: str, *, name: str = "n", account: str = "") -> Note:
+    """Return a note of a ledger as it stands, or a new one."""
+    facts = {"owner": bytes(16), "kind": "kept", "name": name, "project": "default"}
+    new = Note(**facts, document="{}", account=account)
+    with closing(open_store(url)) as store, store.read() as reader:
+        return reader.note(new.key) or new
+
+
+def put_note(url: str, note: Note, document: str) -> None:
+    with tillroll.open(url) as ledger:
+        ledger._engine.perform(lambda tx: tx.put_note(replace(note, document=document)))
+
+
+def drop_note(url: str, note: Note) -> None:
+    with tillroll.open(url) as ledger:
+        ledger._engine.perform(lambda tx: tx.drop_note(note))
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_note_that_was_deleted_and_made_anew_since(tmp_path: Path, other_url: str, *, keep: bool):
+    """Its versions begin anew, so the older note in the target has the higher one."""
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+    for turn in range(3):
+        put_note(here, note_in(here), f"old {turn}")
+    tillroll.copy(here, other_url, keep=True)
+    drop_note(here, note_in(here))
+    put_note(here, note_in(here), "anew")
+    tillroll.copy(here, other_url, keep=keep)
+    assert rows_of(other_url) == rows_of(here)
+    assert (note_in(other_url).version, note_in(other_url).document) == (1, "anew")
+
+
+def test_a_note_made_anew_comes_back_to_where_it_left(tmp_path: Path, other_url: str):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+    for turn in range(3):
+        put_note(here, note_in(here), f"old {turn}")
+    tillroll.copy(here, other_url)
+    drop_note(other_url, note_in(other_url))
+    put_note(other_url, note_in(other_url), "anew")
+    tillroll.copy(other_url, here)
+    assert rows_of(here) == rows_of(other_url)
+
+
+@pytest.mark.parametrize("account", ["", "acme"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_note_that_both_sides_wrote_is_not_overwritten(
+    tmp_path: Path, other_url: str, account: str, times: int
+):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+    put_note(here, note_in(here, account=account), "first")
+    tillroll.copy(here, other_url, keep=True)
+    put_note(here, note_in(here), "here")
+    for _ in range(times):
+        put_note(other_url, note_in(other_url), "there")
+    before = rows_of(other_url)
+    for keep in (True, False):
+        with pytest.raises(tillroll.CopyMismatch, match="written in the target"):
+            tillroll.copy(here, other_url, keep=keep)
+    assert rows_of(other_url) == before
+
+
+def test_a_note_that_the_target_made_is_not_deleted(tmp_path: Path, other_url: str):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+    tillroll.copy(here, other_url, keep=True)
+    put_note(other_url, note_in(other_url), "there")
+    with pytest.raises(tillroll.CopyMismatch, match="notes"):
+        tillroll.copy(here, other_url)
+    assert note_in(other_url).document == "there"
+
+
+def test_a_copy_into_memory_knows_what_it_brought(tmp_path: Path):
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+    with closing(MemoryStore()) as target:
+        for turn in range(2):
+            for _ in range(2 - turn):
+                put_note(here, note_in(here), f"{turn}")
+            with closing(open_store(here)) as source:
+                copying.copy(source, target, keep=True)
+                with source.read() as left, target.read() as right:
+                    assert left.notes() == right.notes()
+            drop_note(here, note_in(here))
+
+
+def test_two_servers_reached_by_sockets_are_two(own_postgres: Cluster, postgres: Cluster):
+    """Their databases have the same name, and only the folder of the socket tells them apart."""
+    name = postgres.create_database()
+    own_postgres.run(f"CREATE DATABASE {name}")
+    here, there = postgres.url(name), own_postgres.url(name)
+    with tillroll.open(here) as ledger:
+        ledger.grant("acme", 5)
+    found = tillroll.copy(here, there)
+    assert found.source != found.target
+    assert str(own_postgres.folder) in found.target
+    with tillroll.open(here) as ledger, pytest.raises(tillroll.StoreReadOnly) as caught:
+        ledger.grant("acme", 1)
+    assert str(own_postgres.folder) in str(caught.value)
+    with pytest.raises(tillroll.InvalidInput, match="both"):
+        tillroll.copy(there, there)
+
+
+def test_two_schemas_of_one_database_are_two(postgres_url: str):
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("CREATE SCHEMA one; CREATE SCHEMA two")
+    here, there = (f"{postgres_url}&options=-csearch_path%3D{name}" for name in ("one", "two"))
+    with tillroll.open(here) as ledger:
+        ledger.grant("acme", 5)
+    assert tillroll.copy(here, there).entries == 1
+    with tillroll.open(there) as ledger:
+        assert ledger.balance("acme").available == 5
 
 
 def test_there_and_back(tmp_path: Path, other_url: str):

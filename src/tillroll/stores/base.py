@@ -321,6 +321,9 @@ class Reader(Protocol):
     def moved_to(self) -> str | None:
         """Return where this ledger went, None where it is still here."""
 
+    def brought(self) -> str | None:
+        """Return what the last copy into this ledger said of what it brought; None without one."""
+
     def needs(self) -> int:
         """Return the lowest format that a tillroll must know to use this ledger."""
 
@@ -459,6 +462,9 @@ class Writer(Reader, Protocol):
 
     def set_moved(self, to: str | None) -> None:
         """Mark the ledger as gone to another place, or as here again."""
+
+    def set_brought(self, told: str) -> None:
+        """Say what a copy brought, so that the next one knows whether it was written to since."""
 
     def put_document(self, kind: str, name: str, document: str | None) -> None:
         """Insert or replace a document of the registry; None removes it.

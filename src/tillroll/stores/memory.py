@@ -79,6 +79,7 @@ class MemoryStore:
         self.repeats: dict[Key, tuple[int, int]] = {}
         self.books: dict[str, PriceBook] = {}
         self.gone: str | None = None
+        self.brought: str | None = None
         self.format = 1
         self.registry: dict[tuple[str, str], str] = {}
         self.registry_version = 0
@@ -270,6 +271,10 @@ class MemoryReader:
             Repeats(owner, name, *self._store.repeats[owner, name])
             for name, owner in _page(self._store.repeats, after, limit)
         ]
+
+    def brought(self) -> str | None:
+        """Return what the last copy said of what it brought."""
+        return self._store.brought
 
     def needs(self) -> int:
         """Return the lowest format that a tillroll must know."""
@@ -587,6 +592,10 @@ class MemoryWriter(MemoryReader):
     def set_moved(self, to: str | None) -> None:
         """Mark the ledger as gone to another place, or as here again."""
         self.acts.append(lambda: setattr(self._store, "gone", to))
+
+    def set_brought(self, told: str) -> None:
+        """Say what a copy brought."""
+        self.acts.append(lambda: setattr(self._store, "brought", told))
 
     def put_document(self, kind: str, name: str, document: str | None) -> None:
         """Insert or replace a document; None removes it."""

@@ -230,6 +230,8 @@ WHERE (request_id, account_id) > (?, ?) ORDER BY request_id, account_id LIMIT ?
 """
 _MOVED_TO = "SELECT value FROM tillroll_meta WHERE name = 'moved_to'"
 _NEEDS = "SELECT value FROM tillroll_meta WHERE name = 'needs'"
+_BROUGHT = "SELECT value FROM tillroll_meta WHERE name = 'brought'"
+_SET_BROUGHT = "REPLACE INTO tillroll_meta (name, value) VALUES ('brought', ?)"
 _NEED = """
 INSERT INTO tillroll_meta (name, value) VALUES ('needs', ?)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
@@ -943,6 +945,11 @@ class SqliteReader(OutboxReader):
         rows = self.connection.execute(_REPEATS_PAGE, (name, owner, limit))
         return [Repeats(*row) for row in rows]
 
+    def brought(self) -> str | None:
+        """Return what the last copy said of what it brought."""
+        told: str | None = self.connection.execute(_BROUGHT).get
+        return told
+
     def needs(self) -> int:
         """Return the lowest format that a tillroll must know."""
         found: str | None = self.connection.execute(_NEEDS).get
@@ -1165,6 +1172,10 @@ class SqliteWriter(SqliteReader, OutboxWriter):
         else:
             sql = "REPLACE INTO tillroll_meta (name, value) VALUES ('moved_to', ?)"
             self.connection.execute(sql, (to,))
+
+    def set_brought(self, told: str) -> None:
+        """Say what a copy brought."""
+        self.connection.execute(_SET_BROUGHT, (told,))
 
     def put_document(self, kind: str, name: str, document: str | None) -> None:
         """Insert or replace a document; None removes it."""
