@@ -214,8 +214,27 @@ def test_a_standby_takes_no_charges(own_postgres: Cluster):
         own_postgres.catch_up(standby)
         with tillroll.open(standby.url()) as other:
             assert other.balance("acme").available == 100
-            assert_unwritten(other, tillroll.StoreReadOnly, said="target_session_attrs")
+            assert_unwritten(
+                other, tillroll.StoreReadOnly, said="is a standby.*target_session_attrs"
+            )
         assert_charged_once(ledger)
+
+
+@pytest.mark.parametrize("of", ["DATABASE {}", "ROLE postgres IN DATABASE {}"])
+def test_a_database_that_takes_no_writes_is_not_called_a_standby(
+    ledger: Ledger, postgres: Cluster, postgres_database: str, of: str
+):
+    """As a provider has it while a disk is nearly full."""
+    where = of.format(postgres_database)
+    postgres.run(f"ALTER {where} SET default_transaction_read_only = on")
+    postgres.terminate_backends(postgres_database)
+    assert_unwritten(ledger, tillroll.StoreReadOnly, said="default_transaction_read_only is on")
+    with pytest.raises(tillroll.StoreReadOnly) as caught:
+        ledger.consume("acme", units=1, request_id="c")
+    assert "standby" not in str(caught.value)
+    assert ledger.balance("acme").available == 100
+    postgres.run(f"ALTER {where} RESET default_transaction_read_only")
+    assert_charged_once(ledger)
 
 
 def test_failover_to_a_synchronous_standby(own_postgres: Cluster):

@@ -182,10 +182,7 @@ _ADVICE: dict[type[psycopg.Error], tuple[type[StoreUnavailable], str]] = {
     errors.DiskFull: (StoreFull, "the server's disk is full: free some space"),
     errors.LockNotAvailable: (StoreBusy, "another process kept an account locked"),
     errors.QueryCanceled: (StoreBusy, "a statement took too long or was cancelled"),
-    errors.ReadOnlySqlTransaction: (
-        StoreReadOnly,
-        "the server is a standby: connect to the primary (target_session_attrs=read-write)",
-    ),
+    errors.ReadOnlySqlTransaction: (StoreReadOnly, "the server takes no writes"),
     errors.InsufficientPrivilege: (
         StoreReadOnly,
         "the role may not do that: see `tillroll migrate --role`",
@@ -199,6 +196,15 @@ _ADVICE: dict[type[psycopg.Error], tuple[type[StoreUnavailable], str]] = {
     errors.IndexCorrupted: (StoreCorrupt, "an index is damaged: REINDEX, then `tillroll verify`"),
     errors.UndefinedTable: (SchemaMismatch, "tables are missing: run `tillroll migrate`"),
     errors.UndefinedColumn: (SchemaMismatch, "columns are missing: run `tillroll migrate`"),
+}
+# Why a server takes no writes, by what it tells of itself as `in_hot_standby`; a pooler may keep
+# that to itself.
+_NO_WRITES: dict[str | None, str] = {
+    "on": "it is a standby: connect to the primary (target_session_attrs=read-write)",
+    "off": "default_transaction_read_only is on for it, the database or the role, as some "
+    "providers set it when a disk is nearly full: set it off again",
+    None: "it is a standby (connect to the primary, target_session_attrs=read-write), or "
+    "default_transaction_read_only is on for it, the database or the role",
 }
 # Nothing was written, and the same may succeed at once.
 AGAIN = (errors.DeadlockDetected, errors.SerializationFailure, errors.UniqueViolation)
@@ -488,7 +494,10 @@ class PostgresStore:
             raise Retry(f"{self.url}: {said(problem)}") from problem
         if connection.closed and not isinstance(problem, NoAnswer):
             raise Retry(f"{self.url}: the connection was lost: {said(problem)}") from problem
-        raise translated(self.url, problem) from problem
+        ours = translated(self.url, problem, connection)
+        if isinstance(problem, errors.ReadOnlySqlTransaction):
+            self._drop_writer()  # what a session was begun with stays: the next one may write
+        raise ours from problem
 
     def _give_up(self, connection: Connection, writer: PostgresWriter) -> None:
         """Roll back, and forget what was changed; a connection that cannot do it is thrown away."""
@@ -857,13 +866,39 @@ def _settings(settings: dict[str, str], *, local: bool) -> str:
     return f"SELECT {', '.join(calls)}"
 
 
-def translated(url: str, error: psycopg.Error) -> StoreUnavailable:
+@contextmanager
+def known_if_lost(connection: Connection, url: str, what: str) -> Iterator[None]:
+    """Say of a change of the tables that nobody knows of it, where the connection was lost."""
+    try:
+        yield
+    except psycopg.OperationalError as problem:
+        if problem.diag.severity_nonlocalized == "ERROR" and not connection.closed:
+            raise  # rolled back
+        raise OutcomeUnknown(
+            f"{url}: the connection was lost while {what} was under way, and it may be written: "
+            f"migrate again ({said(problem)})"
+        ) from problem
+
+
+def translated(
+    url: str, error: psycopg.Error, connection: Connection | None = None
+) -> StoreUnavailable:
     """Return the error in our words. Only for what is known to have written nothing."""
     nothing = f"nothing was written ({type(error).__name__}: {said(error)})"
     for kind, (ours, advice) in _ADVICE.items():
         if isinstance(error, kind):
-            return ours(f"{url}: {advice}; {nothing}")
+            why = ""
+            if kind is errors.ReadOnlySqlTransaction:
+                why = f": {_NO_WRITES[_standby(connection)]}"
+            return ours(f"{url}: {advice}{why}; {nothing}")
     return StoreUnavailable(f"{url}: {nothing}")
+
+
+def _standby(connection: Connection | None) -> str | None:
+    """Return what the server last said of whether it is a standby, None where nobody knows."""
+    if connection is None or connection.closed or connection.pooled:
+        return None
+    return connection.info.parameter_status("in_hot_standby")
 
 
 def said(problem: psycopg.Error) -> str:
