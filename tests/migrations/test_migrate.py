@@ -16,6 +16,7 @@ import pytest
 import tillroll
 from tests.faults.rig import join, until
 from tests.servers.cluster import Cluster
+from tests.servers.proxy import Proxy
 from tillroll.cli.app import run as cli
 from tillroll.embedded.opening import open_store
 from tillroll.stores import base
@@ -283,6 +284,46 @@ def test_killed_within_a_step_of_a_database(postgres: Cluster, postgres_database
     with psycopg.connect(url) as other:
         numbers = other.execute("SELECT number FROM tillroll_migrations ORDER BY 1").fetchall()
     assert numbers == [(step.number,) for step in migrations("postgres")]
+
+
+COMMITS = len(migrations("postgres"))
+
+
+@pytest.mark.parametrize("nth", [1, COMMITS])
+@pytest.mark.parametrize("lost", ["answer", "request"])
+def test_a_connection_lost_at_the_commit_of_a_step(
+    postgres: Cluster, postgres_database: str, lost: str, nth: int
+):
+    """Nobody knows whether the step is there, so nobody says that nothing was written."""
+    with Proxy(postgres.port) as proxy:
+        url = postgres.url(postgres_database, port=proxy.port)
+        getattr(proxy, f"lose_{lost}")(nth=nth)
+        with pytest.raises(tillroll.OutcomeUnknown, match="migrate again"):
+            tillroll.open(url)
+        used(url)
+
+
+def test_a_connection_lost_while_rights_are_given(
+    postgres: Cluster, postgres_database: str, postgres_role: str
+):
+    with Proxy(postgres.port) as proxy:
+        url = postgres.url(postgres_database, port=proxy.port)
+        tillroll.open(url).close()
+        proxy.lose_answer()
+        with pytest.raises(tillroll.OutcomeUnknown, match="migrate again"):
+            tillroll.migrate(url, role=postgres_role)
+        assert tillroll.migrate(url, role=postgres_role).statements
+
+
+def test_a_connection_lost_while_the_way_is_changed(postgres: Cluster, postgres_database: str):
+    with Proxy(postgres.port) as proxy:
+        url = postgres.url(postgres_database, port=proxy.port)
+        used(url)
+        proxy.lose_answer()
+        with pytest.raises(tillroll.OutcomeUnknown, match="migrate again"):
+            tillroll.migrate(url, writing="append")
+        tillroll.migrate(url, writing="append")
+        used(url)
 
 
 @pytest.mark.parametrize("at", [1, 2])

@@ -150,6 +150,7 @@ def migrate_store(
         StoreUnavailable: The store cannot be used; nothing was written.
         StoreBusy: Another process is migrating, or keeps a table locked; what is not in the
             answer to a plan now was written. Migrate again.
+        OutcomeUnknown: The connection was lost on the way. Migrate again.
         SchemaMismatch: The store is newer than this tillroll, or a step was altered since.
         InvalidInput: No such kind of store, or no such role.
     """
@@ -157,15 +158,18 @@ def migrate_store(
     if kind == "postgresql":
         with _needing_psycopg():
             from tillroll.stores import postgres_schema  # noqa: PLC0415 - an extra
-        return postgres_schema.migrate(
-            place,
-            plan=plan,
-            scale=scale,
-            role=role,
-            row_level_security=row_level_security,
-            writing=writing,
-            distributed=distributed,
-        )
+        try:
+            return postgres_schema.migrate(
+                place,
+                plan=plan,
+                scale=scale,
+                role=role,
+                row_level_security=row_level_security,
+                writing=writing,
+                distributed=distributed,
+            )
+        except CommitUncertain as problem:
+            raise OutcomeUnknown(f"{problem}: migrate again") from problem
     if kind == "memory":
         raise InvalidInput("a ledger in memory has no tables to migrate")
     if (role, row_level_security, writing, distributed) != (None, None, None, None):

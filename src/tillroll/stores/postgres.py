@@ -32,6 +32,7 @@ from tillroll.ledger.due import next_due
 from tillroll.ledger.errors import (
     DurabilityWarning,
     InvalidInput,
+    OutcomeUnknown,
     SchemaMismatch,
     StoreBusy,
     StoreClosed,
@@ -249,6 +250,7 @@ class PostgresStore:
 
         Raises:
             StoreUnavailable: The server cannot be used; nothing was written.
+            OutcomeUnknown: The connection was lost while tables were made; open it again.
             SchemaMismatch: The tables were made by a newer tillroll, or are not there.
             InvalidInput: They have another scale than asked for.
         """
@@ -382,7 +384,8 @@ class PostgresStore:
             )
         for step in steps:
             try:
-                apply_step(connection, known, step, scale)
+                with known_if_lost(connection, self.url, step.name):
+                    apply_step(connection, known, step, scale)
             except errors.LockNotAvailable as problem:
                 raise StoreBusy(
                     f"{self.url}: another process is migrating, or keeps a table locked. Migrate "
@@ -406,7 +409,8 @@ class PostgresStore:
             )
         for step in lacking:
             try:
-                spread_step(connection, step, again=True)
+                with known_if_lost(connection, self.url, step.name):
+                    spread_step(connection, step, again=True)
             except errors.InsufficientPrivilege as problem:
                 raise SchemaMismatch(
                     f"{self.url} lacks {step.name}, and the role may not do it: run `tillroll "
@@ -608,7 +612,8 @@ class PostgresStore:
         """
         with self._translating(), self._connect(self._dsn, self.url) as connection:
             for step in migrations("citus"):
-                spread_step(connection, step, again=step.number > 1)
+                with known_if_lost(connection, self.url, step.name):
+                    spread_step(connection, step, again=step.number > 1)
         self.spread = True
 
     def wait_for_writers(self) -> None:

@@ -20,6 +20,7 @@ from tillroll.stores.postgres import (
     PostgresStore,
     applied_steps,
     connect,
+    known_if_lost,
     parsed,
     spread_steps,
     translated,
@@ -147,7 +148,7 @@ def _run(connection: Connection, statements: Sequence[Composed], shown: str) -> 
             f"nothing of them was written"
         )
     try:
-        with connection.transaction():
+        with known_if_lost(connection, shown, "giving rights"), connection.transaction():
             connection.execute(f"SET LOCAL lock_timeout = '{MIGRATE_LOCK_SECONDS}s'".encode())
             for statement in statements:
                 connection.execute(statement)
