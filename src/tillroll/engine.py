@@ -582,7 +582,7 @@ class Engine:
             except Exception as problem:  # noqa: BLE001 - reported to its caller as it is
                 failure = StoreUnavailable(f"the request could not be carried out: {problem!r}")
                 failure.__cause__ = problem
-                answers.append(Answer(failure))
+                answers.append(self._failed(request, failure))
         return answers
 
     def _find_out(self, requests: Sequence[Request], problem: CommitUncertain) -> list[Answer]:
@@ -592,12 +592,13 @@ class Engine:
         try:
             self._recover()
             found = persist(self.store, lambda tx: self._look_up(tx, requests))
-        except (StoreError, CommitUncertain) as again:
+        except Exception as again:  # noqa: BLE001 - whatever it is, nobody knows what became of it
             unknown = OutcomeUnknown(
                 f"{problem}, and it could not be looked up ({again}). It is written whole or not "
                 f"at all: ask again with the same request_id"
             )
             return [Answer(unknown)] * len(requests)
+        self._doubtful -= {(r.account_id, r.request_id) for r in requests}
         return [
             _settled(request, found.get((request.account_id, request.request_id)), problem)
             for request in requests

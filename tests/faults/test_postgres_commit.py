@@ -108,6 +108,24 @@ def test_a_connection_that_keeps_being_lost_is_unknown(postgres: Cluster, postgr
         assert ledger.balance("acme").used == 1
 
 
+def test_what_was_looked_up_is_in_doubt_no_more(postgres: Cluster, postgres_database: str):
+    """Once somebody was told that nothing was written, it stays so."""
+    with (
+        Proxy(postgres.port) as proxy,
+        tillroll.open(postgres.url(postgres_database, port=proxy.port)) as ledger,
+    ):
+        ledger.grant("acme", 100, request_id="g")
+        proxy.lose_request()
+        with pytest.raises(tillroll.StoreUnavailable, match="nothing was written"):
+            ledger.consume("acme", units=1, request_id="c")
+        proxy.refuse()
+        proxy.cut()
+        with pytest.raises(tillroll.StoreUnavailable, match="nothing was written"):
+            ledger.consume("acme", units=1, request_id="c")
+        proxy.heal()
+        assert not ledger.consume("acme", units=1, request_id="c").replayed
+
+
 def test_an_interrupted_batch_stays_in_doubt(postgres: Cluster, postgres_database: str):
     """Ctrl-C may have come while the commit was on its way."""
     struck = [False]
@@ -163,6 +181,88 @@ def test_a_writer_that_still_commits_is_waited_for(postgres: Cluster, postgres_d
         join(thread)
         assert [answer.seq for answer in answers] == [2]
         assert ledger.balance("acme").used == 1
+
+
+STRIKE = """
+CREATE SEQUENCE strikes;
+CREATE FUNCTION strike() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF new.name = 'recoveries' AND nextval('strikes') <= %d THEN
+        RAISE EXCEPTION 'struck' USING ERRCODE = '%s';
+    END IF;
+    RETURN new;
+END $$;
+CREATE TRIGGER strike BEFORE INSERT ON tillroll_meta FOR EACH ROW EXECUTE FUNCTION strike();
+"""
+
+
+def test_a_recovery_that_met_a_deadlock_is_tried_again(postgres: Cluster, postgres_database: str):
+    with (
+        Proxy(postgres.port) as proxy,
+        tillroll.open(postgres.url(postgres_database, port=proxy.port)) as ledger,
+    ):
+        ledger.grant("acme", 100, request_id="g")
+        postgres.run(STRIKE % (2, "40P01"), database=postgres_database)
+        proxy.lose_answer()
+        assert not ledger.consume("acme", units=1, request_id="c").replayed
+        assert ledger.balance("acme").used == 1
+
+
+def test_a_recovery_that_keeps_failing_leaves_it_unknown(postgres: Cluster, postgres_database: str):
+    """Whatever the server says: as long as nobody could look, the charge may be there."""
+    with (
+        Proxy(postgres.port) as proxy,
+        tillroll.open(postgres.url(postgres_database, port=proxy.port)) as ledger,
+    ):
+        ledger.grant("acme", 100, request_id="g")
+        postgres.run(STRIKE % (10**6, "23514"), database=postgres_database)
+        proxy.lose_answer()
+        for _ in range(3):
+            with pytest.raises(tillroll.OutcomeUnknown, match="same request_id"):
+                ledger.consume("acme", units=1, request_id="c")
+        with pytest.raises(tillroll.StoreUnavailable, match="struck") as caught:
+            ledger.consume("acme", units=1, request_id="another")
+        assert caught.value.written == "nothing"
+        postgres.run("DROP TRIGGER strike ON tillroll_meta", database=postgres_database)
+        assert ledger.consume("acme", units=1, request_id="c").replayed
+        assert ledger.balance("acme").used == 1
+
+
+COMMITTING = """
+SELECT pid FROM pg_stat_activity
+WHERE state = 'active' AND query = 'COMMIT' AND datname = %s
+"""
+
+
+@pytest.mark.parametrize("request_id", [None, "c"], ids=["no id", "an id"])
+def test_a_backend_that_is_ended_while_it_commits_has_committed(
+    postgres: Cluster, postgres_database: str, request_id: str | None
+):
+    """It does not stop within: the commit is done, and its answer the last that is heard."""
+    with tillroll.open(postgres.url(postgres_database)) as ledger:
+        ledger.grant("acme", 100, request_id="g")
+        assert isinstance(ledger.store, PostgresStore)
+        assert ledger.store._writer is not None
+        for setting in ("commit_delay = 100000", "commit_siblings = 0"):  # 0.1 s within COMMIT
+            ledger.store._writer.execute(f"SET {setting}".encode())
+        answers: list[tillroll.Receipt] = []
+        thread = threading.Thread(
+            target=lambda: answers.append(ledger.consume("acme", units=1, request_id=request_id))
+        )
+        with psycopg.connect(postgres.url(), autocommit=True) as other:
+            found: list[tuple[int]] = []
+
+            def commits() -> bool:
+                found[:] = other.execute(COMMITTING, (postgres_database,)).fetchall()
+                return bool(found)
+
+            thread.start()
+            until(commits)
+            other.execute("SELECT pg_terminate_backend(%s)", found[0])
+        join(thread)
+        assert [(answer.seq, answer.replayed) for answer in answers] == [(2, False)]
+        assert ledger.balance("acme").used == 1
+        assert ledger.verify().ok
 
 
 def test_a_server_that_falls_silent(postgres: Cluster, postgres_database: str):

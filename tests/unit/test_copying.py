@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 import tillroll
 from tests.servers.cluster import Cluster
+from tests.servers.proxy import Proxy
 from tillroll import copying
 from tillroll.cli.app import run as cli
 from tillroll.embedded.opening import open_store
@@ -420,6 +421,23 @@ def test_documents_put_during_the_copy_are_copied(tmp_path: Path, other_url: str
     written: list[str] = []
     assert tillroll.copy(here, other_url, progress=late).documents == 4
     assert rows_of(other_url) == rows_of(here)
+
+
+def test_a_connection_lost_on_the_way_is_opened_anew(
+    tmp_path: Path, postgres: Cluster, postgres_database: str
+):
+    """Where nothing can have been committed, it is tried again at once."""
+    here = f"sqlite:///{tmp_path}/here.db"
+    lived_in(here, 1)
+    with Proxy(postgres.port) as proxy:
+        there = postgres.url(postgres_database, port=proxy.port)
+        tillroll.open(there).close()
+        proxy.lose_request(rb"UPDATE tillroll_meta SET value = .* WHERE name = 'secret'")
+        tillroll.copy(here, there)
+        assert proxy.lost.is_set()
+        with closing(open_store(here)) as one, closing(open_store(there)) as other:
+            assert one.secret == other.secret
+    assert rows_of(postgres.url(postgres_database)) == rows_of(here)
 
 
 def test_another_ledger_is_not_overwritten(tmp_path: Path, other_url: str):

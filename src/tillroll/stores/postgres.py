@@ -630,8 +630,8 @@ class PostgresStore:
 
     def adopt(self, secret: bytes) -> None:
         """Sign quotes with this secret from now on."""
-        with self.write() as tx:
-            tx.ask("UPDATE tillroll_meta SET value = %s WHERE name = 'secret'", secret.hex())
+        sql = "UPDATE tillroll_meta SET value = %s WHERE name = 'secret'"
+        persist(self, lambda tx: tx.ask(sql, secret.hex()))
         self.secret = secret
 
     def recover(self) -> None:
@@ -644,8 +644,7 @@ class PostgresStore:
         self._drop_writer()
         self._forget()
         self._pace.lost("alone", alone=True)  # the look-up waits for who may still be writing
-        with self.write() as tx:
-            tx.last.append((_RECOVERED, ()))
+        persist(self, lambda tx: tx.last.append((_RECOVERED, ())))
 
     # ------------------------------------------------------------ looking
 
