@@ -352,6 +352,29 @@ def test_a_tampered_row_is_found(ledger: Ledger, postgres_url: str, harm: str, t
 
 
 @pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        ("UPDATE tillroll_refusals SET recorded_at = 7", "differs"),
+        ("UPDATE tillroll_refusals SET account = 'zoe'", "differs"),
+        ("UPDATE tillroll_refusals SET request_id = 'other'", "differs"),
+        ("UPDATE tillroll_refusals SET body = '{'", "cannot be read"),
+    ],
+)
+def test_a_refusal_that_was_tampered_with_is_found(
+    ledger: Ledger, postgres_url: str, harm: str, told: str
+):
+    with pytest.raises(tillroll.InsufficientUnits):
+        ledger.consume("acme", units=900, request_id="much")
+    assert ledger.store.check() == []
+    with psycopg.connect(postgres_url) as other:
+        other.execute(harm.encode())
+    found = ledger.store.check()
+    assert len(found) == 1
+    assert "refusal" in found[0]
+    assert told in found[0]
+
+
+@pytest.mark.parametrize(
     "harm",
     [
         "UPDATE tillroll_entries SET body = '{}'",

@@ -27,6 +27,7 @@ import psycopg
 from psycopg import conninfo, errors, sql
 from psycopg.rows import tuple_row
 
+from tillroll.ledger.chain import decode_account, decode_refusal
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.due import next_due
 from tillroll.ledger.errors import (
@@ -170,6 +171,10 @@ SELECT name, setting FROM pg_settings WHERE name IN (
 _ACCOUNT_COLUMNS = """
 SELECT uuid_send(account_id), project, account, seq, at, next_due_at, state FROM tillroll_accounts
 WHERE account_id > %s::uuid ORDER BY account_id LIMIT 1000
+"""
+_REFUSAL_COLUMNS = """
+SELECT uuid_send(account_id), project, account, request_id, recorded_at, body FROM tillroll_refusals
+WHERE (request_id, account_id) > (%s, %s::uuid) ORDER BY request_id, account_id LIMIT 1000
 """
 _ORPHANS = """
 SELECT DISTINCT e.account_id::text FROM tillroll_entries AS e
@@ -1031,10 +1036,22 @@ def _apply_beside(connection: Connection, known: list[Migration], step: Migratio
 
 def _contradictions(reader: PostgresReader) -> Iterator[str]:
     """Yield what no refolding finds: rows without an owner, and columns that repeat it wrongly."""
-    from tillroll.ledger.chain import decode_account  # noqa: PLC0415 - only a check decodes here
-
     for (owner,) in reader.ask(_ORPHANS):
         yield f"account_id {owner} has entries but no account"
+    yield from _bad_accounts(reader)
+    yield from _bad_refusals(reader)
+    for project, number, *columns, body in reader.ask(_PRICE_COLUMNS):
+        try:
+            version = decode_version(body.encode())
+        except TillrollError as problem:
+            yield f"price version {number} of {project!r} cannot be read: {problem}"
+            continue
+        repeated = [version.digest, version.author, version.reason, version.applied_at]
+        if version.number != number or repeated != columns:
+            yield f"price version {number} of {project!r}: a column differs from it"
+
+
+def _bad_accounts(reader: PostgresReader) -> Iterator[str]:
     last = bytes(16)
     while rows := reader.ask(_ACCOUNT_COLUMNS, last.hex()):
         for owner, project, name, seq, at, due, state in rows:
@@ -1051,15 +1068,21 @@ def _contradictions(reader: PostgresReader) -> Iterator[str]:
             repeated = (name, seq, account.at, next_due(account))
             if repeated != (account.account, account.seq, at, due) or least(account) < 0:
                 yield f"account {name!r}: a column differs from its state"
-    for project, number, *columns, body in reader.ask(_PRICE_COLUMNS):
-        try:
-            version = decode_version(body.encode())
-        except TillrollError as problem:
-            yield f"price version {number} of {project!r} cannot be read: {problem}"
-            continue
-        repeated_ = [version.digest, version.author, version.reason, version.applied_at]
-        if version.number != number or repeated_ != columns:
-            yield f"price version {number} of {project!r}: a column differs from it"
+
+
+def _bad_refusals(reader: PostgresReader) -> Iterator[str]:
+    last: tuple[str, bytes] = "", bytes(16)
+    while rows := reader.ask(_REFUSAL_COLUMNS, last[0], last[1].hex()):
+        for owner, project, name, request_id, at, body in rows:
+            last = request_id, owner
+            try:
+                refusal = decode_refusal(body)
+            except msgspec.MsgspecError as problem:
+                yield f"refusal {request_id!r} of {name!r} cannot be read: {problem}"
+                continue
+            columns = (account_id(project, name), refusal.request_id, refusal.at)
+            if columns != (owner, request_id, at):
+                yield f"refusal {request_id!r} of {name!r}: a column differs from it"
 
 
 __all__ = ["AGAIN", "GUILTY", "PostgresStore", "raise_unfit", "said", "translated"]
