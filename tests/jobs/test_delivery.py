@@ -14,7 +14,7 @@ import tillroll
 from tests.jobs.receiver import Received, Receiver, fails
 from tillroll import webhooks
 from tillroll.embedded import Ledger
-from tillroll.jobs import Deliverer, Sender, prune
+from tillroll.jobs import Deliverer, Sender, delivery, prune
 from tillroll.jobs.delivery import AT_ONCE_MAX, LOG_MAX, PER_ENDPOINT_MAX, SAID_BYTES_MAX
 from tillroll.ledger.types import DAY, SECOND
 
@@ -311,6 +311,35 @@ def test_one_that_hangs_does_not_take_all(quick: World):
         release.set()
         quick.run()
     assert len(quick.deliveries(endpoint=first, state="delivered")) == 200
+
+
+def test_more_endpoints_than_one_round_asks_get_their_turn(quick: World, monkeypatch):
+    """Behind a page that is full of what waits for one that hangs."""
+    monkeypatch.setattr(delivery, "PLACES_MAX", 2)
+    monkeypatch.setattr(delivery, "DUE_MAX", 20)
+    release = threading.Event()
+
+    def hang(received: Received) -> int:
+        release.wait(30)
+        return 200
+
+    with Receiver() as slow, Receiver() as good:
+        slow.take = hang  # type: ignore[method-assign]
+        quick.endpoint(slow.url, events=["grant.*"])
+        for n in range(7):
+            quick.endpoint(f"{good.url}/{n}", events=["hold.*"])
+        for n in range(40):
+            quick.ledger.grant("acme", 1, request_id=f"g{n}")
+        quick.deliverer.round()
+        quick.ledger.hold("acme", units=1)
+        for _ in range(10_000):
+            quick.deliverer.round()
+            if len(good.received) == 7:
+                break
+        assert len(good.received) == 7
+        release.set()
+        quick.run()
+    assert {one["state"] for one in quick.deliveries()} == {"delivered"}
 
 
 def test_what_is_dead_is_sent_again_so_many_at_a_time(world: World, monkeypatch):

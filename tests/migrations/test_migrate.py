@@ -16,6 +16,7 @@ import pytest
 import tillroll
 from tests.faults.rig import join, until
 from tests.servers.cluster import Cluster
+from tests.servers.pgbouncer import PgBouncer
 from tests.servers.proxy import Proxy
 from tillroll.cli.app import run as cli
 from tillroll.embedded.opening import open_store
@@ -383,6 +384,26 @@ def test_without_the_right_to_make_tables(
     used(mine)
     with closing(open_store(mine, create=False)) as store:
         assert store.check() == []
+
+
+def test_an_index_for_a_ledger_in_use_is_not_built_through_a_pooler(
+    postgres: Cluster, pgbouncer: PgBouncer
+):
+    """It takes a session of its own. A new ledger has nobody to keep waiting, and needs none."""
+    database = postgres.create_database()
+    used(pgbouncer.url(database))
+    for sql in (
+        "DROP INDEX tillroll_deliveries_place",
+        "DELETE FROM tillroll_migrations WHERE name = '0006_due.sql'",
+    ):
+        postgres.run(sql, database=database)
+    with pytest.raises(tillroll.StoreUnavailable, match="past the pooler") as caught:
+        tillroll.open(pgbouncer.url(database))
+    assert caught.value.written == "nothing"
+    used(postgres.url(database))
+    used(pgbouncer.url(database))
+    there = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)"
+    assert postgres.run(there, "tillroll_deliveries_place", database=database) == [(True,)]
 
 
 def test_tables_that_are_not_there(postgres_url: str):

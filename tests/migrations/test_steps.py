@@ -277,7 +277,8 @@ def test_an_index_beside_the_work(postgres_url: str):
 
 
 def test_an_index_that_was_cut_off_is_built_anew(postgres_url: str):
-    tillroll.migrate(postgres_url)
+    with tillroll.open(postgres_url) as ledger:
+        ledger.grant("acme", 1)
     with (
         psycopg.connect(postgres_url) as other,
         psycopg.connect(postgres_url, autocommit=True) as asking,

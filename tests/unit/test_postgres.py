@@ -166,6 +166,21 @@ def test_postings_balance_in_sql(ledger: tillroll.Ledger, postgres_url: str):
     assert dict(asked(postgres_url, sums))["used"] == 4_000_000  # type: ignore[arg-type]
 
 
+def test_what_is_due_at_an_endpoint_is_read_from_an_index(
+    ledger: tillroll.Ledger, postgres_url: str
+):
+    """However much waits for others, and without sorting."""
+    plan = asked(
+        postgres_url,
+        "EXPLAIN SELECT * FROM tillroll_deliveries WHERE endpoint = 'we_1' AND state = 'pending' "
+        "AND next_at <= 7 ORDER BY next_at LIMIT 9",
+    )
+    text = "\n".join(str(line) for (line,) in plan)
+    assert "Index Scan using tillroll_deliveries_place" in text, text
+    assert "Sort" not in text
+    assert "Filter" not in text
+
+
 def test_who_does_anything_else_is_waited_for_too(
     ledger: tillroll.Ledger, postgres: Cluster, postgres_url: str
 ):

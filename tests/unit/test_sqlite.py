@@ -35,7 +35,13 @@ OLD = (
 )
 
 
-@pytest.mark.parametrize("sql", [NAMES, OLD], ids=["names", "old refusals"])
+DUE = (
+    "SELECT * FROM tillroll_deliveries WHERE endpoint = 'we_1' AND state = 'pending' "
+    "AND next_at <= 7 ORDER BY next_at LIMIT 9"
+)
+
+
+@pytest.mark.parametrize("sql", [NAMES, OLD, DUE], ids=["names", "old refusals", "due"])
 def test_a_page_is_read_from_an_index_without_sorting(connection: apsw.Connection, sql: str):
     steps = [row[-1] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}")]
     assert [step.split()[0] for step in steps] == ["SEARCH"], steps

@@ -38,16 +38,18 @@ from tillroll.ledger.webhooks import (
 from tillroll.stores.outbox import Delivery, Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from tillroll.engine import Engine
     from tillroll.ledger.book import Event
-    from tillroll.stores.base import Writer
+    from tillroll.stores.base import Reader, Writer
 
 AT_ONCE_MAX = 64  # requests under way in this process
 PER_ENDPOINT_MAX = 8  # so that one which hangs does not take all
 # Nor does one project: it takes another only while more are free than it has. Alone it has half of
 # them; of several that hang each has as much as is left free, so that who comes next finds some.
+DUE_MAX = AT_ONCE_MAX * 2  # looked at in a round, besides what is behind that
+PLACES_MAX = 200  # endpoints that are asked behind that, others in the next round
 SPREAD_MAX = 500  # events that deliveries are made of in one transaction
 LEASE_SECONDS = 60.0  # longer than an attempt may take, with what comes before and after
 PATIENCE_SECONDS = 0.5  # how long a round waits for something to come back
@@ -95,6 +97,7 @@ class Deliverer:
         self._back: queue.SimpleQueue[Sent] = queue.SimpleQueue()
         self._under_way: Counter[str] = Counter()  # by endpoint
         self._of_projects: Counter[str] = Counter()
+        self._turn = 0  # whose turn it is among endpoints that are too many for one round
 
     def round(self) -> dict[str, Any]:
         """Do one round; return what it did, and under `more` whether to go on at once."""
@@ -133,11 +136,10 @@ class Deliverer:
         if room <= 0:
             return 0
         at = self._engine.clock()
-        full = [name for name, n in self._under_way.items() if n >= PER_ENDPOINT_MAX]
-        greedy = [name for name, n in self._of_projects.items() if n >= room]
         with self._engine.store.read_primary() as reader:
-            due = reader.due_deliveries(at, AT_ONCE_MAX * 2, full, greedy)
+            due = reader.due_deliveries(at, DUE_MAX)
             places = {p.endpoint.id: p for p in webhooks.all_places(reader)} if due else {}
+            due += self._due_behind(reader, due, places.values(), at, room)
             lost = [d for d in due if d.endpoint not in places or not places[d.endpoint].is_open]
             chosen = self._choose([d for d in due if d not in lost], room)
             bodies = {d.key: reader.event_at(d.key[:3]) for d in chosen}
@@ -153,6 +155,24 @@ class Deliverer:
             self._of_projects[delivery.project] += 1
             self._pool.submit(self._send, delivery, place, told.payload)
         return len(taken) + len(lost)
+
+    def _due_behind(
+        self, reader: Reader, due: Sequence[Delivery], places: Iterable[Place], at: int, room: int
+    ) -> list[Delivery]:
+        """Return what is due behind a page that is full of what has to wait."""
+
+        def waits(endpoint: str, project: str) -> bool:
+            full = self._under_way[endpoint] >= PER_ENDPOINT_MAX
+            return full or self._of_projects[project] >= room
+
+        if len(due) < DUE_MAX or not any(waits(one.endpoint, one.project) for one in due):
+            return []
+        free = [p.endpoint.id for p in places if not waits(p.endpoint.id, p.endpoint.project)]
+        first, self._turn = self._turn % max(len(free), 1), self._turn + PLACES_MAX
+        free = (free[first:] + free[:first])[:PLACES_MAX]
+        known = {one.key for one in due}
+        behind = [one for one in reader.due_at(free, at, PER_ENDPOINT_MAX) if one.key not in known]
+        return sorted(behind, key=lambda one: one.next_at)
 
     def _choose(self, due: Sequence[Delivery], room: int) -> list[Delivery]:
         """Return what to take, no more of one endpoint or project than may be under way to it."""

@@ -360,16 +360,13 @@ class Reader(Protocol):
     def deliveries(self, after: DeliveryKey | None = None, limit: int = 1_000) -> list[Delivery]:
         """Return deliveries in the order of their places, above `after`."""
 
-    def due_deliveries(
-        self,
-        at: int,
-        limit: int = 1_000,
-        skip: Collection[str] = (),
-        skip_projects: Collection[str] = (),
-    ) -> list[Delivery]:
-        """Return deliveries that are to be tried by that time, the longest due first.
+    def due_deliveries(self, at: int, limit: int = 1_000) -> list[Delivery]:
+        """Return deliveries that are to be tried by that time, the longest due first."""
 
-        Those to the endpoints in `skip` and those of the projects in `skip_projects` are left out.
+    def due_at(self, endpoints: Collection[str], at: int, limit: int) -> list[Delivery]:
+        """Return, of each of these endpoints, what is to be tried by that time, at most `limit`.
+
+        However much waits for others: it is not looked at.
         """
 
     def delivery_page(

@@ -327,20 +327,16 @@ class MemoryReader:
         keys = sorted(key for key in self._deliveries if after is None or key > after)
         return [self._deliveries[key] for key in keys[:limit]]
 
-    def due_deliveries(
-        self,
-        at: int,
-        limit: int = 1_000,
-        skip: Collection[str] = (),
-        skip_projects: Collection[str] = (),
-    ) -> list[Delivery]:
+    def due_deliveries(self, at: int, limit: int = 1_000) -> list[Delivery]:
         """Return deliveries that are to be tried by that time."""
-        due = [
-            row
-            for row in self._pending()
-            if row.next_at <= at and row.endpoint not in skip and row.project not in skip_projects
-        ]
+        due = [row for row in self._pending() if row.next_at <= at]
         return sorted(due, key=lambda row: row.next_at)[:limit]
+
+    def due_at(self, endpoints: Collection[str], at: int, limit: int) -> list[Delivery]:
+        """Return what is to be tried by that time at each of these endpoints."""
+        due = self.due_deliveries(at, len(self._deliveries))
+        of_each = ([row for row in due if row.endpoint == name][:limit] for name in endpoints)
+        return [row for rows in of_each for row in rows]
 
     def _pending(self) -> list[Delivery]:
         return [row for row in self._deliveries.values() if row.state == "pending"]

@@ -134,7 +134,10 @@ _SQL = {
     "WHERE (account_id, seq, n, endpoint) > ({key}, {mark}, {mark}, {mark}) "
     "ORDER BY account_id, seq, n, endpoint LIMIT {mark}",
     "due": "SELECT {owner}, {delivery} FROM tillroll_deliveries "
-    "WHERE state = 'pending' AND next_at <= {mark} ",
+    "WHERE state = 'pending' AND next_at <= {mark} ORDER BY next_at LIMIT {mark}",
+    "due_at": "SELECT {owner}, {delivery} FROM tillroll_deliveries "
+    "WHERE endpoint = {mark} AND state = 'pending' AND next_at <= {mark} "
+    "ORDER BY next_at LIMIT {mark}",
     "claim": "UPDATE tillroll_deliveries SET lease = lease + 1, next_at = {mark} "
     "WHERE {one} AND endpoint = {mark} AND lease = {mark} AND state = 'pending' "
     "RETURNING {owner}, {delivery}",
@@ -215,20 +218,15 @@ class OutboxReader:
         place = self._place(after or (bytes(16), 0, 0, ""))
         return [Delivery(*row) for row in self._ask_one("deliveries", *place, limit)]
 
-    def due_deliveries(
-        self,
-        at: int,
-        limit: int = 1_000,
-        skip: Collection[str] = (),
-        skip_projects: Collection[str] = (),
-    ) -> list[Delivery]:
+    def due_deliveries(self, at: int, limit: int = 1_000) -> list[Delivery]:
         """Return deliveries that are to be tried by that time, the longest due first."""
-        sql = self._sql["due"]
-        for column, names in (("endpoint", skip), ("project", skip_projects)):
-            if names:
-                sql += f"AND {column} NOT IN ({', '.join([self._mark] * len(names))}) "
-        sql += f"ORDER BY next_at LIMIT {self._mark}"
-        return [Delivery(*row) for row in self._run((sql, (at, *skip, *skip_projects, limit)))[0]]
+        return [Delivery(*row) for row in self._ask_one("due", at, limit)]
+
+    def due_at(self, endpoints: Collection[str], at: int, limit: int) -> list[Delivery]:
+        """Return so many of the longest due of each of these endpoints."""
+        sql = self._sql["due_at"]
+        found = self._run(*[(sql, (endpoint, at, limit)) for endpoint in endpoints])
+        return [Delivery(*row) for rows in found for row in rows]
 
     def delivery_page(
         self,

@@ -159,6 +159,7 @@ SELECT
     greatest(pg_wal_lsn_diff(%s::pg_lsn, pg_last_wal_replay_lsn()), 0)::bigint,
     extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8
 """
+_IN_USE = "SELECT EXISTS (SELECT 1 FROM tillroll_accounts)"
 _STEP_DONE = "INSERT INTO tillroll_migrations (number, name, checksum) VALUES (%s, %s, %s)"
 # What must be on for an acknowledged write to survive a power cut.
 _DURABLE = ("fsync", "full_page_writes", "synchronous_commit")
@@ -950,7 +951,8 @@ def apply_step(
     connection: Connection, known: list[Migration], step: Migration, scale: int | None
 ) -> None:
     """Apply one step, unless another process was faster."""
-    if "CONCURRENTLY" in step.sql:
+    beside = " CONCURRENTLY"
+    if beside in step.sql and connection.execute(_IN_USE).fetchone() == (True,):
         _apply_beside(connection, known, step)
         return
     with connection.transaction():
@@ -965,7 +967,7 @@ def apply_step(
                 "CREATE TABLE IF NOT EXISTS tillroll_migrations "
                 "(number integer PRIMARY KEY, name text NOT NULL, checksum text NOT NULL)"
             )
-        connection.execute(step.sql)
+        connection.execute(step.sql.replace(beside, ""))  # nobody waits where nobody is
         connection.execute(_STEP_DONE, (step.number, step.name, step.checksum))
         # With the first step, so that a database has these or no tables.
         connection.execute(

@@ -1701,10 +1701,12 @@ def the_dead_can_be_sent_again(b: Bench) -> None:
     assert {(one.state, one.attempts, one.lease) for one in found} == {("pending", 0, 1)}, found
     assert sorted(one.next_at for one in found) == [7, 7, 8, 9, 9]
     with b.ledger.store.read() as reader:
-        ours = [one for one in reader.due_deliveries(8, 1_000, [even]) if one in found]
-        without = reader.due_deliveries(8, 1_000, [even], [project, "nobody's"])
-    assert {one.seq for one in ours} == {1, 3, 5}
-    assert not {one.key for one in without} & {one.key for one in found}
+        ours = [one for one in reader.due_deliveries(9) if one in found]
+        of_odd = reader.due_at([odd, "nobody's"], 8, 2)
+        of_both = reader.due_at([even, odd], 8, 9)
+    assert [one.next_at for one in ours] == [7, 7, 8, 9, 9], "the longest due first"
+    assert [one.next_at for one in of_odd] == [7, 7], "at most so many"
+    assert sorted(one.seq for one in of_both) == [1, 3, 5], "what is due at these, by that time"
 
 
 @check
