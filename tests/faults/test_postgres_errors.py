@@ -15,6 +15,7 @@ from tests.faults.rig import join, ledger_on, until
 from tests.servers.cluster import Cluster, hand_over
 from tillroll.embedded import Ledger
 from tillroll.ledger.commands import account_id
+from tillroll.stores.base import TRIES
 from tillroll.stores.postgres import PostgresStore, parsed
 
 
@@ -200,6 +201,32 @@ def test_a_deadlock_is_tried_again(ledger: Ledger, postgres_url: str):
         assert [patient.balance(name).used for name in names] == [1, 1]
 
 
+FAIL = """
+CREATE SEQUENCE failures;
+CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF nextval('failures') <= %d THEN
+        RAISE EXCEPTION 'could not serialize access' USING ERRCODE = '40001';
+    END IF;
+    RETURN new;
+END $$;
+CREATE TRIGGER fail BEFORE INSERT ON tillroll_entries FOR EACH ROW EXECUTE FUNCTION fail();
+"""
+
+
+def test_a_serialization_failure_is_tried_again(ledger: Ledger, postgres_url: str):
+    with psycopg.connect(postgres_url) as other:
+        other.execute((FAIL % (TRIES - 1)).encode())
+    assert_charged_once(ledger)
+
+
+def test_serialization_failures_that_do_not_end(ledger: Ledger, postgres_url: str):
+    with psycopg.connect(postgres_url) as other:
+        other.execute((FAIL % TRIES).encode())
+    assert_unwritten(ledger, tillroll.StoreBusy, said=f"{TRIES} times; nothing was written")
+    assert_charged_once(ledger)
+
+
 def _order(name: str) -> bytes:
     return account_id("default", name)
 
@@ -250,6 +277,27 @@ def test_failover_to_a_synchronous_standby(own_postgres: Cluster):
         assert_charged_once(ledger)
 
 
+def test_failover_to_a_standby_that_was_behind(own_postgres: Cluster):
+    """What was lost is lost whole: the history goes on from what is there, without a gap."""
+    standby = own_postgres.standby()
+    hosts = f"127.0.0.1:{own_postgres.port},127.0.0.1:{standby.port}"
+    url = f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write"
+    with tillroll.open(url) as ledger:
+        ledger.grant("acme", 100)
+        ledger.consume("acme", units=1, request_id="kept")
+        own_postgres.catch_up(standby)
+        standby.stop()
+        for turn in range(30):
+            ledger.consume("acme", units=1, request_id=f"lost {turn}")
+        own_postgres.kill9()
+        standby.start()
+        standby.promote()
+        assert not ledger.consume("acme", units=1, request_id="lost 7").replayed
+        assert ledger.consume("acme", units=1, request_id="kept").replayed
+        assert ledger.balance("acme").used == 2
+        assert ledger.verify().ok
+
+
 @pytest.mark.parametrize("setting", ["fsync", "full_page_writes", "synchronous_commit"])
 def test_settings_that_lose_charges_are_said_loudly(setting: str):
     with Cluster(settings={setting: "off"}) as cluster:
@@ -277,6 +325,15 @@ def test_another_encoding_is_refused(postgres: Cluster):
 
 
 # ---------------------------------------------------------------- schema
+
+
+def test_tables_whose_history_is_not_there(postgres_url: str):
+    """As of somebody else, or of a dump that left it out."""
+    tillroll.open(postgres_url).close()
+    with psycopg.connect(postgres_url) as other:
+        other.execute("DROP TABLE tillroll_migrations")
+    with pytest.raises(tillroll.SchemaMismatch, match="not their history"):
+        tillroll.open(postgres_url)
 
 
 def test_tables_of_a_newer_tillroll(postgres_url: str):
