@@ -94,7 +94,7 @@ def copy(
             what was copied before stays in the target, and the source stays in use, unless an
             earlier copy had marked it as moved.
         StoreCorrupt: The source is so damaged that an account cannot be read; as above.
-        InvalidInput: The two have different scales.
+        InvalidInput: The two have different scales, or are one ledger.
         StoreUnavailable, OutcomeUnknown: Copy again; it goes on where it was.
     """
     if source.scale != target.scale:
@@ -110,6 +110,7 @@ def copy(
         if not keep:
             persist(source, lambda tx: tx.set_moved(target.url))
             source.wait_for_writers()
+            _check_apart(target)
         _need_as(source, target)
         copied += _copy_all(source, target, progress)
         untouched = _is_untouched(target)
@@ -147,6 +148,17 @@ def _check_target(source: Store, target: Store) -> None:
                             f"account {name!r} has another history in {target.url}: it was in use, "
                             f"or is another ledger; copy to an empty store"
                         )
+
+
+def _check_apart(target: Store) -> None:
+    """Find out, by the mark that was put at the source just now, that the target is another place.
+
+    Raises:
+        InvalidInput: It is the source, reached in another way.
+    """
+    with target.read() as reader:
+        if reader.moved_to() == target.url:
+            raise InvalidInput(f"source and target are one ledger, {target.url}")
 
 
 def _registry(reader: Reader) -> Registry:

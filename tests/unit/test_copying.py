@@ -206,6 +206,32 @@ def test_two_servers_reached_by_sockets_are_two(own_postgres: Cluster, postgres:
         tillroll.copy(there, there)
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("keep", [True, False])
+def test_one_ledger_that_is_reached_in_two_ways_is_not_retired(
+    tmp_path: Path,
+    postgres: Cluster,
+    postgres_database: str,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    *,
+    keep: bool,
+):
+    monkeypatch.chdir(tmp_path)
+    here, there = "sqlite:///here.db", f"sqlite:///{tmp_path}/here.db"
+    if kind == "postgresql":
+        here, there = postgres.url(postgres_database), postgres.url(postgres_database, tcp=True)
+    lived_in(here, 1)
+    before = rows_of(here)
+    if keep:
+        assert tillroll.copy(here, there, keep=True).copied == 0
+    else:
+        with pytest.raises(tillroll.InvalidInput, match="one ledger"):
+            tillroll.copy(here, there)
+    assert rows_of(here) == before
+    put(here, "default", "{}")  # stays in use
+
+
 def test_two_schemas_of_one_database_are_two(postgres_url: str):
     with psycopg.connect(postgres_url) as connection:
         connection.execute("CREATE SCHEMA one; CREATE SCHEMA two")
