@@ -1,17 +1,20 @@
 """Commits whose outcome nobody knows: looked up, or told to be unknown; never guessed."""
 
+import itertools
 import threading
 
 import psycopg
 import pytest
 
 import tillroll
+from tests.conftest import appending
 from tests.faults.rig import START, join, ledger_on, until
 from tests.servers.cluster import Cluster
 from tests.servers.proxy import Proxy
 from tillroll.embedded import Ledger
 from tillroll.engine import Engine
-from tillroll.stores.postgres import PostgresStore
+from tillroll.stores.postgres import PostgresStore, _Pace
+from tillroll.stores.postgres_rows import PART
 
 WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
@@ -86,6 +89,50 @@ def test_a_connection_lost_at_the_commit(
         again = ledger.consume_many(batch)
         assert all(outcome.ok for outcome in again)
         assert ledger.balance("acme").used == items
+        assert ledger.verify().ok
+
+
+@pytest.mark.parametrize("append", [False, True])
+@pytest.mark.parametrize("items", [1, PART + 1], ids=["one row", "a batch"])
+@pytest.mark.parametrize("lost", ["answer", "request"])
+def test_a_connection_lost_at_each_message_in_turn(
+    postgres: Cluster, postgres_database: str, lost: str, items: int, *, append: bool
+):
+    """Whatever was on its way: what is told is true, and the same ids settle the rest."""
+    url = postgres.url(postgres_database)
+    if append:
+        appending(url)
+    with (
+        Proxy(postgres.port) as proxy,
+        ledger_on(
+            PostgresStore(postgres.url(postgres_database, port=proxy.port), statement_seconds=1)
+        ) as ledger,
+    ):
+        ledger.grant("acme", 100_000, request_id="g")
+        assert isinstance(ledger.store, PostgresStore)
+        told: set[str] = set()
+        for nth in itertools.count(1):
+            batch = [
+                {"account": "acme", "units": 1, "request_id": f"{nth}.{n}"} for n in range(items)
+            ]
+            ledger.store._pace = _Pace()  # each time the way that it is about
+            ledger.store._pace.won(appends=append)
+            getattr(proxy, f"lose_{lost}")(rb"", nth)
+            outcomes = ledger.consume_many(batch)
+            was_lost = proxy.lost.is_set()
+            proxy.heal()
+            again = ledger.consume_many(batch)
+            assert all(outcome.ok for outcome in again)
+            for first, second in zip(outcomes, again, strict=True):
+                written = "yes" if first.error is None else first.error.written
+                told.add(written)
+                assert second.receipt is not None
+                assert written == "unknown" or second.receipt.replayed == (written == "yes")
+            if not was_lost:
+                break
+        assert nth > 10
+        assert "yes" in told
+        assert ledger.balance("acme").used == nth * items
         assert ledger.verify().ok
 
 
