@@ -994,7 +994,8 @@ class Verbs:
             period: "day", "week", "month" (in the account's time zone), "total" or "rolling".
             window: The length of a rolling window, such as "5h".
             match: The tags it counts, such as {"member": "ann"}; "*" caps each value apart.
-                "operation" and "model" are matched like tags. Empty: everything.
+                "operation" and "model" are matched like tags, and "image.*" is all operations below
+                `image` together. Empty: everything.
             wallet: The kind of credits.
             request_id: Repeat it to retry; the first answer is returned.
             **how: See `How`.

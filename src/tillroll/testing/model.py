@@ -607,7 +607,11 @@ def _node(cap: Cap, charge: Charge) -> tuple[str, ...] | None:
     node = []
     for name, wanted in cap.match.items():
         value = names.get(name)
-        if value is None or wanted not in ("*", value):
+        if value is None:
+            return None
+        if name == "operation" and wanted.endswith(".*") and value.startswith(wanted[:-1]):
+            value = wanted
+        elif wanted not in ("*", value):
             return None
         node.append(value)
     return tuple(node)
