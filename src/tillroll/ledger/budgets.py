@@ -150,6 +150,22 @@ def count(account: Account, spend: Spend, at: int, units: int, seq: int) -> None
             budget.counted.setdefault(where, {})[start] = units
 
 
+def move(account: Account, at: int, zone: str) -> None:
+    """Have what was counted in a window at hand count on, now that the account left that zone.
+
+    Its days, weeks and months begin at other instants from here on. Without this a budget would be
+    empty after each move.
+    """
+    for budget in account.budgets.values():
+        terms = budget.terms
+        before, _ = calendar.window(terms.period, at, terms.window, zone)
+        after, _ = _window(account, terms, at)
+        for windows in budget.counted.values():
+            if before in windows:
+                units = windows.pop(before)
+                windows[after] = windows.get(after, 0) + units
+
+
 def _forget(account: Account, budget: Budget, at: int) -> None:
     """Drop windows long past, so that the account's state does not grow for ever."""
     for where, windows in list(budget.counted.items()):

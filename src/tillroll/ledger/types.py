@@ -399,7 +399,8 @@ class Budget(Struct, omit_defaults=True, gc=False):
 class Recurring(Struct, omit_defaults=True, gc=False):
     """A recurring grant: the occurrence that comes next, and the grant that runs now.
 
-    `lost` is what that grant lost when it expired at `lost_at`, by the grants that it came with: a
+    `until` is when the period that was granted last ends, whatever zone the account moved to since:
+    the next begins then. 0 where none was granted, or the next does not follow it. `lost` is what that grant lost when it expired at `lost_at`, by the grants that it came with: a
     renewal that is late carries it over as if it were there.
     """
 
@@ -407,6 +408,7 @@ class Recurring(Struct, omit_defaults=True, gc=False):
     next: int = 0
     next_at: int = NEVER
     current: str | None = None
+    until: int = 0
     lost: dict[str, int] = field(default_factory=dict)
     lost_at: int = 0
 

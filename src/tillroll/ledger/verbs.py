@@ -1160,7 +1160,8 @@ class Verbs:
 
         Args:
             account: The balance owner.
-            time_zone: An IANA name; days and months of budgets and date-only expiries follow it.
+            time_zone: An IANA name; budgets' days and months, what comes back and date-only
+                expiries follow it. What runs keeps its end: see the page on time.
             late_settlement: Accept a settle after the hold's deadline, from what is free then.
             request_id: Repeat it to retry; the first answer is returned.
             **how: See `How`.

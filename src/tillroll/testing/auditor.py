@@ -633,7 +633,7 @@ class Auditor:
             series.current = old.current
             shape = ("anchor", "every", "count")
             if all(old.terms[key] == terms[key] for key in shape):
-                series.next = old.next
+                series.next, series.until = old.next, old.until
         account.series[args["name"]] = series
         return account.write("recurring", at, terms["wallet"], request_id=args["request_id"])
 
