@@ -451,7 +451,7 @@ def refund(
 ) -> None:
     """Give back part or all of a charge, to the grants that paid."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.look() if preview else common.open() as ledger:
         verb = ledger.preview.refund if preview else ledger.refund
         receipt = verb(
             account,
@@ -638,7 +638,7 @@ def balance(
 ) -> None:
     """Show a balance with its grants, open holds and budgets."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.look() as ledger:
         found = ledger.balance(account, wallet, as_of=as_of, clock=clock)
     if common.json:
         print_json(found.to_dict())
@@ -660,7 +660,7 @@ def statement(
 ) -> None:
     """Show an account's entries, newest first."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.look() as ledger:
         page = ledger.statement(
             account, limit=limit, before=before, kinds=kind or (), since=since, until=until
         )
@@ -686,7 +686,7 @@ def usage(
     """Show what was used, grouped; refunds are taken off."""
     common = common or Common()
     groups = by or ["operation"]
-    with common.open() as ledger, c.progress(quiet=common.json) as bar:
+    with common.look() as ledger, c.progress(quiet=common.json) as bar:
         task = bar.add_task("reading entries", total=None)
         rows = ledger.usage(
             account,
@@ -711,7 +711,7 @@ def explain(
 ) -> None:
     """Show why something was charged, or refused: the whole story of one request."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.look() as ledger:
         story = ledger.explain(request_id, account=account)
     if common.json:
         print_json(story)
@@ -723,7 +723,7 @@ def explain(
 def accounts(*, common: Common | None = None) -> None:
     """List the accounts that have a history."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.look() as ledger:
         names = list(ledger.accounts())
     if common.json:
         print_json(names)
@@ -736,9 +736,11 @@ def accounts(*, common: Common | None = None) -> None:
 def verify(account: str | None = None, /, *, common: Common | None = None) -> int:
     """Refold every history from its stored bytes and compare with all that is stored."""
     common = common or Common()
-    with common.open() as ledger, c.progress(quiet=common.json) as bar:
+    with common.look() as ledger, c.progress(quiet=common.json) as bar:
         task = bar.add_task("refolding entries", total=None)
         found = ledger.verify(account, progress=lambda done: bar.update(task, completed=done))
+    if not found.accounts and common.project != Common.project:
+        raise tillroll.NotFound(f"there is no account in a project {common.project!r} here")
     if common.json:
         print_json(found.to_dict())
     else:
@@ -843,7 +845,7 @@ def migrate(
 def book_due(*, common: Common | None = None) -> None:
     """Book what fell due on accounts that nobody touched."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.look() as ledger:
         count = ledger.book_due()
     if common.json:
         print_json({"accounts": count})
@@ -1205,7 +1207,7 @@ def quote(
 ) -> None:
     """Show what an operation would cost and why."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.look() as ledger:
         found = ledger.quote(
             account,
             operation,

@@ -204,6 +204,7 @@ def open_ledger(
     waiting_max: int = WAITING_MAX,
     library: Library = "apsw",
     read_url: str | None = None,
+    create: bool = True,
 ) -> Ledger:
     """Open a ledger, creating its store where there is none.
 
@@ -220,13 +221,16 @@ def open_ledger(
         read_url: PostgreSQL only: a standby, for whatever only looks (balances, statements, usage,
             explanations, verification, previews, quotes). It may be behind; a balance says by its
             `seq` how far it came. What writes never reads from there.
+        create: False opens only what is there: a file or database without a ledger is an error,
+            and the tables of a PostgreSQL are not brought up to date.
 
     Raises:
         StoreUnavailable: The store cannot be used; nothing was written.
         SchemaMismatch: It was written by a newer tillroll.
         InvalidInput: No such kind of store, or another scale than the store has.
     """
-    return Ledger(open_engine(url, project, scale, clock, waiting_max, library, read_url))
+    how = project, scale, clock, waiting_max, library, read_url
+    return Ledger(open_engine(url, *how, create=create))
 
 
 def open_async(
@@ -238,9 +242,11 @@ def open_async(
     waiting_max: int = WAITING_MAX,
     library: Library = "apsw",
     read_url: str | None = None,
+    create: bool = True,
 ) -> AsyncLedger:
     """Open a ledger for an event loop; see `open`."""
-    return AsyncLedger(open_engine(url, project, scale, clock, waiting_max, library, read_url))
+    how = project, scale, clock, waiting_max, library, read_url
+    return AsyncLedger(open_engine(url, *how, create=create))
 
 
 def open_engine(
@@ -251,11 +257,15 @@ def open_engine(
     waiting_max: int = WAITING_MAX,
     library: Library = "apsw",
     read_url: str | None = None,
+    *,
+    create: bool = True,
 ) -> Engine:
     """Open the engine of a store, for whoever serves several projects; see `open`."""
     ticks = now if clock is None else functools.partial(_ticks, clock)
     engine = Engine(
-        open_store(url, scale=scale, project=project, read_url=read_url, library=library),
+        open_store(
+            url, scale=scale, project=project, read_url=read_url, library=library, create=create
+        ),
         project=project,
         clock=ticks,
         waiting_max=waiting_max,
