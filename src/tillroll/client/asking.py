@@ -627,13 +627,13 @@ def _batch(
     ids: list[str] = []
     bodies: list[Any] = []
     outcomes: list[Outcome | None] = []
-    for item in items:
+    for item in batch_of(items):
         try:
-            request_id, body = batch_item(verbs, item)
+            request_id, body = batch_item(verbs, item_of(item))
         except TillrollError as problem:
             outcomes.append(Outcome(None, problem))
         except TypeError as problem:
-            outcomes.append(Outcome(None, InvalidInput(str(problem).replace("Verbs.", ""))))
+            outcomes.append(Outcome(None, misnamed(problem)))
         else:
             ids.append(request_id)
             bodies.append(body)
