@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_ITEM = "such as {'account': 'acme', 'units': 5}"
+
 ID_MAX = 255
 METADATA_MAX = 4096
 TAGS_MAX = 32
@@ -792,6 +794,10 @@ class Verbs:
         """
         if units is not None and meters is not None:
             raise InvalidInput("give units or meters, not both")
+        if units is not None and parse_signed(units, self.scale) == 0:
+            raise InvalidInput(
+                "units must be greater than zero, not 0: release the hold where nothing was used"
+            )
         command = c.Settle(
             hold_id=_target(hold_id, "hold_id"),
             units=None if units is None else parse_units(units, self.scale),
@@ -1409,6 +1415,33 @@ def _items(values: object, name: str, most: int) -> list[Any]:
     if len(found) > most:
         raise InvalidInput(f"{name} may have {most:,} items at the most")
     return found
+
+
+def batch_of(items: object) -> Iterable[object]:
+    """Return the items of a batch; each is looked at by itself, with `item_of`.
+
+    Raises:
+        InvalidInput: It is no list of anything.
+    """
+    if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
+        raise InvalidInput(f"items must be a list of mappings, {_ITEM}")
+    return items
+
+
+def item_of(item: object) -> Mapping[str, Any]:
+    """Return an item of a batch: the arguments of `consume`, which checks them.
+
+    Raises:
+        InvalidInput: It is no mapping.
+    """
+    if type(item) is not dict and not isinstance(item, Mapping):
+        raise InvalidInput(f"an item must be a mapping, {_ITEM}, not {type(item).__name__}")
+    return item
+
+
+def misnamed(problem: TypeError) -> InvalidInput:
+    """Return what is wrong with the names of an item's arguments, in the words of a caller."""
+    return InvalidInput(str(problem).rpartition("Verbs.")[2])
 
 
 def _patterns(operations: object) -> tuple[str, ...]:
