@@ -100,9 +100,17 @@ def test_a_line_that_cannot_be_read_is_named(tmp_path, text, says):
 
 def test_bytes_that_are_no_text_are_said_to_be_none(tmp_path):
     trace = tmp_path / "bad.csv"
-    trace.write_bytes(b"ContextTokens\n\xff\n")
-    with pytest.raises(tillroll.InvalidInput, match="not UTF-8"):
-        traces.read(trace, traces.Columns(), accounts=2, limit=None)
+    for rows, line in ((b"\xff\n", 2), (b"5\n7\xe2\x82\n9\n", 3)):
+        trace.write_bytes(b"ContextTokens\n" + rows)
+        with pytest.raises(tillroll.InvalidInput, match=rf"bad\.csv line {line}: not UTF-8"):
+            traces.read(trace, traces.Columns(), accounts=2, limit=None)
+
+
+def test_a_price_file_that_is_no_text_is_said_to_be_none(tmp_path):
+    prices = tmp_path / "prices.toml"
+    prices.write_bytes(b"# prices\n# \xff\n")
+    with pytest.raises(tillroll.InvalidInput, match=r"prices\.toml: not UTF-8 at .*, in line 2"):
+        run(demo.trace_file(), tmp_path, limit=1, prices=prices)
 
 
 def test_the_proof_notices_a_wrong_charge(tmp_path):

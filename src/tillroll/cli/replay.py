@@ -91,7 +91,7 @@ def replay(
     fates = [_fate(draw, options) for _ in rows]
     state = Run(latest=min(row.at for row in rows))
     clock = (lambda: state.latest) if own else None
-    text = PRICES if options.prices is None else options.prices.read_text(encoding="utf-8")
+    text = PRICES if options.prices is None else catalog.read(options.prices)
     book = catalog.parse(text, name=str(options.prices or "the sample's prices"))
     with ExitStack() as stack:
         bar = stack.enter_context(c.progress(quiet=quiet))

@@ -84,8 +84,23 @@ def _raw(path: Path) -> Iterator[dict[str, object]]:
         read = _json_rows if path.suffix in (".jsonl", ".ndjson", ".json") else _csv_rows
         try:
             yield from read(path, file)
-        except UnicodeDecodeError as problem:
-            raise InvalidInput(f"{path.name} is not UTF-8 text: {problem.reason}") from None
+        except UnicodeDecodeError:
+            raise InvalidInput(f"{path.name} line {_undecoded(path)}: not UTF-8") from None
+
+
+def _undecoded(path: Path) -> int:
+    """Return the number of the first line that is not UTF-8."""
+    with path.open("rb") as file:
+        wrong = (number for number, line in enumerate(file, 1) if not _is_text(line))
+        return next(wrong, 0)
+
+
+def _is_text(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _json_rows(path: Path, file: Iterable[str]) -> Iterator[dict[str, object]]:
