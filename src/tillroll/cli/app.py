@@ -758,26 +758,27 @@ def export(
 ) -> None:
     """Write every entry as CSV (with --json: JSON lines), account by account, oldest first.
 
-    What fell due and is not booked yet follows, marked as `due`, so that it adds up.
+    What fell due and is not booked yet follows, marked as `due`, so that it adds up. A line of JSON
+    is what `Receipt.to_dict` gives: units are decimal texts, times ISO 8601, tags, meters and price
+    objects, postings a list; `due` is true or false. In CSV all is text: tags, meters and postings
+    are JSON, and what is not there is empty.
     """
     common = common or Common()
-    with common.open() as ledger, c.progress(quiet=path is None) as bar:
+    with common.look() as ledger, c.progress(quiet=path is None) as bar:
         task = bar.add_task("writing entries", total=None)
         if path is None and isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8")  # data, not text for whoever looks
         target = sys.stdout if path is None else path.open("w", encoding="utf-8", newline="")
         try:
-            rows = views.export_rows(ledger.entries(account, due=True))
-            if common.json:
-                for row in rows:
-                    target.write(views.json_line(row))
-                    bar.advance(task)
-            else:
-                writer = csv.DictWriter(target, views.EXPORT_COLUMNS, extrasaction="ignore")
+            writer = csv.DictWriter(target, views.EXPORT_COLUMNS, extrasaction="ignore")
+            if not common.json:
                 writer.writeheader()
-                for row in rows:
-                    writer.writerow(row)
-                    bar.advance(task)
+            for receipt in ledger.entries(account, due=True):
+                if common.json:
+                    target.write(views.export_line(receipt))
+                else:
+                    writer.writerow(views.export_row(receipt))
+                bar.advance(task)
         finally:
             if path is not None:
                 target.close()

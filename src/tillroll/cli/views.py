@@ -15,7 +15,7 @@ from rich.table import Table
 from tillroll.cli.terminal import counted, out, say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from tillroll.ledger.access import Access
     from tillroll.ledger.receipts import Receipt
@@ -346,17 +346,17 @@ EXPORT_COLUMNS = (
 )
 
 
-def export_rows(receipts: Iterable[Receipt]) -> Iterator[dict[str, Any]]:
-    """Yield entries as flat rows; what has parts becomes JSON text."""
-    for receipt in receipts:
-        row = receipt.to_dict()
-        row["price_version"] = receipt.price_version
-        row["due"] = "true" if receipt.due else ""
-        for name in ("tags", "meters", "postings"):
-            row[name] = json.dumps(row[name], ensure_ascii=False) if row[name] else ""
-        yield row
+def export_row(receipt: Receipt) -> dict[str, Any]:
+    """Return an entry as a flat row of texts: what has parts becomes JSON, what is not is empty."""
+    row = receipt.to_dict()
+    row["price_version"] = receipt.price_version
+    row["due"] = "true" if receipt.due else ""
+    for name in ("tags", "meters", "postings"):
+        row[name] = json.dumps(row[name], ensure_ascii=False) if row[name] else ""
+    return row
 
 
-def json_line(row: dict[str, Any]) -> str:
-    """Return a row as one line of JSON."""
+def export_line(receipt: Receipt) -> str:
+    """Return an entry as one line of JSON: as a receipt is shown everywhere, and whether due."""
+    row = receipt.to_dict() | {"due": receipt.due}
     return json.dumps(row, ensure_ascii=False) + "\n"
