@@ -8,6 +8,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -186,8 +187,17 @@ def test_governing_an_account(shell):
     assert (over["code"], over["tightest"]) == ("budget_exceeded", "budget daily")
     shell.run("budget", "acme", "daily", "none")
     shell.run("consume", "acme", "--units", "11", "--tag", "member=ann")
+    shell.run("configure", "acme", "--time-zone", "Asia/Tokyo", "--late-usage", "90d")
+    shell.run("configure", "acme", code=2)
+    now = datetime.now(UTC)
+    shell.run("grant", "zoe", "5", "--key", "g2")
+    for account, code in (("acme", 0), ("zoe", 2)):
+        words = ["hold", account, "--units", "1", "--effective-at", f"{now - timedelta(days=60)}"]
+        shell.run(*words, "--key", "late", code=code)
+    shell.run("release", "acme", "late")
     shell.run("overdraft", "acme", "50")
-    shell.run("recurring", "acme", "plan", "5", "--anchor", "2026-01-31")
+    end = f"{now + timedelta(days=1)}"
+    shell.run("recurring", "acme", "plan", "5", "--anchor", "2026-01-31", "--ends-at", end)
     assert shell.json("balance", "acme")["available"] == "994"
     shell.run("adjust", "acme", "-4", "--reason", "granted too much")
     shell.run("void", "acme", "g1")

@@ -152,6 +152,8 @@ SCRIPT: list[Step] = [
     step("stop_recurring", "a/b", "plan", request_id="rec2"),
     step("configure", "a/b", time_zone="Asia/Kolkata", late_settlement=True, request_id="cfg"),
     step("configure", "a/b", time_zone="Mars/Olympus"),
+    step("configure", "a/b", late_usage="90d", early_usage="1h", request_id="cfg2"),
+    step("configure", "a/b", late_usage="401d", request_id="cfg3"),
     step("void", "a/b", "p", request_id="v"),
     step("quote", "a/b", "image", meters={"images": 5}, lock_for="15m"),
     step("quote", "a/b", "video"),

@@ -196,6 +196,9 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("stop_recurring", {"name": "nothing"}),
     ("configure", {"time_zone": "Mars/Olympus"}),
     ("configure", {"late_settlement": "yes"}),
+    ("configure", {"late_usage": "401d"}),
+    ("configure", {"late_usage": 35}),
+    ("configure", {"early_usage": "25h"}),
 ]
 
 

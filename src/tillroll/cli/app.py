@@ -272,6 +272,7 @@ def hold(
     request_id: RequestId = None,
     wallet: str | None = None,
     quote: str | None = None,
+    effective_at: str | None = None,
     feature: Feature = None,
     tag: Tag = None,
     reason: Reason = None,
@@ -297,6 +298,7 @@ def hold(
             request_id=request_id,
             wallet=wallet,
             quote=quote,
+            effective_at=effective_at,
             feature=feature,
             tags=c.pairs(tag or (), "--tag"),
             reason=reason,
@@ -553,6 +555,38 @@ def budget(
 
 
 @app.command
+def configure(
+    account: str,
+    /,
+    *,
+    time_zone: Annotated[str | None, Parameter(help="An IANA name, as Europe/Berlin.")] = None,
+    late_settlement: Annotated[
+        bool | None, Parameter(help="Whether a hold may be settled after its deadline.")
+    ] = None,
+    late_usage: Annotated[str | None, Parameter(help="How far back usage may be, as 90d.")] = None,
+    early_usage: Annotated[str | None, Parameter(help="How far ahead it may be, as 1h.")] = None,
+    request_id: RequestId = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    common: Common | None = None,
+) -> None:
+    """Change how an account is treated; what is left out stays."""
+    common = common or Common()
+    with common.open() as ledger:
+        receipt = ledger.configure(
+            account,
+            time_zone=time_zone,
+            late_settlement=late_settlement,
+            late_usage=late_usage,
+            early_usage=early_usage,
+            request_id=request_id,
+            reason=reason,
+            actor=actor,
+        )
+    show_receipt(receipt, common)
+
+
+@app.command
 def alert(
     account: str,
     name: str,
@@ -598,7 +632,11 @@ def recurring(
     count: int = 1,
     rollover_min: str = "0",
     rollover_max: str = "0",
+    category: Literal["paid", "promo", "plan", "adjustment"] = "plan",
     wallet: str = "credits",
+    priority: int = 0,
+    applies_to: Annotated[list[str] | None, Parameter(negative=())] = None,
+    ends_at: Annotated[str | None, Parameter(help="No renewal from then on; ISO 8601.")] = None,
     request_id: RequestId = None,
     common: Common | None = None,
 ) -> None:
@@ -617,7 +655,11 @@ def recurring(
                 count=count,
                 rollover_min=rollover_min,
                 rollover_max=rollover_max,
+                category=category,
                 wallet=wallet,
+                priority=priority,
+                applies_to=applies_to or (),
+                ends_at=ends_at,
                 request_id=request_id,
             )
     show_receipt(receipt, common)

@@ -93,6 +93,16 @@ def show_span(micros: int) -> str:
     return f"{seconds}.{part:06d}s" if part else f"{seconds}s"
 
 
+def say_span(micros: int) -> str:
+    """Return a span as people say it, in the largest unit that it is a whole number of."""
+    sizes = ((DAY, "day"), (HOUR, "hour"), (MINUTE, "minute"), (SECOND, "second"))
+    for size, name in sizes:
+        count, rest = divmod(micros, size)
+        if not rest:
+            return f"{count} {name}" if count == 1 else f"{count} {name}s"
+    return show_span(micros)
+
+
 def show_instant(at: int) -> str:
     """Return an instant as ISO 8601 in UTC, such as 2026-01-31T12:00:00Z."""
     second, micros = divmod(at, SECOND)

@@ -246,11 +246,18 @@ def entitlement_ref(name: str) -> str:
     return f"{RESERVED}{name}/entitlement"
 
 
+# How far from now a consume or hold may say that its work was done, unless an account is set so.
+LATE_USAGE = 35 * DAY
+EARLY_USAGE = 5 * MINUTE
+
+
 class Settings(Struct, frozen=True, omit_defaults=True, gc=False):
     """How the account wants to be treated; every change is an entry."""
 
     time_zone: str = "UTC"
     late_settlement: bool = False
+    late_usage: int = LATE_USAGE
+    early_usage: int = EARLY_USAGE
 
     def __post_init__(self) -> None:
         intern_texts(self, "time_zone")

@@ -26,6 +26,7 @@ from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.pricing import WALLET_RULE, check_meters, is_wallet
 from tillroll.ledger.products import NAME_RULE, is_product_name
 from tillroll.ledger.types import (
+    DAY,
     NEVER,
     RESERVED,
     TOPUP,
@@ -72,6 +73,8 @@ FEATURE_NAME_MAX = 64
 FEATURES_MAX = 200  # of one entitlement
 GRANTS_MAX = 20  # of one entitlement
 APPLIES_MAX = 1_000  # operations that one grant may be kept for
+LATE_USAGE_MAX = 400 * DAY  # a year, and the time to close its books
+EARLY_USAGE_MAX = DAY
 
 # C0 and C1 controls, surrogates (no valid text has one alone), and the two line separators.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
@@ -645,7 +648,8 @@ class Verbs:
                 returned, marked `replayed`.
             wallet: The kind of credits; where the price book prices, it names the wallet.
             quote: A price-locked quote; the charge never exceeds its ceiling.
-            effective_at: When the work was done, for late usage: up to 35 days back.
+            effective_at: When the work was done, for late usage: up to 35 days back, unless the
+                account is configured otherwise.
             feature: What the account must be entitled to: checked under the same lock, so that
                 nothing can come between the check and the charge.
             tags: Names and values that budgets match and usage groups by, such as a member.
@@ -1159,6 +1163,8 @@ class Verbs:
         *,
         time_zone: str | None = None,
         late_settlement: bool | None = None,
+        late_usage: Span | None = None,
+        early_usage: Span | None = None,
         request_id: str | None = None,
         **how: Unpack[How],
     ) -> c.Request:
@@ -1169,14 +1175,25 @@ class Verbs:
             time_zone: An IANA name; budgets' days and months, what comes back and date-only
                 expiries follow it. What runs keeps its end: see the page on time.
             late_settlement: Accept a settle after the hold's deadline, from what is free then.
+            late_usage: How far back `effective_at` of a consume or hold may be; 35 days unless set,
+                at most 400.
+            early_usage: How far ahead it may be; 5 minutes unless set, at most a day.
             request_id: Repeat it to retry; the first answer is returned.
             **how: See `How`.
 
         Raises:
-            InvalidInput: Neither is given: there is nothing to write.
+            InvalidInput: None is given: there is nothing to write.
         """
-        if time_zone is None and late_settlement is None:
-            raise InvalidInput("give time_zone or late_settlement: without either nothing changes")
+        late, early = _span(late_usage, "late_usage"), _span(early_usage, "early_usage")
+        if time_zone is None and late_settlement is None and late is None and early is None:
+            raise InvalidInput(
+                "give time_zone, late_settlement, late_usage or early_usage: without any nothing "
+                "changes"
+            )
+        if late is not None and late > LATE_USAGE_MAX:
+            raise InvalidInput("late_usage may be 400 days at the most")
+        if early is not None and early > EARLY_USAGE_MAX:
+            raise InvalidInput("early_usage may be a day at the most")
         if time_zone is not None:
             calendar.zone(_text(time_zone, "time_zone"))
         command = c.Configure(
@@ -1184,6 +1201,8 @@ class Verbs:
             late_settlement=None
             if late_settlement is None
             else _flag(late_settlement, "late_settlement"),
+            late_usage=late,
+            early_usage=early,
             **self._common(None, how),
         )
         return self._request(account, command, request_id, how)

@@ -200,6 +200,8 @@ class Account:
     status: str = "open"
     zone: str = "UTC"
     late_settlement: bool = False
+    late_usage: timedelta = timedelta(days=35)
+    early_usage: timedelta = timedelta(minutes=5)
 
     # ------------------------------------------------------------ sums
 

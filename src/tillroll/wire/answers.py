@@ -152,6 +152,8 @@ class Account(Struct):
     status: Literal["open", "frozen", "closed"]
     time_zone: str
     late_settlement: bool
+    late_usage: str
+    early_usage: str
     seq: int
     as_of: Instant
     wallets: list[Balance]
