@@ -298,7 +298,7 @@ def test_who_looks_at_a_wrong_place_makes_no_ledger_there(tmp_path, words, capsy
         assert run([*words, "--db", str(path), "--json"]) == 1
         out, _ = capsys.readouterr()
         error = json.loads(out)["error"]
-        assert (error["code"], error["written"]) == ("store_unavailable", "nothing")
+        assert (error["code"], error["written"]) == ("unavailable", "nothing")
         assert says in error["message"]
         assert "tillroll init" in error["message"]
     assert not wrong.exists()

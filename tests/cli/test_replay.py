@@ -88,6 +88,7 @@ def test_json_lines_with_other_columns(tmp_path):
         ("a,b\n1,2,3\n", "more values"),
         ("ContextTokens\nNaN\n", "row 1: ContextTokens is 'NaN'"),
         ("ContextTokens\n1E+999999999\n", "row 1"),
+        ("ContextTokens\n5\n-5\n", "row 2: ContextTokens is '-5'"),
         ("ContextTokens\n" + "1" * 200_000 + "\n", "field larger"),
     ],
 )
@@ -96,6 +97,30 @@ def test_a_line_that_cannot_be_read_is_named(tmp_path, text, says):
     trace.write_text(text)
     with pytest.raises(tillroll.InvalidInput, match=says):
         traces.read(trace, traces.Columns(), accounts=2, limit=None)
+
+
+def test_a_row_that_repeats_an_id_is_charged_once(tmp_path):
+    trace = tmp_path / "twice.csv"
+    rows = ["a,1000,zoe", "b,2000,zoe", "a,1000,zoe", "a,1000,kim", "a,1000,zoe"]
+    trace.write_text("\n".join(["id,input_tokens,who", *rows]))
+    report = run(
+        trace, tmp_path, account_column="who", id_column="id", retries=0.0, late=0.0, timeouts=0.0,
+        crashes=0.0,
+    )  # fmt: skip
+    assert report["proof"]["ok"], report["proof"]
+    assert (report["requests"], report["repeated_rows"]) == (3, 2)
+    assert report["faults"][0]["times"] == 1, "it came late, and was a repeat"
+    assert Decimal(report["charged"]) == 2
+    trace.write_text("id,input_tokens\na,1\nb,2\na,3\n")
+    with pytest.raises(tillroll.InvalidInput, match="row 3: 'a' stands there with other figures"):
+        traces.read(trace, traces.Columns(id="id"), accounts=7, limit=None)
+
+
+def test_an_id_that_cannot_be_is_named_with_its_row(tmp_path):
+    trace = tmp_path / "long.csv"
+    trace.write_text(f"id,input_tokens\na,1\n{'x' * 256},2\n")
+    with pytest.raises(tillroll.InvalidInput, match="row 2: request_id must have 1 to 255"):
+        run(trace, tmp_path, id_column="id")
 
 
 def test_bytes_that_are_no_text_are_said_to_be_none(tmp_path):

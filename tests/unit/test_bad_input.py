@@ -280,7 +280,7 @@ def test_batch_items(ledger: tillroll.Ledger, item: dict[str, Any], status: str)
     [
         (5, "an item must be a mapping, such as {'account': 'acme', 'units': 5}, not int"),
         ("acme", "not str"),
-        ({"account": "acme", "unit": 1}, "consume() got an unexpected keyword argument 'unit'"),
+        ({"account": "acme", "unit": 1}, "unknown argument 'unit'"),
         ({"units": 1}, "consume() missing 1 required positional argument: 'account'"),
         ({"account": "acme", 1: 2}, "keywords must be strings"),
     ],
@@ -290,7 +290,7 @@ def test_what_an_item_lacks_is_said_in_a_callers_words(
 ):
     good = {"account": "acme", "units": 1}
     wrong, right = ledger.consume_many([item, good])
-    assert (wrong.status, right.status) == ("invalid", "charged")
+    assert (wrong.status, right.ok) == ("invalid", True)
     assert says in str(wrong.error)
     for name in ("tillroll.", "Verbs", "ledger"):
         assert name not in str(wrong.error)
@@ -304,7 +304,6 @@ def test_a_batch_is_a_list(ledger: tillroll.Ledger, items: Any):
 
 @pytest.mark.parametrize("units", [0, "0.0"])
 def test_a_settle_of_nothing_is_told_to_release(ledger: tillroll.Ledger, units: Any):
-    ledger.hold("acme", units=5, request_id="h")
     with pytest.raises(tillroll.InvalidInput, match="release the hold"):
         ledger.settle("acme", "h", units=units)
     assert ledger.hold_state("acme", "h") == "open"

@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tillroll
@@ -31,9 +31,7 @@ class Bench:
     def __init__(self) -> None:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.ledger = tillroll.open("memory://", clock=lambda: self.now)
-        self.ledger.apply_prices(
-            [], author="ann", reason="first", products=Products(plans=PLANS)
-        )
+        self.ledger.apply_prices([], author="ann", reason="first", products=Products(plans=PLANS))
 
     def do(self, verb: str, *args: Any, **kwargs: Any) -> Any:
         return getattr(self.ledger, verb)("acme", *args, **kwargs)
@@ -46,9 +44,7 @@ class Bench:
         """Return when each grant that came back began and ends."""
         self.ledger.book_due()
         assert self.ledger.verify().ok
-        opened = [
-            one.entry.opens[0] for one in self.do("history") if one.kind == "grant_renewed"
-        ]
+        opened = [one.entry.opens[0] for one in self.do("history") if one.kind == "grant_renewed"]
         return [(terms.effective_at, terms.expires_at or 0) for terms in opened]
 
 
@@ -87,6 +83,7 @@ def test_setting_it_again_keeps_the_end_too(bench: Bench):
     assert bench.available(2, 1) == 70
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     every=st.sampled_from(["day", "week", "month"]),
     count=st.integers(1, 2),

@@ -88,7 +88,7 @@ def replay(
     )
     rows = traces.read(path, columns, accounts=options.accounts, limit=options.limit)
     draw = random.Random(options.seed)  # noqa: S311 - a simulation, not a secret
-    fates = [_fate(draw, options) for _ in rows]
+    fates = [_fate(draw, options, row) for row in rows]
     state = Run(latest=min(row.at for row in rows))
     clock = (lambda: state.latest) if own else None
     text = PRICES if options.prices is None else catalog.read(options.prices)
@@ -130,10 +130,11 @@ def _check_shares(options: Options) -> None:
         raise tillroll.InvalidInput("--callers and --accounts must be at least 1")
 
 
-def _fate(draw: random.Random, options: Options) -> Fate:
+def _fate(draw: random.Random, options: Options, row: Row) -> Fate:
+    """Draw what happens to a request; one that the file has again is delivered late for sure."""
     return Fate(
         retried=draw.random() < options.retries,
-        late=draw.random() < options.late,
+        late=draw.random() < options.late or row.repeats > 0,
         timeout=draw.random() < options.timeouts,
         done_after_timeout=draw.random() < _DONE_AFTER_TIMEOUT,
         crash=draw.random() < options.crashes,
@@ -209,7 +210,10 @@ async def _each(
 
     async def caller() -> None:
         for row, fate in work:
-            await serve(row, fate)
+            try:
+                await serve(row, fate)
+            except tillroll.InvalidInput as problem:
+                raise tillroll.InvalidInput(f"row {row.number}: {problem}") from problem
             bar.advance(task)
 
     await asyncio.gather(*(caller() for _ in range(min(callers, max(len(rows), 1)))))
@@ -392,6 +396,9 @@ def show(report: dict[str, Any]) -> None:
         f"accounts by {report['callers']} callers in {report['seconds']:.1f} s, "
         f"{report['requests_per_second']:,} requests/s"
     )
+    if report["repeated_rows"]:
+        repeated = c.counted(report["repeated_rows"], "row")
+        c.say(f"   {repeated} of the file repeat another's id, and are charged with it, once")
     lines = table("outcome", "requests", "credits", right=("requests", "credits"))
     for row in report["outcomes"]:
         lines.add_row(row["outcome"], f"{row['requests']:,}", row["units"])

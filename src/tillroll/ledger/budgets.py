@@ -2,8 +2,9 @@
 
 A budget matches a request when every tag it names is there with that value; `*` stands for each
 value apart, so `{"member": "*"}` caps every member on their own. The operation and the model are
-matched like tags; `{"operation": "image.*"}` caps all that is below `image` together. What is spent is counted at the moment the units are reserved; what comes back
-is taken off the window in which it was counted.
+matched like tags; `{"operation": "image.*"}` caps all that is below `image` together. What is spent
+is counted at the moment the units are reserved; what comes back is taken off the window in which it
+was counted.
 """
 
 from __future__ import annotations

@@ -407,8 +407,9 @@ class Recurring(Struct, omit_defaults=True, gc=False):
     """A recurring grant: the occurrence that comes next, and the grant that runs now.
 
     `until` is when the period that was granted last ends, whatever zone the account moved to since:
-    the next begins then. 0 where none was granted, or the next does not follow it. `lost` is what that grant lost when it expired at `lost_at`, by the grants that it came with: a
-    renewal that is late carries it over as if it were there.
+    the next begins then. 0 where none was granted, or the next does not follow it. `lost` is what
+    that grant lost when it expired at `lost_at`, by the grants that it came with: a renewal that is
+    late carries it over as if it were there.
     """
 
     terms: RecurringTerms

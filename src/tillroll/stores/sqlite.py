@@ -450,14 +450,16 @@ class SqliteStore:
 
     def _check_there(self, connection: Connection) -> None:
         """Refuse a file without a ledger before anything is written to it, be it a setting."""
+        there: dict[int, str] = {}
         try:
-            if not _applied(connection):
-                raise StoreUnavailable(
-                    f"{self.path} has no ledger: `tillroll init` makes one; nothing was written"
-                )
-        except BaseException:
-            _dispose(connection)
-            raise
+            there = _applied(connection)
+        finally:
+            if not there:
+                _dispose(connection)
+        if not there:
+            raise StoreUnavailable(
+                f"{self.path} has no ledger: `tillroll init` makes one; nothing was written"
+            )
 
     def _connect_apsw(self) -> apsw.Connection:
         flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if self._create else 0)
