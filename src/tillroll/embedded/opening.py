@@ -9,13 +9,11 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Literal
 
-from tillroll import copying
 from tillroll.embedded.ledger import AsyncLedger, Ledger
 from tillroll.engine import WAITING_MAX, Engine, now
 from tillroll.ledger import calendar
 from tillroll.ledger.errors import InvalidInput, OutcomeUnknown, TillrollError
 from tillroll.stores.base import CommitUncertain
-from tillroll.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,6 +57,8 @@ def open_store(
     if read_url is not None:
         raise InvalidInput(f"read_url is for standbys of PostgreSQL; {kind} has none")
     if kind == "memory":
+        from tillroll.stores.memory import MemoryStore  # noqa: PLC0415 - only who uses it loads it
+
         return MemoryStore(scale=scale)
     from tillroll.stores.sqlite import SqliteStore  # noqa: PLC0415 - only who uses it loads it
 
@@ -108,6 +108,8 @@ def copy_ledger(
         InvalidInput: The two have different scales, or are the same.
         StoreUnavailable, OutcomeUnknown: Copy again; it goes on where it was.
     """
+    from tillroll import copying  # noqa: PLC0415 - only who copies loads it
+
     with (
         contextlib.closing(open_store(source, create=False)) as one,
         contextlib.closing(open_store(target, scale=one.scale)) as other,
