@@ -89,6 +89,11 @@ def test_json_lines_with_other_columns(tmp_path):
         ("ContextTokens\nNaN\n", "row 1: ContextTokens is 'NaN'"),
         ("ContextTokens\n1E+999999999\n", "row 1"),
         ("ContextTokens\n5\n-5\n", "row 2: ContextTokens is '-5'"),
+        ("ContextTokens,a,ContextTokens\n5,6,7\n", "bad.csv has two columns 'ContextTokens'"),
+        (
+            "time,ContextTokens\n0001-01-01T00:00:00+14:00,5\n",
+            "row 1: the time must be within the years 1 to 9999",
+        ),
         ("ContextTokens\n" + "1" * 200_000 + "\n", "field larger"),
     ],
 )
@@ -114,6 +119,18 @@ def test_a_row_that_repeats_an_id_is_charged_once(tmp_path):
     trace.write_text("id,input_tokens\na,1\nb,2\na,3\n")
     with pytest.raises(tillroll.InvalidInput, match="row 3: 'a' stands there with other figures"):
         traces.read(trace, traces.Columns(id="id"), accounts=7, limit=None)
+
+
+def test_lines_before_the_header_that_are_blank_are_none(tmp_path):
+    trace = tmp_path / "blank.csv"
+    trace.write_text("\n \r\nContextTokens\n5\n\n6\n")
+    rows = traces.read(trace, traces.Columns(), accounts=1, limit=None)
+    assert [row.meters["input_tokens"] for row in rows] == [5, 6]
+
+
+def test_a_worst_case_is_a_number(tmp_path):
+    with pytest.raises(tillroll.InvalidInput, match="output_tokens must be a plain decimal"):
+        run(demo.trace_file(), tmp_path, limit=1, worst_case={"output_tokens": "many"})
 
 
 def test_an_id_that_cannot_be_is_named_with_its_row(tmp_path):

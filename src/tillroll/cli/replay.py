@@ -14,7 +14,6 @@ import tempfile
 import time
 from contextlib import ExitStack
 from datetime import timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from tillroll.cli import proof, traces
 from tillroll.cli import terminal as c
 from tillroll.cli.scenario import Fate, Options, Run
 from tillroll.cli.views import table
+from tillroll.ledger.units import parse_decimal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -226,7 +226,8 @@ class _Caller:
         self.ledger = ledger
         self.options = options
         self.state = state
-        self.worst = {meter: Decimal(value) for meter, value in (options.worst_case or {}).items()}
+        worst = options.worst_case or {}
+        self.worst = {meter: parse_decimal(value, meter) for meter, value in worst.items()}
 
     async def serve(self, row: Row, fate: Fate) -> None:
         """Hold, call the provider, settle; or whatever happens instead."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
+from collections import Counter
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
@@ -13,6 +15,7 @@ from zlib import crc32
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tillroll.ledger import calendar
 from tillroll.ledger.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -136,8 +139,11 @@ def _json_rows(path: Path, file: Iterable[str]) -> Iterator[dict[str, object]]:
 
 def _csv_rows(path: Path, file: Iterable[str]) -> Iterator[dict[str, object]]:
     """Yield the rows; one that is cut short would be charged too little, so it is an error."""
-    rows = csv.DictReader(file)
+    rows = csv.DictReader(itertools.dropwhile(str.isspace, file))
     try:
+        twice = [name for name, count in Counter(rows.fieldnames or ()).items() if count > 1]
+        if twice:
+            raise InvalidInput(f"{path.name} has two columns {twice[0]!r}")
         for number, raw in enumerate(rows, 1):
             more = any(raw.pop(None, ()))  # a comma too many at the end is none
             if more or None in raw.values():
@@ -208,4 +214,6 @@ def _time(path: Path, number: int, value: str | None) -> datetime:
         when = datetime.fromisoformat(cut)
     except ValueError:
         raise InvalidInput(f"{path.name} row {number}: not a time: {value!r}") from None
-    return when if when.tzinfo else when.replace(tzinfo=UTC)
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    calendar.instant(when, f"{path.name} row {number}: the time")
+    return when
