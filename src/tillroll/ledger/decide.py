@@ -63,6 +63,7 @@ from tillroll.ledger.moves import (
     unwind,
 )
 from tillroll.ledger.refuse import (
+    exceeds_charge,
     exceeds_hold,
     finalized,
     hold_expired,
@@ -562,14 +563,7 @@ def _refund(case: Case, command: c.Refund) -> Entry | Refusal:
     left = sum(paid.values())
     units = left if command.units is None else command.units
     if units > left or left == 0:
-        return refuse(
-            case,
-            "refund_exceeds_charge",
-            "more than is left of the charge",
-            needed=units,
-            available=left,
-            tightest="charge",
-        )
+        return exceeds_charge(case, units, left)
     first = charges[0]
     root = story[0].request_id or command.charge
     postings: list[Posting] = []
