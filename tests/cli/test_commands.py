@@ -228,6 +228,8 @@ def test_looking_back(shell):
     assert (len(page["entries"]), page["next"]) == (1, 2)
     assert shell.json("statement", "acme", "--before", "2")["entries"][0]["kind"] == "grant"
     assert shell.json("accounts") == ["acme"]
+    assert "nothing was ever written of this account" in shell.run("balance", "acmee")
+    assert "nothing was ever written" not in shell.run("balance", "acme")
     assert shell.json("verify")["ok"] is True
     assert shell.json("doctor")["ok"] is True
     shell.run("explain", "nobody-knows", code=1)

@@ -161,8 +161,8 @@ def test_no_permission_no_folder_no_file(path: Path, tmp_path: Path):
     with like_anyone(), pytest.raises(tillroll.StoreUnavailable) as caught:
         SqliteStore(path)
     says_nothing(caught.value)
-    for wrong in (tmp_path / "none" / "credits.db", tmp_path):
-        with pytest.raises(tillroll.StoreUnavailable) as caught:
+    for wrong, what in ((tmp_path / "none" / "credits.db", "check folder"), (tmp_path, "a folder")):
+        with pytest.raises(tillroll.StoreUnavailable, match=what) as caught:
             SqliteStore(wrong)
         says_nothing(caught.value)
     with pytest.raises(tillroll.StoreUnavailable, match="cannot be opened"):

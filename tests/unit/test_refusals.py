@@ -352,7 +352,7 @@ def test_what_is_too_much_is_said_with_its_figures():
         ledger.grant("acme", 50, request_id="g")
         ledger.hold("acme", units="7.5", request_id="h")
         ledger.consume("acme", units=5, request_id="c")
-        with pytest.raises(tillroll.SettleExceedsHold, match="9 to be settled, 7.5 held"):
+        with pytest.raises(tillroll.SettleExceedsHold, match=r"9 to be settled, 7\.5 held"):
             ledger.settle("acme", "h", units=9, above="refuse")
         with pytest.raises(tillroll.RefundExceedsCharge, match="6 to be refunded, 5 left of the"):
             ledger.refund("acme", "c", units=6)

@@ -120,6 +120,8 @@ def show_balance(balance: Balance) -> None:
     if balance.overdraft_limit:
         rows.append(("overdraft limit", balance.overdraft_limit))
     out.print("  " + "   ".join(f"{name} {value:,f}" for name, value in rows), style="dim")
+    if not balance.seq:
+        say("  nothing was ever written of this account", style="dim")
     if balance.grants:
         grants = table(
             "grant",

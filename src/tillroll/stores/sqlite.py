@@ -427,6 +427,10 @@ class SqliteStore:
                 f"this process was forked while its parent was reading {self.path}, whose locks "
                 f"it cannot share: fork when nobody reads, or spawn; nothing was written"
             )
+        if Path(self.path).is_dir():
+            raise StoreUnavailable(
+                f"{self.path} cannot be opened: it is a folder, name a file; nothing was written"
+            )
         if not self._create and not Path(self.path).exists():
             raise StoreUnavailable(
                 f"{self.path} cannot be opened: there is no such file. `tillroll init` makes a "
