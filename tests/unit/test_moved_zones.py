@@ -112,11 +112,21 @@ def test_periods_follow_each_other_wherever_it_moves(
     assert [ends for _, ends in found[:-1]] == [begins for begins, _ in found[1:]]
 
 
-def test_a_plan_that_ends_with_its_period_brings_no_more(bench: Bench):
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo"])
+@pytest.mark.parametrize("moves_first", [True, False])
+def test_a_plan_that_ends_with_its_period_brings_no_more(
+    bench: Bench,
+    zone: str,
+    moves_first: bool,  # noqa: FBT001 - a case
+):
     bench.do("subscribe", "small")
     bench.now = datetime(2026, 1, 15, tzinfo=UTC)
-    bench.do("configure", time_zone="America/New_York")
-    bench.do("end_entitlement", "subscription", when="period_end")
+    moves = [
+        lambda: bench.do("configure", time_zone=zone),
+        lambda: bench.do("end_entitlement", "subscription", when="period_end"),
+    ]
+    for move in moves if moves_first else reversed(moves):
+        move()
     assert bench.available(2, 2) == 0
     assert len(bench.periods()) == 1
     assert bench.do("entitlements") == []
