@@ -278,6 +278,7 @@ def show_story(story: dict[str, Any]) -> None:
                 escape(row.get("source") or ""),
             )
         out.print(grants)
+    who = [line["actor"] or "" for line in story["timeline"]]
     lines = table(
         "seq",
         "time (UTC)",
@@ -285,9 +286,10 @@ def show_story(story: dict[str, Any]) -> None:
         "units",
         "available after",
         "held after",
+        *(["by"] if any(who) else []),
         right=("seq", "units", "available after", "held after"),
     )
-    for line in story["timeline"]:
+    for line, actor in zip(story["timeline"], who, strict=True):
         lines.add_row(
             str(line["seq"]),
             when(line["recorded_at"]),
@@ -295,6 +297,7 @@ def show_story(story: dict[str, Any]) -> None:
             grouped(line["units"]),
             grouped(line["available"]),
             grouped(line["held"]),
+            *([escape(actor)] if any(who) else []),
         )
     out.print(lines)
     out.print(
