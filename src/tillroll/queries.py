@@ -520,7 +520,9 @@ def _budgets(state: Account, wallet: str, scale: int, at: int) -> Iterator[dict[
                 "cap": show_units(room.cap, scale),
                 "spent": show_units(room.spent, scale),
                 "left": show_units(room.left, scale),
-                "resets_at": calendar.show_instant(room.resets_at),
+                "resets_at": None
+                if room.resets_at >= calendar.INSTANT_MAX
+                else calendar.show_instant(room.resets_at),
             }
 
 

@@ -96,6 +96,7 @@ def test_a_refusal_is_exit_3_and_says_what_would_help(shell):
         ("consume", "acme", "--units", "1", "--metadata", "{"),
         ("statement", "acme", "--limit", "0"),
         ("usage", "--by", "colour"),
+        ("recurring", "acme", "p", "5"),
     ],
 )
 def test_wrong_usage_is_exit_2_and_writes_nothing(shell, arguments):
@@ -228,8 +229,9 @@ def test_looking_back(shell):
     assert (len(page["entries"]), page["next"]) == (1, 2)
     assert shell.json("statement", "acme", "--before", "2")["entries"][0]["kind"] == "grant"
     assert shell.json("accounts") == ["acme"]
-    assert "nothing was ever written of this account" in shell.run("balance", "acmee")
-    assert "nothing was ever written" not in shell.run("balance", "acme")
+    assert "no entry of this account" in shell.run("balance", "acmee")
+    assert "no entry" not in shell.run("balance", "acme")
+    assert "up to 2020-01-01 00:00:00" in shell.run("balance", "acme", "--as-of", "2020-01-01T00Z")
     assert shell.json("verify")["ok"] is True
     assert shell.json("doctor")["ok"] is True
     shell.run("explain", "nobody-knows", code=1)

@@ -85,6 +85,7 @@ def test_a_total_never_resets_and_says_so(ledger: tillroll.Ledger):
         ledger.consume("acme", units=1)
     assert [way["kind"] for way in caught.value.ways_out] == ["raise"]
     assert caught.value.details["resets_at"] == ""
+    assert ledger.balance("acme").budgets[0]["resets_at"] is None
 
 
 def test_a_hold_with_a_floor_takes_what_the_budget_leaves(ledger: tillroll.Ledger):

@@ -645,6 +645,10 @@ def recurring(
     with common.open() as ledger:
         if units == "stop":
             receipt = ledger.stop_recurring(account, name, request_id=request_id)
+        elif not anchor:
+            raise tillroll.InvalidInput(
+                "give --anchor, the first occurrence: a local date or time such as 2026-01-31"
+            )
         else:
             receipt = ledger.set_recurring(
                 account,

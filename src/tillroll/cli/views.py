@@ -121,7 +121,7 @@ def show_balance(balance: Balance) -> None:
         rows.append(("overdraft limit", balance.overdraft_limit))
     out.print("  " + "   ".join(f"{name} {value:,f}" for name, value in rows), style="dim")
     if not balance.seq:
-        say("  nothing was ever written of this account", style="dim")
+        say(f"  no entry of this account up to {when(balance.as_of)}", style="dim")
     if balance.grants:
         grants = table(
             "grant",
@@ -163,7 +163,7 @@ def show_balance(balance: Balance) -> None:
                 escape(budget["node"]),
                 grouped(budget["spent"]),
                 grouped(budget["cap"]),
-                "never" if budget["period"] == "total" else when(budget["resets_at"]),
+                when(budget["resets_at"]) or "never",
             )
         out.print(budgets)
 
