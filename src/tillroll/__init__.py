@@ -9,9 +9,9 @@ Every charge happens once, in order, never below zero, and can be explained.
     ledger.consume("acme", units=20, request_id="job-1")
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tillroll.copying import Copied
 from tillroll.embedded import (
     AsyncLedger,
     AsyncOpenHold,
@@ -72,6 +72,7 @@ from tillroll.stores.base import Migrated
 
 if TYPE_CHECKING:
     from tillroll.client import AsyncClient, Client, FailOpen, ProvisionalReceipt
+    from tillroll.copying import Copied
 
 __version__ = "0.1.0"
 
@@ -138,14 +139,15 @@ __all__ = [
     "open_async",
 ]
 
-_LATE = frozenset({"AsyncClient", "Client", "FailOpen", "ProvisionalReceipt"})
+_LATE = {
+    **dict.fromkeys(("AsyncClient", "Client", "FailOpen", "ProvisionalReceipt"), "client"),
+    "Copied": "copying",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the client when it is first asked for: who has the ledger in the process never is."""
+    """Import what few need when it is first asked for, as the client beside a ledger in-process."""
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from tillroll import client  # noqa: PLC0415 - see above
-
-    found = globals()[name] = getattr(client, name)
+    found = globals()[name] = getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
     return found

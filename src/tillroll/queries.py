@@ -223,15 +223,23 @@ def balance(
 
 
 def overview(store: Store, project: str, account: str, *, at: int) -> dict[str, object]:
-    """Return an account as it is at `at`: its settings, every wallet, what comes back."""
+    """Return an account as it is at `at`: its settings, every wallet, what comes back.
+
+    Raises:
+        NotFound: It has no history.
+    """
     with store.read() as reader:
         state = look(reader, project, account, at)
+    if not state.seq:
+        raise NotFound(f"there is no account {account!r} here")
     wallets = sorted({WALLET_DEFAULT, *state.wallets})
     return {
         "account": account,
         "status": state.status,
         "time_zone": state.settings.time_zone,
         "late_settlement": state.settings.late_settlement,
+        "late_usage": calendar.show_span(state.settings.late_usage),
+        "early_usage": calendar.show_span(state.settings.early_usage),
         "seq": state.seq,
         "as_of": calendar.show_instant(at),
         "wallets": [_balance_of(state, name, store.scale, at).to_dict() for name in wallets],
@@ -512,7 +520,9 @@ def _budgets(state: Account, wallet: str, scale: int, at: int) -> Iterator[dict[
                 "cap": show_units(room.cap, scale),
                 "spent": show_units(room.spent, scale),
                 "left": show_units(room.left, scale),
-                "resets_at": calendar.show_instant(room.resets_at),
+                "resets_at": None
+                if room.resets_at >= calendar.INSTANT_MAX
+                else calendar.show_instant(room.resets_at),
             }
 
 
@@ -907,14 +917,24 @@ def verify(
     Checked for each account: no gap in seq, time never backwards, every hash, the columns that
     repeat the canonical bytes, metadata against its digest, that every entry applies, and that
     the folded state is the stored state to the byte.
+
+    Raises:
+        NotFound: The account that was named has no history.
     """
     found = Verification()
     for problem in store.check():
         found.problems.append({"account": None, "seq": None, "problem": problem})
     with store.read() as reader:
+        if account is not None and not _is_there(reader, account_id(project, account)):
+            raise NotFound(f"there is no account {account!r} here")
         for name in [account] if account is not None else _names(reader, project):
             _verify_account(reader, project, name, found, progress)
     return found
+
+
+def _is_there(reader: Reader, owner: bytes) -> bool:
+    """Return whether anything is stored of an account: its row, or an entry."""
+    return reader.stored_state(owner) is not None or bool(reader.entries(owner, 0, 1))
 
 
 def _verify_account(

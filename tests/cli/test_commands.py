@@ -1,13 +1,18 @@
 """The command line as a program calls it: exit codes, JSON, and what is left behind."""
 
+import contextlib
 import csv
 import io
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 
 import pytest
+
+from tillroll.cli.app import run
 
 PRICES = """\
 [[price]]
@@ -91,6 +96,7 @@ def test_a_refusal_is_exit_3_and_says_what_would_help(shell):
         ("consume", "acme", "--units", "1", "--metadata", "{"),
         ("statement", "acme", "--limit", "0"),
         ("usage", "--by", "colour"),
+        ("recurring", "acme", "p", "5"),
     ],
 )
 def test_wrong_usage_is_exit_2_and_writes_nothing(shell, arguments):
@@ -182,8 +188,17 @@ def test_governing_an_account(shell):
     assert (over["code"], over["tightest"]) == ("budget_exceeded", "budget daily")
     shell.run("budget", "acme", "daily", "none")
     shell.run("consume", "acme", "--units", "11", "--tag", "member=ann")
+    shell.run("configure", "acme", "--time-zone", "Asia/Tokyo", "--late-usage", "90d")
+    shell.run("configure", "acme", code=2)
+    now = datetime.now(UTC)
+    shell.run("grant", "zoe", "5", "--key", "g2")
+    for account, code in (("acme", 0), ("zoe", 2)):
+        words = ["hold", account, "--units", "1", "--effective-at", f"{now - timedelta(days=60)}"]
+        shell.run(*words, "--key", "late", code=code)
+    shell.run("release", "acme", "late")
     shell.run("overdraft", "acme", "50")
-    shell.run("recurring", "acme", "plan", "5", "--anchor", "2026-01-31")
+    end = f"{now + timedelta(days=1)}"
+    shell.run("recurring", "acme", "plan", "5", "--anchor", "2026-01-31", "--ends-at", end)
     assert shell.json("balance", "acme")["available"] == "994"
     shell.run("adjust", "acme", "-4", "--reason", "granted too much")
     shell.run("void", "acme", "g1")
@@ -214,6 +229,9 @@ def test_looking_back(shell):
     assert (len(page["entries"]), page["next"]) == (1, 2)
     assert shell.json("statement", "acme", "--before", "2")["entries"][0]["kind"] == "grant"
     assert shell.json("accounts") == ["acme"]
+    assert "no entry of this account" in shell.run("balance", "acmee")
+    assert "no entry" not in shell.run("balance", "acme")
+    assert "up to 2020-01-01 00:00:00" in shell.run("balance", "acme", "--as-of", "2020-01-01T00Z")
     assert shell.json("verify")["ok"] is True
     assert shell.json("doctor")["ok"] is True
     shell.run("explain", "nobody-knows", code=1)
@@ -227,6 +245,85 @@ def test_export_is_csv_and_json_lines(shell):
     shell.run("export", "out.jsonl", "--json")
     lines = [json.loads(line) for line in (shell.folder / "out.jsonl").read_text().splitlines()]
     assert [line["units"] for line in lines] == ["1000", "20"]
+
+
+def test_a_line_of_json_has_values_of_their_own_types(shell):
+    shell.run("grant", "acme", "5", "--expires", "2100-01-01")
+    meters = ("--meter", "input_tokens=2000", "--meter", "output_tokens=1000")
+    shell.run("consume", "acme", "llm.chat", *meters, "--tag", "member=ann", "--key", "r1")
+    *_, line = [json.loads(line) for line in shell.run("export", "--json").splitlines()]
+    assert line["meters"] == {"input_tokens": 2000, "output_tokens": 1000}
+    assert (line["tags"], line["due"]) == ({"member": "ann"}, False)
+    assert line["price"] == {"version": 1, "rule": "llm.chat", "exact": "2.5"}
+    assert line["postings"][0]["units"] == "2.5"
+    *_, row = csv.DictReader(io.StringIO(shell.run("export")))
+    assert json.loads(row["postings"]) == line["postings"]
+    assert (row["price_version"], row["due"], row["reason"]) == ("1", "", "")
+
+
+LOOKS = [
+    ("balance", "acme"),
+    ("statement", "acme"),
+    ("usage",),
+    ("explain", "r1"),
+    ("accounts",),
+    ("verify",),
+    ("export",),
+    ("book-due",),
+    ("doctor",),
+    ("access", "acme"),
+    ("entitlements", "acme"),
+    ("quote", "acme", "image.generate"),
+    ("refund", "acme", "r1", "--preview"),
+    ("prices", "plan"),
+    ("prices", "list"),
+    ("prices", "show"),
+    ("keys", "list"),
+    ("projects", "list"),
+    ("webhooks", "list"),
+    ("webhooks", "deliveries"),
+    ("jobs", "status"),
+    ("payments", "list"),
+    ("topup", "show", "acme"),
+    ("overage", "show", "acme"),
+]
+
+
+@pytest.mark.parametrize("words", LOOKS, ids=" ".join)
+def test_who_looks_at_a_wrong_place_makes_no_ledger_there(tmp_path, words, capsys):
+    (tmp_path / "tillroll.toml").write_text(PRICES)
+    wrong, other = tmp_path / "credit.db", tmp_path / "shop.db"
+    with contextlib.closing(sqlite3.connect(other)) as shop:
+        shop.execute("CREATE TABLE orders (id text)")
+    before = other.read_bytes()
+    if words == ("prices", "plan"):
+        words = (*words, str(tmp_path / "tillroll.toml"))
+    for path, says in ((wrong, "there is no such file"), (other, "has no ledger")):
+        assert run([*words, "--db", str(path), "--json"]) == 1
+        out, _ = capsys.readouterr()
+        error = json.loads(out)["error"]
+        assert (error["code"], error["written"]) == ("unavailable", "nothing")
+        assert says in error["message"]
+        assert "tillroll init" in error["message"]
+    assert not wrong.exists()
+    assert other.read_bytes() == before
+
+
+def test_an_unknown_account_or_project_is_not_found_to_be_well(shell):
+    for words in (("verify", "acmee"), ("verify", "--project", "prod")):
+        assert shell.json(*words, code=1)["error"]["code"] == "not_found"
+    assert shell.json("verify", "acme")["accounts"] == 1
+    (shell.folder / "empty").mkdir()
+    empty = Shell(shell.folder / "empty")
+    empty.run("init")
+    assert empty.json("verify") == {"ok": True, "accounts": 0, "entries": 0, "problems": []}
+
+
+def test_vendors_prices_of_named_models_need_no_ledger(tmp_path):
+    empty = Shell(tmp_path)
+    model = "openai:gpt-4o-mini"
+    assert "gpt-4o-mini" in empty.run("prices", "plan", "--from", "genai-prices", "--model", model)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_prices_are_planned_applied_listed_and_shown(shell):

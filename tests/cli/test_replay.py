@@ -88,6 +88,12 @@ def test_json_lines_with_other_columns(tmp_path):
         ("a,b\n1,2,3\n", "more values"),
         ("ContextTokens\nNaN\n", "row 1: ContextTokens is 'NaN'"),
         ("ContextTokens\n1E+999999999\n", "row 1"),
+        ("ContextTokens\n5\n-5\n", "row 2: ContextTokens is '-5'"),
+        ("ContextTokens,a,ContextTokens\n5,6,7\n", "bad.csv has two columns 'ContextTokens'"),
+        (
+            "time,ContextTokens\n0001-01-01T00:00:00+14:00,5\n",
+            "row 1: the time must be within the years 1 to 9999",
+        ),
         ("ContextTokens\n" + "1" * 200_000 + "\n", "field larger"),
     ],
 )
@@ -98,11 +104,55 @@ def test_a_line_that_cannot_be_read_is_named(tmp_path, text, says):
         traces.read(trace, traces.Columns(), accounts=2, limit=None)
 
 
+def test_a_row_that_repeats_an_id_is_charged_once(tmp_path):
+    trace = tmp_path / "twice.csv"
+    rows = ["a,1000,zoe", "b,2000,zoe", "a,1000,zoe", "a,1000,kim", "a,1000,zoe"]
+    trace.write_text("\n".join(["id,input_tokens,who", *rows]))
+    report = run(
+        trace, tmp_path, account_column="who", id_column="id", retries=0.0, late=0.0, timeouts=0.0,
+        crashes=0.0,
+    )  # fmt: skip
+    assert report["proof"]["ok"], report["proof"]
+    assert (report["requests"], report["repeated_rows"]) == (3, 2)
+    assert report["faults"][0]["times"] == 1, "it came late, and was a repeat"
+    assert Decimal(report["charged"]) == 2
+    trace.write_text("id,input_tokens\na,1\nb,2\na,3\n")
+    with pytest.raises(tillroll.InvalidInput, match="row 3: 'a' stands there with other figures"):
+        traces.read(trace, traces.Columns(id="id"), accounts=7, limit=None)
+
+
+def test_lines_before_the_header_that_are_blank_are_none(tmp_path):
+    trace = tmp_path / "blank.csv"
+    trace.write_text("\n \r\nContextTokens\n5\n\n6\n")
+    rows = traces.read(trace, traces.Columns(), accounts=1, limit=None)
+    assert [row.meters["input_tokens"] for row in rows] == [5, 6]
+
+
+def test_a_worst_case_is_a_number(tmp_path):
+    with pytest.raises(tillroll.InvalidInput, match="output_tokens must be a plain decimal"):
+        run(demo.trace_file(), tmp_path, limit=1, worst_case={"output_tokens": "many"})
+
+
+def test_an_id_that_cannot_be_is_named_with_its_row(tmp_path):
+    trace = tmp_path / "long.csv"
+    trace.write_text(f"id,input_tokens\na,1\n{'x' * 256},2\n")
+    with pytest.raises(tillroll.InvalidInput, match="row 2: request_id must have 1 to 255"):
+        run(trace, tmp_path, id_column="id")
+
+
 def test_bytes_that_are_no_text_are_said_to_be_none(tmp_path):
     trace = tmp_path / "bad.csv"
-    trace.write_bytes(b"ContextTokens\n\xff\n")
-    with pytest.raises(tillroll.InvalidInput, match="not UTF-8"):
-        traces.read(trace, traces.Columns(), accounts=2, limit=None)
+    for rows, line in ((b"\xff\n", 2), (b"5\n7\xe2\x82\n9\n", 3)):
+        trace.write_bytes(b"ContextTokens\n" + rows)
+        with pytest.raises(tillroll.InvalidInput, match=rf"bad\.csv line {line}: not UTF-8"):
+            traces.read(trace, traces.Columns(), accounts=2, limit=None)
+
+
+def test_a_price_file_that_is_no_text_is_said_to_be_none(tmp_path):
+    prices = tmp_path / "prices.toml"
+    prices.write_bytes(b"# prices\n# \xff\n")
+    with pytest.raises(tillroll.InvalidInput, match=r"prices\.toml: not UTF-8 at .*, in line 2"):
+        run(demo.trace_file(), tmp_path, limit=1, prices=prices)
 
 
 def test_the_proof_notices_a_wrong_charge(tmp_path):

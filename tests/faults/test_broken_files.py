@@ -161,13 +161,18 @@ def test_no_permission_no_folder_no_file(path: Path, tmp_path: Path):
     with like_anyone(), pytest.raises(tillroll.StoreUnavailable) as caught:
         SqliteStore(path)
     says_nothing(caught.value)
-    for wrong in (tmp_path / "none" / "credits.db", tmp_path):
-        with pytest.raises(tillroll.StoreUnavailable) as caught:
+    for wrong, what in ((tmp_path / "none" / "credits.db", "check folder"), (tmp_path, "a folder")):
+        with pytest.raises(tillroll.StoreUnavailable, match=what) as caught:
             SqliteStore(wrong)
         says_nothing(caught.value)
     with pytest.raises(tillroll.StoreUnavailable, match="cannot be opened"):
         SqliteStore(tmp_path / "none.db", create=False)
     assert not (tmp_path / "none.db").exists()
+    (tmp_path / "empty.db").touch()
+    with pytest.raises(tillroll.StoreUnavailable, match="has no ledger") as caught:
+        tillroll.open(tmp_path / "empty.db", create=False)
+    says_nothing(caught.value)
+    assert (tmp_path / "empty.db").read_bytes() == b"", "not even a setting"
 
 
 # --- locked -------------------------------------------------------------------------------------

@@ -43,6 +43,11 @@ def test_the_file_is_the_one_that_was_named(path: Path):
 def test_where_there_is_none_to_open(path: Path):
     with pytest.raises(tillroll.StoreUnavailable, match="cannot be opened"):
         SqliteStore(path, create=False, library="sqlite3")
+    path.touch()
+    with pytest.raises(tillroll.StoreUnavailable, match="has no ledger"):
+        SqliteStore(path, create=False, library="sqlite3")
+    assert path.read_bytes() == b""
+    path.unlink()
     with pytest.raises(tillroll.StoreUnavailable, match="cannot be opened"):
         SqliteStore(path / "below.db", library="sqlite3")
     with pytest.raises(tillroll.InvalidInput, match="VFS"):

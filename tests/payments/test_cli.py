@@ -51,7 +51,10 @@ def test_a_payment(shell: Any, world: World):
     assert shell("payments", "pull")["heard"] == 4
     [found] = shell("payments", "list", "acme")["payments"]
     assert (found["id"], found["taken"]) == (payment, "20")
-    assert payment in shell("payments", "list", "acme", plain=True)
+    assert found["amount"] == 500
+    plain = shell("payments", "list", "acme", plain=True)
+    assert payment in plain
+    assert "5.00 USD" in plain
 
 
 def test_what_is_known(shell: Any, world: World):
@@ -69,7 +72,9 @@ def test_topups(shell: Any):
     assert shell("topup", "pause", "acme")["state"] == "paused"
     assert shell("topup", "resume", "acme")["state"] == "ready"
     assert shell("topup", "show", "acme")["target"] == "50"
-    assert "threshold" in shell("topup", "show", "acme", plain=True)
+    plain = shell("topup", "show", "acme", plain=True)
+    assert "threshold" in plain
+    assert "20.00 USD" in plain
     assert shell("topup", "show", "nobody", code=1)["error"]["code"] == "not_found"
 
 

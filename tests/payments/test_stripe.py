@@ -7,6 +7,7 @@ import pytest
 
 import tillroll
 from tests.payments.conftest import ONE, PRODUCTS, SECRET, World
+from tillroll.api.payments import shown_payment
 from tillroll.ledger.calendar import instant
 from tillroll.ledger.pricing import new_version
 from tillroll.payments import desk
@@ -339,6 +340,8 @@ def test_a_time_pass_is_paid_prolonged_and_refunded(world: World):
     assert world.ledger.entitlements("acme") == []
     found = world.payment(first)
     assert (found.taken, found.short) == (day // 24, 23 * day // 24)
+    shown = shown_payment(found, scale=2)
+    assert (shown["units"], shown["taken"], shown["shortfall"]) == (None, "3600s", "82800s")
 
 
 def test_nothing_secret_is_shown(world: World):

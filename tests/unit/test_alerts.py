@@ -278,6 +278,8 @@ def test_where_an_account_is_topped_up_is_none_of_its_alerts():
     request = ours.set_alert("acme", "~topup/credits", TOPUP, 5, request_id="~topup/credits/1")
     [answer] = world.ledger._engine.perform(lambda tx: answer_in(tx, 6, [request], 0))
     assert isinstance(answer.outcome, Entry)
+    [said] = world.ledger.explain("~topup/credits/1")["sentences"]
+    assert "it was set where the account is topped up" in said
     world.ledger.remove_alert("acme", "a0")
     world.ledger.set_alert("acme", "more", "depleted")
 

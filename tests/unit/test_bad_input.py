@@ -196,6 +196,9 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("stop_recurring", {"name": "nothing"}),
     ("configure", {"time_zone": "Mars/Olympus"}),
     ("configure", {"late_settlement": "yes"}),
+    ("configure", {"late_usage": "401d"}),
+    ("configure", {"late_usage": 35}),
+    ("configure", {"early_usage": "25h"}),
 ]
 
 
@@ -270,6 +273,40 @@ def test_marked_up_texts_are_the_texts_they_hold(ledger: tillroll.Ledger):
 )
 def test_batch_items(ledger: tillroll.Ledger, item: dict[str, Any], status: str):
     assert [outcome.status for outcome in ledger.consume_many([item])] == [status]
+
+
+@pytest.mark.parametrize(
+    ("item", "says"),
+    [
+        (5, "an item must be a mapping, such as {'account': 'acme', 'units': 5}, not int"),
+        ("acme", "not str"),
+        ({"account": "acme", "unit": 1}, "unknown argument 'unit'"),
+        ({"units": 1}, "consume() missing 1 required positional argument: 'account'"),
+        ({"account": "acme", 1: 2}, "keywords must be strings"),
+    ],
+)
+def test_what_an_item_lacks_is_said_in_a_callers_words(
+    ledger: tillroll.Ledger, item: Any, says: str
+):
+    good = {"account": "acme", "units": 1}
+    wrong, right = ledger.consume_many([item, good])
+    assert (wrong.status, right.ok) == ("invalid", True)
+    assert says in str(wrong.error)
+    for name in ("tillroll.", "Verbs", "ledger"):
+        assert name not in str(wrong.error)
+
+
+@pytest.mark.parametrize("items", [5, None, "acme", {"account": "acme", "units": 1}])
+def test_a_batch_is_a_list(ledger: tillroll.Ledger, items: Any):
+    with pytest.raises(tillroll.InvalidInput, match="items must be a list of mappings"):
+        ledger.consume_many(items)
+
+
+@pytest.mark.parametrize("units", [0, "0.0"])
+def test_a_settle_of_nothing_is_told_to_release(ledger: tillroll.Ledger, units: Any):
+    with pytest.raises(tillroll.InvalidInput, match="release the hold"):
+        ledger.settle("acme", "h", units=units)
+    assert ledger.hold_state("acme", "h") == "open"
 
 
 def test_metadata_may_hold_what_json_can(ledger: tillroll.Ledger):

@@ -56,6 +56,10 @@ def test_no_two_nodes_share_a_text():
         ({"member": "*"}, True),
         ({"team": "*"}, False),
         ({"operation": "image.edit"}, True),
+        ({"operation": "image.*"}, True),
+        ({"operation": "image.edit.*"}, False),
+        ({"operation": "im.*"}, False),
+        ({"member": "a.*"}, False),
         ({"model": "*"}, False),
         ({"operation": "*", "member": "ann"}, True),
     ],
@@ -81,6 +85,7 @@ def test_a_total_never_resets_and_says_so(ledger: tillroll.Ledger):
         ledger.consume("acme", units=1)
     assert [way["kind"] for way in caught.value.ways_out] == ["raise"]
     assert caught.value.details["resets_at"] == ""
+    assert ledger.balance("acme").budgets[0]["resets_at"] is None
 
 
 def test_a_hold_with_a_floor_takes_what_the_budget_leaves(ledger: tillroll.Ledger):
@@ -165,3 +170,30 @@ def test_one_of_many_members(ledger: tillroll.Ledger):
     assert left(ledger) == {"member=3:ann": "10"}
     ledger.set_budget("acme", "gpu", 10, wallet="gpu")
     assert left(ledger, "gpu") == {}
+
+
+def test_operations_below_a_name_are_counted_together(ledger: tillroll.Ledger):
+    ledger.set_budget("acme", "b", 10, match={"operation": "image.*"})
+    assert left(ledger) == {"operation=7:image.*": "10"}
+    ledger.consume("acme", "image.edit", units=4)
+    ledger.consume("acme", "image.generate", units=3)
+    ledger.consume("acme", "text.write", units=50)
+    assert left(ledger) == {"operation=7:image.*": "3"}
+    with pytest.raises(tillroll.BudgetExceeded):
+        ledger.hold("acme", "image.edit", units=4)
+
+
+def test_a_budget_counts_so_many_values_apart(
+    ledger: tillroll.Ledger, clock: Clock, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(budgets, "NODES_MAX", 2)
+    ledger.set_budget("acme", "b", 10, period="day", match={"member": "*"})
+    for member in ("ann", "bob"):
+        ledger.consume("acme", units=1, tags={"member": member})
+    with pytest.raises(tillroll.InvalidInput, match="budget 'b' counts 2 values apart"):
+        ledger.consume("acme", units=1, tags={"member": "cid"})
+    ledger.consume("acme", units=1, tags={"member": "ann"})
+    ledger.consume("acme", units=1)
+    clock.now += timedelta(days=3)
+    ledger.consume("acme", units=1, tags={"member": "cid"})
+    assert left(ledger) == {"member=3:cid": "9"}

@@ -131,6 +131,22 @@ def test_spans(text: str, micros: int):
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("35d", "35 days"),
+        ("24h", "1 day"),
+        ("36h", "36 hours"),
+        ("1h", "1 hour"),
+        ("5m", "5 minutes"),
+        ("90s", "90 seconds"),
+        ("1.5s", "1.500000s"),
+    ],
+)
+def test_a_span_is_said_in_its_largest_unit(text: str, said: str):
+    assert calendar.say_span(calendar.span(text, "span")) == said
+
+
+@pytest.mark.parametrize(
     "text",
     ["", "0s", "-1d", "1.5h", "1.s", ".5s", "0.0000001s", "m", "1000001w", "9" * 30 + "d", 7],
 )

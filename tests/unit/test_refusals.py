@@ -345,3 +345,17 @@ def test_a_repeat_of_what_the_clock_settled_is_counted(tmp_path: Path):
         now += timedelta(hours=1)
         assert ledger.settle("acme", "h").replayed
         assert ledger.explain("h")["replays"] == 1
+
+
+def test_what_is_too_much_is_said_with_its_figures():
+    with tillroll.open("memory://") as ledger:
+        ledger.grant("acme", 50, request_id="g")
+        ledger.hold("acme", units="7.5", request_id="h")
+        ledger.consume("acme", units=5, request_id="c")
+        with pytest.raises(tillroll.SettleExceedsHold, match=r"9 to be settled, 7\.5 held"):
+            ledger.settle("acme", "h", units=9, above="refuse")
+        with pytest.raises(tillroll.RefundExceedsCharge, match="6 to be refunded, 5 left of the"):
+            ledger.refund("acme", "c", units=6)
+        ledger.refund("acme", "c")
+        with pytest.raises(tillroll.RefundExceedsCharge, match="nothing is left of the charge"):
+            ledger.refund("acme", "c")

@@ -1,5 +1,6 @@
 """What fell due and nobody has booked: every answer is the same as after it was booked."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -62,8 +63,11 @@ def test_a_statement_adds_up_to_the_balance_though_nobody_booked(
             ("zoe", 1, False),
         ]
         assert len(list(ledger.entries())) == 3, "the history is what is booked"
-        rows = list(views.export_rows(ledger.entries("acme", due=True)))
-        assert [row["due"] for row in rows] == ["", "", "true", "true"]
+        receipts = list(ledger.entries("acme", due=True))
+        rows = [views.export_row(receipt)["due"] for receipt in receipts]
+        assert rows == ["", "", "true", "true"]
+        lines = [json.loads(views.export_line(receipt))["due"] for receipt in receipts]
+        assert lines == [False, False, True, True]
         views.show_statement("acme", page)
         shown = capsys.readouterr().out.splitlines()
         assert "grant_expired (due)" in shown[1]

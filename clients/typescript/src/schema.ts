@@ -2362,6 +2362,8 @@ export interface components {
             reason?: string | null;
             time_zone?: string | null;
             late_settlement?: boolean | null;
+            late_usage?: string | null;
+            early_usage?: string | null;
         };
         /**
          * Batch
@@ -2423,6 +2425,8 @@ export interface components {
             status: "closed" | "frozen" | "open";
             time_zone: string;
             late_settlement: boolean;
+            late_usage: string;
+            early_usage: string;
             seq: number;
             /**
              * @description ISO 8601 in UTC.
@@ -3143,8 +3147,9 @@ export interface components {
          * @description What is known of a payment, and how far the ledger was brought to it.
          *
          *         `units` is what was bought, `taken` what was taken back of it, `shortfall` what is demanded back
-         *         and was used before. `refused` says why the ledger could not follow. What `failed` is money that
-         *         was under way and did not come.
+         *         and was used before; of a time pass, which brings no units, both are spans such as "86400s".
+         *         `amount` is in the currency's smallest unit, such as cents. `refused` says why the ledger could
+         *         not follow. What `failed` is money that was under way and did not come.
          */
         Payment: {
             provider: string;
@@ -3211,6 +3216,7 @@ export interface components {
             units: string;
             paid: number;
             returned: number;
+            currency: string | null;
             taken: string;
             shortfall: string;
         };

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tillroll.api.calls import Answer, Call, answered
 from tillroll.api.reads import LIMIT_MAX, Limit, Query
-from tillroll.ledger.calendar import show_instant
+from tillroll.ledger.calendar import show_instant, show_span
 from tillroll.ledger.errors import InvalidInput, NotFound
 from tillroll.ledger.types import WALLET_DEFAULT
 from tillroll.ledger.units import show_units
@@ -145,20 +145,25 @@ def shown_kept(name: str, kept: Kept, again: bool) -> dict[str, Any]:  # noqa: F
 
 
 def shown_payment(payment: Payment, scale: int) -> dict[str, Any]:
-    """Return a payment as plain values for JSON."""
+    """Return a payment as plain values for JSON; what a time pass brings is a span, no units."""
     bought = payment.bought
     known = bought or payment.failed
+    timed = bought is not None and bought.lasts is not None
+    taken, short = (
+        show_span(part) if timed else show_units(part, scale)
+        for part in (payment.taken, payment.short)
+    )
     return {
         "provider": payment.provider,
         "id": payment.id,
         "account": payment.account or None,
         "product": None if known is None else known.product,
-        "units": None if bought is None else show_units(bought.units, scale),
+        "units": None if bought is None or timed else show_units(bought.units, scale),
         "amount": None if known is None else known.amount,
         "currency": None if known is None else known.currency,
         "failed": bought is None and payment.failed is not None,
-        "taken": show_units(payment.taken, scale),
-        "shortfall": show_units(payment.short, scale),
+        "taken": taken,
+        "shortfall": short,
         "refunds": [
             {"id": one.id, "amount": one.amount, "state": one.state}
             for one in payment.refunds.values()
@@ -198,6 +203,9 @@ def _shown_share(subscription: Subscription, share: Share, scale: int) -> dict[s
         "units": show_units(share.units, scale),
         "paid": paid,
         "returned": back,
+        "currency": subscription.invoices[share.invoice].currency
+        if share.invoice in subscription.invoices
+        else None,
         "taken": show_units(share.taken, scale),
         "shortfall": show_units(share.short, scale),
     }

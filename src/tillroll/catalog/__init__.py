@@ -11,6 +11,7 @@ from tillroll.catalog.book import (
     dump,
     load,
     parse,
+    read,
     schema,
     template,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "models_in_book",
     "parse",
     "propose",
+    "read",
     "schema",
     "template",
 ]

@@ -203,6 +203,15 @@ def load(path: str | Path) -> PriceFile:
     Raises:
         InvalidPriceBook: the file cannot be read, or says something that makes no sense.
     """
+    return parse(read(path), name=str(path))
+
+
+def read(path: str | Path) -> str:
+    """Return the text of a price book's file.
+
+    Raises:
+        InvalidPriceBook: the file cannot be read, is too large or is not UTF-8.
+    """
     file = Path(path)
     try:
         with file.open("rb") as stream:
@@ -212,10 +221,11 @@ def load(path: str | Path) -> PriceFile:
     if len(data) > BYTES_MAX:
         raise InvalidPriceBook(str(path), f"larger than {BYTES_MAX:,} bytes")
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidPriceBook(str(path), f"not UTF-8 at byte {error.start}") from error
-    return parse(text, name=str(path))
+        line = data.count(b"\n", 0, error.start) + 1
+        where = f"not UTF-8 at byte {error.start}, in line {line}"
+        raise InvalidPriceBook(str(path), where) from error
 
 
 def parse(text: str, *, name: str = FILE_NAME) -> PriceFile:

@@ -272,6 +272,7 @@ def hold(
     request_id: RequestId = None,
     wallet: str | None = None,
     quote: str | None = None,
+    effective_at: str | None = None,
     feature: Feature = None,
     tag: Tag = None,
     reason: Reason = None,
@@ -297,6 +298,7 @@ def hold(
             request_id=request_id,
             wallet=wallet,
             quote=quote,
+            effective_at=effective_at,
             feature=feature,
             tags=c.pairs(tag or (), "--tag"),
             reason=reason,
@@ -451,7 +453,7 @@ def refund(
 ) -> None:
     """Give back part or all of a charge, to the grants that paid."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.look() if preview else common.open() as ledger:
         verb = ledger.preview.refund if preview else ledger.refund
         receipt = verb(
             account,
@@ -553,6 +555,38 @@ def budget(
 
 
 @app.command
+def configure(
+    account: str,
+    /,
+    *,
+    time_zone: Annotated[str | None, Parameter(help="An IANA name, as Europe/Berlin.")] = None,
+    late_settlement: Annotated[
+        bool | None, Parameter(help="Whether a hold may be settled after its deadline.")
+    ] = None,
+    late_usage: Annotated[str | None, Parameter(help="How far back usage may be, as 90d.")] = None,
+    early_usage: Annotated[str | None, Parameter(help="How far ahead it may be, as 1h.")] = None,
+    request_id: RequestId = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    common: Common | None = None,
+) -> None:
+    """Change how an account is treated; what is left out stays."""
+    common = common or Common()
+    with common.open() as ledger:
+        receipt = ledger.configure(
+            account,
+            time_zone=time_zone,
+            late_settlement=late_settlement,
+            late_usage=late_usage,
+            early_usage=early_usage,
+            request_id=request_id,
+            reason=reason,
+            actor=actor,
+        )
+    show_receipt(receipt, common)
+
+
+@app.command
 def alert(
     account: str,
     name: str,
@@ -598,7 +632,11 @@ def recurring(
     count: int = 1,
     rollover_min: str = "0",
     rollover_max: str = "0",
+    category: Literal["paid", "promo", "plan", "adjustment"] = "plan",
     wallet: str = "credits",
+    priority: int = 0,
+    applies_to: Annotated[list[str] | None, Parameter(negative=())] = None,
+    ends_at: Annotated[str | None, Parameter(help="No renewal from then on; ISO 8601.")] = None,
     request_id: RequestId = None,
     common: Common | None = None,
 ) -> None:
@@ -607,6 +645,10 @@ def recurring(
     with common.open() as ledger:
         if units == "stop":
             receipt = ledger.stop_recurring(account, name, request_id=request_id)
+        elif not anchor:
+            raise tillroll.InvalidInput(
+                "give --anchor, the first occurrence: a local date or time such as 2026-01-31"
+            )
         else:
             receipt = ledger.set_recurring(
                 account,
@@ -617,7 +659,11 @@ def recurring(
                 count=count,
                 rollover_min=rollover_min,
                 rollover_max=rollover_max,
+                category=category,
                 wallet=wallet,
+                priority=priority,
+                applies_to=applies_to or (),
+                ends_at=ends_at,
                 request_id=request_id,
             )
     show_receipt(receipt, common)
@@ -638,7 +684,7 @@ def balance(
 ) -> None:
     """Show a balance with its grants, open holds and budgets."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.look() as ledger:
         found = ledger.balance(account, wallet, as_of=as_of, clock=clock)
     if common.json:
         print_json(found.to_dict())
@@ -660,7 +706,7 @@ def statement(
 ) -> None:
     """Show an account's entries, newest first."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.look() as ledger:
         page = ledger.statement(
             account, limit=limit, before=before, kinds=kind or (), since=since, until=until
         )
@@ -686,7 +732,7 @@ def usage(
     """Show what was used, grouped; refunds are taken off."""
     common = common or Common()
     groups = by or ["operation"]
-    with common.open() as ledger, c.progress(quiet=common.json) as bar:
+    with common.look() as ledger, c.progress(quiet=common.json) as bar:
         task = bar.add_task("reading entries", total=None)
         rows = ledger.usage(
             account,
@@ -711,7 +757,7 @@ def explain(
 ) -> None:
     """Show why something was charged, or refused: the whole story of one request."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.look() as ledger:
         story = ledger.explain(request_id, account=account)
     if common.json:
         print_json(story)
@@ -723,7 +769,7 @@ def explain(
 def accounts(*, common: Common | None = None) -> None:
     """List the accounts that have a history."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.look() as ledger:
         names = list(ledger.accounts())
     if common.json:
         print_json(names)
@@ -736,9 +782,11 @@ def accounts(*, common: Common | None = None) -> None:
 def verify(account: str | None = None, /, *, common: Common | None = None) -> int:
     """Refold every history from its stored bytes and compare with all that is stored."""
     common = common or Common()
-    with common.open() as ledger, c.progress(quiet=common.json) as bar:
+    with common.look() as ledger, c.progress(quiet=common.json) as bar:
         task = bar.add_task("refolding entries", total=None)
         found = ledger.verify(account, progress=lambda done: bar.update(task, completed=done))
+    if not found.accounts and common.project != Common.project:
+        raise tillroll.NotFound(f"there is no account in a project {common.project!r} here")
     if common.json:
         print_json(found.to_dict())
     else:
@@ -756,26 +804,27 @@ def export(
 ) -> None:
     """Write every entry as CSV (with --json: JSON lines), account by account, oldest first.
 
-    What fell due and is not booked yet follows, marked as `due`, so that it adds up.
+    What fell due and is not booked yet follows, marked as `due`, so that it adds up. A line of JSON
+    is what `Receipt.to_dict` gives: units are decimal texts, times ISO 8601, tags, meters and price
+    objects, postings a list; `due` is true or false. In CSV all is text: tags, meters and postings
+    are JSON, and what is not there is empty.
     """
     common = common or Common()
-    with common.open() as ledger, c.progress(quiet=path is None) as bar:
+    with common.look() as ledger, c.progress(quiet=path is None) as bar:
         task = bar.add_task("writing entries", total=None)
         if path is None and isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8")  # data, not text for whoever looks
         target = sys.stdout if path is None else path.open("w", encoding="utf-8", newline="")
         try:
-            rows = views.export_rows(ledger.entries(account, due=True))
-            if common.json:
-                for row in rows:
-                    target.write(views.json_line(row))
-                    bar.advance(task)
-            else:
-                writer = csv.DictWriter(target, views.EXPORT_COLUMNS, extrasaction="ignore")
+            writer = csv.DictWriter(target, views.EXPORT_COLUMNS, extrasaction="ignore")
+            if not common.json:
                 writer.writeheader()
-                for row in rows:
-                    writer.writerow(row)
-                    bar.advance(task)
+            for receipt in ledger.entries(account, due=True):
+                if common.json:
+                    target.write(views.export_line(receipt))
+                else:
+                    writer.writerow(views.export_row(receipt))
+                bar.advance(task)
         finally:
             if path is not None:
                 target.close()
@@ -843,7 +892,7 @@ def migrate(
 def book_due(*, common: Common | None = None) -> None:
     """Book what fell due on accounts that nobody touched."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.look() as ledger:
         count = ledger.book_due()
     if common.json:
         print_json({"accounts": count})
@@ -1205,7 +1254,7 @@ def quote(
 ) -> None:
     """Show what an operation would cost and why."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.look() as ledger:
         found = ledger.quote(
             account,
             operation,

@@ -245,7 +245,7 @@ def access(
 ) -> int:
     """Show whether an account may do something, why, until when, and what would help."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.look() as ledger:
         found = ledger.access(
             account,
             operation,
@@ -268,7 +268,7 @@ def access(
 def entitlements(account: str, /, *, at: At = None, common: Common | None = None) -> None:
     """Show all that an account may use: subscriptions, time passes, features, usage packs."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.look() as ledger:
         found = ledger.entitlements(account, at=at)
     if common.json:
         print_json(found)

@@ -6,6 +6,7 @@ Who is paid is told by the settings of the service, such as TILLROLL_STRIPE_SECR
 from __future__ import annotations
 
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
@@ -71,7 +72,7 @@ def list_payments(
     from tillroll.payments.desk import kept_of  # noqa: PLC0415
 
     common = common or Common()
-    with common.open() as ledger, ledger.store.read() as reader:
+    with common.look() as ledger, ledger.store.read() as reader:
         paid = settling.payments_of(reader, ledger.project, account, limit=1_000)
         subscribed = subscribing.subscriptions_of(reader, ledger.project, account)
         kept = [] if account else kept_of(reader, ledger.project, limit=1_000)
@@ -82,9 +83,10 @@ def list_payments(
         events = [shown.shown_kept(*one) for one in kept]
         c.print_json({"payments": payments, "subscriptions": subscriptions, "events": events})
         return c.OK
-    lines = table("payment", "product", "paid", "units", "taken back", "short", "state")
+    columns = ("payment", "product", "paid", "units", "taken back", "short", "state")
+    lines = table(*columns, whole=("paid", "taken back", "short"))
     for one in payments:
-        money = f"{one['amount']} {one['currency']}" if one["currency"] else "-"
+        money = _money(one["amount"], one["currency"])
         lines.add_row(
             *(f"{one['provider']}:{one['id']}", one["product"] or "-", money),
             *(one["units"] or "-", one["taken"], one["shortfall"], _state(one)),
@@ -97,7 +99,10 @@ def list_payments(
         c.say(f"{one['provider']}:{one['id']} {one['status']} on {one['plan'] or 'nothing'}")
         for period in one["periods"]:
             if period["returned"]:
-                money = f"{period['returned']} of {period['paid']} went back"
+                returned, paid_for = (
+                    _money(period[name], period["currency"]) for name in ("returned", "paid")
+                )
+                money = f"{returned} of {paid_for} went back"
                 units = f"{period['taken']} of {period['units']} taken back"
                 c.say(f"  {period['invoice']}: {money}, {units}, {period['shortfall']} short")
     return c.OK
@@ -188,7 +193,7 @@ def show(account: str, /, *, wallet: Wallet = "credits", common: Common | None =
     from tillroll.payments import topups  # noqa: PLC0415 - for these commands only
 
     common = common or Common()
-    with common.open() as ledger, ledger.store.read() as reader:
+    with common.look() as ledger, ledger.store.read() as reader:
         found = topups.top_up_of(reader, ledger.project, account, wallet)
         return _show_topup(found, ledger.store.scale, common)
 
@@ -216,7 +221,12 @@ def resume(account: str, /, *, wallet: Wallet = "credits", common: Common | None
 
 
 def _show_topup(found: TopUp, scale: int, common: Common) -> int:
-    return _show(found.shown(scale), common)
+    facts = found.shown(scale)
+    if not common.json:
+        for name in ("daily_cap", "monthly_cap", "pending_amount"):
+            if facts[name] is not None:
+                facts[name] = _money(facts[name], found.currency)
+    return _show(facts, common)
 
 
 # ---------------------------------------------------------------- overage
@@ -248,7 +258,7 @@ def show_overage(
     from tillroll.payments import overage  # noqa: PLC0415 - for these commands only
 
     common = common or Common()
-    with common.open() as ledger, ledger.store.read() as reader:
+    with common.look() as ledger, ledger.store.read() as reader:
         found = overage.overage_of(reader, ledger.project, account, wallet)
         return _show_overage(found, ledger.store.scale, common)
 
@@ -298,6 +308,16 @@ def _show(facts: dict[str, Any], common: Common) -> int:
             lines.add_row(name.replace("_", " "), str(value))
     c.out.print(lines)
     return c.OK
+
+
+def _money(amount: Any, currency: str | None) -> str:
+    """Return money as people write it: of 1999 of the smallest unit, "19.99 USD"."""
+    from tillroll.payments.facts import decimals_of  # noqa: PLC0415 - for these commands only
+
+    if amount is None or currency is None:
+        return "-" if amount is None else str(amount)
+    decimals = decimals_of(currency)
+    return f"{Decimal(amount).scaleb(-decimals):,.{decimals}f} {currency.upper()}"
 
 
 def _state(payment: dict[str, Any]) -> str:

@@ -81,6 +81,7 @@ def report(
     return {
         "file": path.name,
         "requests": len(rows),
+        "repeated_rows": sum(row.repeats for row in rows),
         "accounts": len(accounts),
         "callers": options.callers,
         "outcomes": _outcomes(state, charges),

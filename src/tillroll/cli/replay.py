@@ -14,7 +14,6 @@ import tempfile
 import time
 from contextlib import ExitStack
 from datetime import timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from tillroll.cli import proof, traces
 from tillroll.cli import terminal as c
 from tillroll.cli.scenario import Fate, Options, Run
 from tillroll.cli.views import table
+from tillroll.ledger.units import parse_decimal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -88,10 +88,10 @@ def replay(
     )
     rows = traces.read(path, columns, accounts=options.accounts, limit=options.limit)
     draw = random.Random(options.seed)  # noqa: S311 - a simulation, not a secret
-    fates = [_fate(draw, options) for _ in rows]
+    fates = [_fate(draw, options, row) for row in rows]
     state = Run(latest=min(row.at for row in rows))
     clock = (lambda: state.latest) if own else None
-    text = PRICES if options.prices is None else options.prices.read_text(encoding="utf-8")
+    text = PRICES if options.prices is None else catalog.read(options.prices)
     book = catalog.parse(text, name=str(options.prices or "the sample's prices"))
     with ExitStack() as stack:
         bar = stack.enter_context(c.progress(quiet=quiet))
@@ -130,10 +130,11 @@ def _check_shares(options: Options) -> None:
         raise tillroll.InvalidInput("--callers and --accounts must be at least 1")
 
 
-def _fate(draw: random.Random, options: Options) -> Fate:
+def _fate(draw: random.Random, options: Options, row: Row) -> Fate:
+    """Draw what happens to a request; one that the file has again is delivered late for sure."""
     return Fate(
         retried=draw.random() < options.retries,
-        late=draw.random() < options.late,
+        late=draw.random() < options.late or row.repeats > 0,
         timeout=draw.random() < options.timeouts,
         done_after_timeout=draw.random() < _DONE_AFTER_TIMEOUT,
         crash=draw.random() < options.crashes,
@@ -209,7 +210,10 @@ async def _each(
 
     async def caller() -> None:
         for row, fate in work:
-            await serve(row, fate)
+            try:
+                await serve(row, fate)
+            except tillroll.InvalidInput as problem:
+                raise tillroll.InvalidInput(f"row {row.number}: {problem}") from problem
             bar.advance(task)
 
     await asyncio.gather(*(caller() for _ in range(min(callers, max(len(rows), 1)))))
@@ -222,7 +226,8 @@ class _Caller:
         self.ledger = ledger
         self.options = options
         self.state = state
-        self.worst = {meter: Decimal(value) for meter, value in (options.worst_case or {}).items()}
+        worst = options.worst_case or {}
+        self.worst = {meter: parse_decimal(value, meter) for meter, value in worst.items()}
 
     async def serve(self, row: Row, fate: Fate) -> None:
         """Hold, call the provider, settle; or whatever happens instead."""
@@ -392,6 +397,9 @@ def show(report: dict[str, Any]) -> None:
         f"accounts by {report['callers']} callers in {report['seconds']:.1f} s, "
         f"{report['requests_per_second']:,} requests/s"
     )
+    if report["repeated_rows"]:
+        repeated = c.counted(report["repeated_rows"], "row")
+        c.say(f"   {repeated} of the file repeat another's id, and are charged with it, once")
     lines = table("outcome", "requests", "credits", right=("requests", "credits"))
     for row in report["outcomes"]:
         lines.add_row(row["outcome"], f"{row['requests']:,}", row["units"])

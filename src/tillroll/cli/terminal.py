@@ -54,8 +54,12 @@ class Common:
     )
 
     def open(self) -> tillroll.Ledger:
-        """Open the ledger that the options name."""
+        """Open the ledger that the options name, making it where there is none."""
         return tillroll.open(self.db, project=self.project, read_url=self.read_db)
+
+    def look(self) -> tillroll.Ledger:
+        """Open the ledger that the options name to look at it; a wrong place is an error."""
+        return tillroll.open(self.db, project=self.project, read_url=self.read_db, create=False)
 
 
 def say(text: str, *, console: Console = out, style: str = "", markup: bool = True) -> None:

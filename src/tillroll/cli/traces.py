@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
+from collections import Counter
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from tillroll.ledger import calendar
 from tillroll.ledger.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -33,9 +38,10 @@ class Row(Struct, frozen=True):
     """One request of a trace.
 
     Attributes:
-        number: The line it stands on, counted from 1 without the header.
+        number: Its place among the requests of the file, counted from 1.
         at: When it was made, an aware datetime.
         meters: What it really measured.
+        repeats: How often the file has it once more.
     """
 
     number: int
@@ -44,6 +50,7 @@ class Row(Struct, frozen=True):
     at: datetime
     model: str | None
     meters: dict[str, int | Decimal]
+    repeats: int = 0
 
 
 class Columns(Struct, frozen=True):
@@ -59,13 +66,16 @@ class Columns(Struct, frozen=True):
 def read(path: Path, columns: Columns, *, accounts: int, limit: int | None) -> list[Row]:
     """Return the requests of a file, in its order.
 
-    Rows without an account are dealt out to `accounts` made-up ones; rows without an id get one
-    from the file's name and their line, so that the same file gives the same ids every time.
+    Rows without an account are dealt out to `accounts` made-up ones, by their id where they have
+    one, so that one id is always one account's; rows without an id get one
+    from the file's name and their line, so that the same file gives the same ids every time. A row
+    that says what an earlier one of its id does is that request again.
 
     Raises:
         InvalidInput: A line that cannot be read, with its number.
     """
-    rows = []
+    rows: list[Row] = []
+    known: dict[tuple[str, str], int] = {}
     chosen: Columns | None = None
     for number, raw in enumerate(_raw(path), 1):
         if limit is not None and number > limit:
@@ -73,7 +83,18 @@ def read(path: Path, columns: Columns, *, accounts: int, limit: int | None) -> l
         if number > _ROWS_MAX:
             raise InvalidInput(f"{path.name} has more than {_ROWS_MAX:,} rows")
         chosen = chosen or _complete(columns, raw, path)
-        rows.append(_row(path, chosen, number, raw, accounts))
+        row = replace(_row(path, chosen, number, raw, accounts), number=len(rows) + 1)
+        place = known.setdefault((row.account, row.request_id), len(rows))
+        if place == len(rows):
+            rows.append(row)
+            continue
+        first = rows[place]
+        if (row.model, row.meters) != (first.model, first.meters):
+            raise InvalidInput(
+                f"{path.name} row {number}: {row.request_id!r} stands there with other figures "
+                f"before"
+            )
+        rows[place] = replace(first, repeats=first.repeats + 1)
     if not rows:
         raise InvalidInput(f"{path.name} has no rows")
     return rows
@@ -84,8 +105,23 @@ def _raw(path: Path) -> Iterator[dict[str, object]]:
         read = _json_rows if path.suffix in (".jsonl", ".ndjson", ".json") else _csv_rows
         try:
             yield from read(path, file)
-        except UnicodeDecodeError as problem:
-            raise InvalidInput(f"{path.name} is not UTF-8 text: {problem.reason}") from None
+        except UnicodeDecodeError:
+            raise InvalidInput(f"{path.name} line {_undecoded(path)}: not UTF-8") from None
+
+
+def _undecoded(path: Path) -> int:
+    """Return the number of the first line that is not UTF-8."""
+    with path.open("rb") as file:
+        wrong = (number for number, line in enumerate(file, 1) if not _is_text(line))
+        return next(wrong, 0)
+
+
+def _is_text(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _json_rows(path: Path, file: Iterable[str]) -> Iterator[dict[str, object]]:
@@ -103,8 +139,11 @@ def _json_rows(path: Path, file: Iterable[str]) -> Iterator[dict[str, object]]:
 
 def _csv_rows(path: Path, file: Iterable[str]) -> Iterator[dict[str, object]]:
     """Yield the rows; one that is cut short would be charged too little, so it is an error."""
-    rows = csv.DictReader(file)
+    rows = csv.DictReader(itertools.dropwhile(str.isspace, file))
     try:
+        twice = [name for name, count in Counter(rows.fieldnames or ()).items() if count > 1]
+        if twice:
+            raise InvalidInput(f"{path.name} has two columns {twice[0]!r}")
         for number, raw in enumerate(rows, 1):
             more = any(raw.pop(None, ()))  # a comma too many at the end is none
             if more or None in raw.values():
@@ -151,13 +190,15 @@ def _row(
             exact = Decimal(value)
         except InvalidOperation:
             exact = Decimal("NaN")
-        if not exact.is_finite() or exact.adjusted() >= _DIGITS_MAX:
+        if not exact.is_finite() or exact < 0 or exact.adjusted() >= _DIGITS_MAX:
             raise InvalidInput(f"{path.name} row {number}: {name} is {value[:40]!r}")
         meters[meter] = int(exact) if exact == exact.to_integral_value() else exact
+    named = text(columns.id)
+    dealt = (number if named is None else crc32(named.encode())) % accounts + 1
     return Row(
         number=number,
-        request_id=text(columns.id) or f"{path.stem}-{number:07d}",
-        account=text(columns.account) or f"team-{number % accounts + 1:02d}",
+        request_id=named or f"{path.stem}-{number:07d}",
+        account=text(columns.account) or f"team-{dealt:02d}",
         at=_time(path, number, text(columns.time)),
         model=text(columns.model),
         meters=meters,
@@ -173,4 +214,6 @@ def _time(path: Path, number: int, value: str | None) -> datetime:
         when = datetime.fromisoformat(cut)
     except ValueError:
         raise InvalidInput(f"{path.name} row {number}: not a time: {value!r}") from None
-    return when if when.tzinfo else when.replace(tzinfo=UTC)
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    calendar.instant(when, f"{path.name} row {number}: the time")
+    return when

@@ -15,7 +15,7 @@ from rich.table import Table
 from tillroll.cli.terminal import counted, out, say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from tillroll.ledger.access import Access
     from tillroll.ledger.receipts import Receipt
@@ -120,6 +120,8 @@ def show_balance(balance: Balance) -> None:
     if balance.overdraft_limit:
         rows.append(("overdraft limit", balance.overdraft_limit))
     out.print("  " + "   ".join(f"{name} {value:,f}" for name, value in rows), style="dim")
+    if not balance.seq:
+        say(f"  no entry of this account up to {when(balance.as_of)}", style="dim")
     if balance.grants:
         grants = table(
             "grant",
@@ -161,7 +163,7 @@ def show_balance(balance: Balance) -> None:
                 escape(budget["node"]),
                 grouped(budget["spent"]),
                 grouped(budget["cap"]),
-                "never" if budget["period"] == "total" else when(budget["resets_at"]),
+                when(budget["resets_at"]) or "never",
             )
         out.print(budgets)
 
@@ -276,6 +278,7 @@ def show_story(story: dict[str, Any]) -> None:
                 escape(row.get("source") or ""),
             )
         out.print(grants)
+    who = [line["actor"] or "" for line in story["timeline"]]
     lines = table(
         "seq",
         "time (UTC)",
@@ -283,9 +286,10 @@ def show_story(story: dict[str, Any]) -> None:
         "units",
         "available after",
         "held after",
+        *(["by"] if any(who) else []),
         right=("seq", "units", "available after", "held after"),
     )
-    for line in story["timeline"]:
+    for line, actor in zip(story["timeline"], who, strict=True):
         lines.add_row(
             str(line["seq"]),
             when(line["recorded_at"]),
@@ -293,6 +297,7 @@ def show_story(story: dict[str, Any]) -> None:
             grouped(line["units"]),
             grouped(line["available"]),
             grouped(line["held"]),
+            *([escape(actor)] if any(who) else []),
         )
     out.print(lines)
     out.print(
@@ -346,17 +351,17 @@ EXPORT_COLUMNS = (
 )
 
 
-def export_rows(receipts: Iterable[Receipt]) -> Iterator[dict[str, Any]]:
-    """Yield entries as flat rows; what has parts becomes JSON text."""
-    for receipt in receipts:
-        row = receipt.to_dict()
-        row["price_version"] = receipt.price_version
-        row["due"] = "true" if receipt.due else ""
-        for name in ("tags", "meters", "postings"):
-            row[name] = json.dumps(row[name], ensure_ascii=False) if row[name] else ""
-        yield row
+def export_row(receipt: Receipt) -> dict[str, Any]:
+    """Return an entry as a flat row of texts: what has parts becomes JSON, what is not is empty."""
+    row = receipt.to_dict()
+    row["price_version"] = receipt.price_version
+    row["due"] = "true" if receipt.due else ""
+    for name in ("tags", "meters", "postings"):
+        row[name] = json.dumps(row[name], ensure_ascii=False) if row[name] else ""
+    return row
 
 
-def json_line(row: dict[str, Any]) -> str:
-    """Return a row as one line of JSON."""
+def export_line(receipt: Receipt) -> str:
+    """Return an entry as one line of JSON: as a receipt is shown everywhere, and whether due."""
+    row = receipt.to_dict() | {"due": receipt.due}
     return json.dumps(row, ensure_ascii=False) + "\n"

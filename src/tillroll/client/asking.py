@@ -43,7 +43,7 @@ from tillroll.ledger.pricing import new_version
 from tillroll.ledger.products import NOTHING
 from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.units import SCALE_DEFAULT
-from tillroll.ledger.verbs import BULK_MAX, Verbs, question
+from tillroll.ledger.verbs import BULK_MAX, Verbs, batch_of, item_of, misnamed, question
 from tillroll.queries import KINDS, PAGE_MAX, Page, Verification
 
 if TYPE_CHECKING:
@@ -467,8 +467,7 @@ class Asking(Services):
         """Ask the service to refold histories; `progress` is called at the end."""
         where = "" if account is None else f"/accounts/{_name(account)}"
         call = look_call("verify", f"/v1{where}/verify")
-        nothing = Verification(accounts=1)
-        found = yield from self._ask_known(call, answers.verification_of, nothing)
+        found = yield from self._ask(call, self.rules.ends(), answers.verification_of)
         if progress is not None:
             progress(found.entries)
         return found
@@ -627,13 +626,13 @@ def _batch(
     ids: list[str] = []
     bodies: list[Any] = []
     outcomes: list[Outcome | None] = []
-    for item in items:
+    for item in batch_of(items):
         try:
-            request_id, body = batch_item(verbs, item)
+            request_id, body = batch_item(verbs, item_of(item))
         except TillrollError as problem:
             outcomes.append(Outcome(None, problem))
         except TypeError as problem:
-            outcomes.append(Outcome(None, InvalidInput(str(problem).replace("Verbs.", ""))))
+            outcomes.append(Outcome(None, misnamed(problem)))
         else:
             ids.append(request_id)
             bodies.append(body)

@@ -18,7 +18,7 @@ from tillroll.ledger.commands import Request
 from tillroll.ledger.errors import HoldExpired, HoldFinalized, InvalidInput, TillrollError
 from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.types import Entry
-from tillroll.ledger.verbs import BULK_MAX, Verbs
+from tillroll.ledger.verbs import BULK_MAX, Verbs, batch_of, item_of, misnamed
 
 if TYPE_CHECKING:
     import asyncio
@@ -138,13 +138,13 @@ class _Batches:
     def _batch(self, items: Iterable[Mapping[str, object]]) -> list[Request | TillrollError]:
         """Build one request an item; an item that is malformed becomes its error."""
         built: list[Request | TillrollError] = []
-        for item in items:
+        for item in batch_of(items):
             try:
-                built.append(self._verbs.consume(**item))  # type: ignore[arg-type]  # checked there
+                built.append(self._verbs.consume(**item_of(item)))
             except TillrollError as problem:
                 built.append(problem)
             except TypeError as problem:
-                built.append(InvalidInput(str(problem).replace("Verbs.", "")))
+                built.append(misnamed(problem))
             if len(built) > BULK_MAX:
                 raise InvalidInput(f"a batch may have {BULK_MAX} items at the most")
         return built

@@ -9,13 +9,11 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Literal
 
-from tillroll import copying
 from tillroll.embedded.ledger import AsyncLedger, Ledger
 from tillroll.engine import WAITING_MAX, Engine, now
 from tillroll.ledger import calendar
 from tillroll.ledger.errors import InvalidInput, OutcomeUnknown, TillrollError
 from tillroll.stores.base import CommitUncertain
-from tillroll.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,6 +57,8 @@ def open_store(
     if read_url is not None:
         raise InvalidInput(f"read_url is for standbys of PostgreSQL; {kind} has none")
     if kind == "memory":
+        from tillroll.stores.memory import MemoryStore  # noqa: PLC0415 - only who uses it loads it
+
         return MemoryStore(scale=scale)
     from tillroll.stores.sqlite import SqliteStore  # noqa: PLC0415 - only who uses it loads it
 
@@ -108,6 +108,8 @@ def copy_ledger(
         InvalidInput: The two have different scales, or are the same.
         StoreUnavailable, OutcomeUnknown: Copy again; it goes on where it was.
     """
+    from tillroll import copying  # noqa: PLC0415 - only who copies loads it
+
     with (
         contextlib.closing(open_store(source, create=False)) as one,
         contextlib.closing(open_store(target, scale=one.scale)) as other,
@@ -208,6 +210,7 @@ def open_ledger(
     waiting_max: int = WAITING_MAX,
     library: Library = "apsw",
     read_url: str | None = None,
+    create: bool = True,
 ) -> Ledger:
     """Open a ledger, creating its store where there is none.
 
@@ -224,13 +227,16 @@ def open_ledger(
         read_url: PostgreSQL only: a standby, for whatever only looks (balances, statements, usage,
             explanations, verification, previews, quotes). It may be behind; a balance says by its
             `seq` how far it came. What writes never reads from there.
+        create: False opens only what is there: a file or database without a ledger is an error,
+            and the tables of a PostgreSQL are not brought up to date.
 
     Raises:
         StoreUnavailable: The store cannot be used; nothing was written.
         SchemaMismatch: It was written by a newer tillroll.
         InvalidInput: No such kind of store, or another scale than the store has.
     """
-    return Ledger(open_engine(url, project, scale, clock, waiting_max, library, read_url))
+    how = project, scale, clock, waiting_max, library, read_url
+    return Ledger(open_engine(url, *how, create=create))
 
 
 def open_async(
@@ -242,9 +248,11 @@ def open_async(
     waiting_max: int = WAITING_MAX,
     library: Library = "apsw",
     read_url: str | None = None,
+    create: bool = True,
 ) -> AsyncLedger:
     """Open a ledger for an event loop; see `open`."""
-    return AsyncLedger(open_engine(url, project, scale, clock, waiting_max, library, read_url))
+    how = project, scale, clock, waiting_max, library, read_url
+    return AsyncLedger(open_engine(url, *how, create=create))
 
 
 def open_engine(
@@ -255,11 +263,15 @@ def open_engine(
     waiting_max: int = WAITING_MAX,
     library: Library = "apsw",
     read_url: str | None = None,
+    *,
+    create: bool = True,
 ) -> Engine:
     """Open the engine of a store, for whoever serves several projects; see `open`."""
     ticks = now if clock is None else functools.partial(_ticks, clock)
     engine = Engine(
-        open_store(url, scale=scale, project=project, read_url=read_url, library=library),
+        open_store(
+            url, scale=scale, project=project, read_url=read_url, library=library, create=create
+        ),
         project=project,
         clock=ticks,
         waiting_max=waiting_max,

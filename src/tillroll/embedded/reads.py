@@ -203,7 +203,11 @@ class Reads:
         )
 
     def overview(self, account: str) -> dict[str, object]:
-        """Return an account as it is now: status, settings, every wallet, recurring grants."""
+        """Return an account as it is now: status, settings, every wallet, recurring grants.
+
+        Raises:
+            NotFound: The account has no history.
+        """
         account = _sound(account, "account")
         return queries.overview(self.store, self.project, account, at=self._now())
 
@@ -309,6 +313,9 @@ class Reads:
         Args:
             account: One account, or all.
             progress: Called with the number of entries checked so far.
+
+        Raises:
+            NotFound: The account that was named has no history.
         """
         account = _sound_or_none(account, "account")
         return queries.verify(self.store, self.project, account=account, progress=progress)

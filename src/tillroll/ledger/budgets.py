@@ -2,8 +2,9 @@
 
 A budget matches a request when every tag it names is there with that value; `*` stands for each
 value apart, so `{"member": "*"}` caps every member on their own. The operation and the model are
-matched like tags. What is spent is counted at the moment the units are reserved; what comes back
-is taken off the window in which it was counted.
+matched like tags; `{"operation": "image.*"}` caps all that is below `image` together. What is spent
+is counted at the moment the units are reserved; what comes back is taken off the window in which it
+was counted.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from tillroll.ledger import calendar
+from tillroll.ledger.burn import covers
+from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.types import DAY
 
 if TYPE_CHECKING:
     from tillroll.ledger.types import Account, Budget, BudgetTerms
 
 EACH = "*"
+# Nodes of one budget in its windows at hand: about 100 bytes each in the account's state.
+NODES_MAX = 10_000
 
 
 class Spend(Struct, frozen=True, gc=False):
@@ -55,16 +60,40 @@ def node(terms: BudgetTerms, spend: Spend) -> str | None:
     parts = []
     for name, wanted in terms.match.items():
         value = _value(name, spend)
-        if value is None or wanted not in (EACH, value):
+        if value is None:
+            return None
+        if name == "operation" and wanted != EACH and covers(wanted, value):
+            value = wanted
+        elif wanted not in (EACH, value):
             return None
         parts.append(f"{name}={len(value)}:{value}")
     return ",".join(parts)
 
 
 def tightest(account: Account, spend: Spend, at: int) -> Room | None:
-    """Return the matching budget with the least room, or None where none matches."""
+    """Return the matching budget with the least room, or None where none matches.
+
+    Raises:
+        InvalidInput: One would have to count at more nodes than it may.
+    """
     rooms = [room(account, budget, spend, at) for budget in account.budgets.values()]
+    for budget, found in zip(account.budgets.values(), rooms, strict=True):
+        if found is not None and len(budget.counted) >= NODES_MAX:
+            _check_nodes(account, budget, found.node, at)
     return min((found for found in rooms if found), key=lambda found: found.left, default=None)
+
+
+def _check_nodes(account: Account, budget: Budget, where: str, at: int) -> None:
+    """Refuse one node too many, such as a session each for a budget that never resets."""
+    live = sum(
+        not all(_is_past(account, budget, start, at) for start in windows)
+        for windows in budget.counted.values()
+    )
+    if where not in budget.counted and live >= NODES_MAX:
+        raise InvalidInput(
+            f"budget {budget.terms.name!r} counts {NODES_MAX:,} values apart, as many as it may: "
+            f"match fewer of them, or have it reset sooner"
+        )
 
 
 def room(account: Account, budget: Budget, spend: Spend, at: int) -> Room | None:
@@ -120,6 +149,22 @@ def count(account: Account, spend: Spend, at: int, units: int, seq: int) -> None
                 _forget(account, budget, at)
                 budget.swept = start
             budget.counted.setdefault(where, {})[start] = units
+
+
+def move(account: Account, at: int, zone: str) -> None:
+    """Have what was counted in a window at hand count on, now that the account left that zone.
+
+    Its days, weeks and months begin at other instants from here on. Without this a budget would be
+    empty after each move.
+    """
+    for budget in account.budgets.values():
+        terms = budget.terms
+        before, _ = calendar.window(terms.period, at, terms.window, zone)
+        after, _ = _window(account, terms, at)
+        for windows in budget.counted.values():
+            if before in windows:
+                units = windows.pop(before)
+                windows[after] = windows.get(after, 0) + units
 
 
 def _forget(account: Account, budget: Budget, at: int) -> None:

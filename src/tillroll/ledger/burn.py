@@ -40,10 +40,12 @@ def applies(terms: Terms, operation: str | None) -> bool:
         return True
     if operation is None:
         return False
-    return any(
-        operation == name or (name.endswith(".*") and operation.startswith(name[:-1]))
-        for name in terms.applies_to
-    )
+    return any(covers(name, operation) for name in terms.applies_to)
+
+
+def covers(name: str, operation: str) -> bool:
+    """Return whether a name stands for an operation: its own, or all below it where it ends so."""
+    return operation == name or (name.endswith(".*") and operation.startswith(name[:-1]))
 
 
 def is_over(terms: Terms, at: int) -> bool:

@@ -7,17 +7,17 @@ rules come from the standard library's `zoneinfo`, which reads the system's data
 from __future__ import annotations
 
 import re
-from calendar import monthrange
 from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, assert_never
-from zoneinfo import ZoneInfo
 
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.types import DAY, HOUR, MINUTE, SECOND
 
 if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
+
     from tillroll.ledger.types import Every, Period
 
 Instant = datetime | str
@@ -93,6 +93,16 @@ def show_span(micros: int) -> str:
     return f"{seconds}.{part:06d}s" if part else f"{seconds}s"
 
 
+def say_span(micros: int) -> str:
+    """Return a span as people say it, in the largest unit that it is a whole number of."""
+    sizes = ((DAY, "day"), (HOUR, "hour"), (MINUTE, "minute"), (SECOND, "second"))
+    for size, name in sizes:
+        count, rest = divmod(micros, size)
+        if not rest:
+            return f"{count} {name}" if count == 1 else f"{count} {name}s"
+    return show_span(micros)
+
+
 def show_instant(at: int) -> str:
     """Return an instant as ISO 8601 in UTC, such as 2026-01-31T12:00:00Z."""
     second, micros = divmod(at, SECOND)
@@ -125,6 +135,8 @@ def zone(name: str) -> ZoneInfo:
     Raises:
         InvalidInput: No such zone in the system's database, or one that is this machine's own.
     """
+    from zoneinfo import ZoneInfo  # noqa: PLC0415 - once a zone, and most never need one
+
     if not name.startswith(_NO_PLACES):
         with suppress(KeyError, ValueError, OSError):
             return ZoneInfo(name)
@@ -225,7 +237,14 @@ def period_of(
 def _add_months(day: date, months: int) -> date:
     years, month = divmod(day.month - 1 + months, 12)
     year = day.year + years
-    return date(year, month + 1, min(day.day, monthrange(year, month + 1)[1]))
+    return date(year, month + 1, min(day.day, _last_day(year, month + 1)))
+
+
+def _last_day(year: int, month: int) -> int:
+    december = 12
+    if month == december:
+        return 31
+    return (date(year, month + 1, 1) - timedelta(days=1)).day
 
 
 def _calendar_window(period: Period, at: int, zone_name: str) -> tuple[int, int]:

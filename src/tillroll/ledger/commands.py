@@ -185,6 +185,8 @@ class Configure(Command, frozen=True, kw_only=True, omit_defaults=True, gc=False
 
     time_zone: str | None = None
     late_settlement: bool | None = None
+    late_usage: int | None = None
+    early_usage: int | None = None
 
 
 class Buy(Command, frozen=True, kw_only=True, omit_defaults=True, gc=False):

@@ -37,6 +37,7 @@ from tillroll.ledger.types import (
     PricedBy,
     RecurringTerms,
     Refusal,
+    Settings,
     Terms,
 )
 
@@ -62,6 +63,7 @@ from tillroll.ledger.moves import (
     unwind,
 )
 from tillroll.ledger.refuse import (
+    exceeds_charge,
     exceeds_hold,
     finalized,
     hold_expired,
@@ -77,8 +79,6 @@ HOLD_LIFE = 15 * MINUTE
 HOLD_LIFE_MAX = 24 * HOUR
 DOUBT_LIFE = 24 * HOUR
 DOUBT_LIFE_MAX = 30 * DAY
-LATE_MAX = 35 * DAY
-EARLY_MAX = 5 * MINUTE
 
 
 def decide(case: Case) -> Entry | Refusal | Answer:
@@ -563,14 +563,7 @@ def _refund(case: Case, command: c.Refund) -> Entry | Refusal:
     left = sum(paid.values())
     units = left if command.units is None else command.units
     if units > left or left == 0:
-        return refuse(
-            case,
-            "refund_exceeds_charge",
-            "more than is left of the charge",
-            needed=units,
-            available=left,
-            tightest="charge",
-        )
+        return exceeds_charge(case, units, left)
     first = charges[0]
     root = story[0].request_id or command.charge
     postings: list[Posting] = []
@@ -690,12 +683,11 @@ def _govern(case: Case, command: c.Command) -> Entry:
             _check_alert(account, alert)
             return entry_of(case, "alert", alert.wallet, 0, (), alert=alert)
         case c.Configure():
-            settings = account.settings
             if command.time_zone is not None:
                 calendar.zone(command.time_zone)
-                settings = replace(settings, time_zone=command.time_zone)
-            if command.late_settlement is not None:
-                settings = replace(settings, late_settlement=command.late_settlement)
+            given = {name: getattr(command, name) for name in Settings.__struct_fields__}
+            wanted = {name: value for name, value in given.items() if value is not None}
+            settings = replace(account.settings, **wanted)
             return entry_of(case, "settings", WALLET_DEFAULT, 0, (), settings=settings)
         case _:  # pragma: no cover - a verb without a rule is a defect, which no caller can reach
             raise AssertionError(f"no rule for {type(command).__name__}")
@@ -733,13 +725,17 @@ def _set_recurring(case: Case, terms: RecurringTerms) -> Entry:
 
 
 def _effective(case: Case, effective_at: int | None) -> int:
-    """Return when the work was done, within what may still be booked."""
+    """Return when the work was done, within what the account may still be told of."""
     if effective_at is None:
         return case.at
-    if effective_at < case.at - LATE_MAX:
-        raise InvalidInput("effective_at is more than 35 days back; book an adjustment instead")
-    if effective_at > case.at + EARLY_MAX:
-        raise InvalidInput("effective_at is more than 5 minutes ahead")
+    settings = case.account.settings
+    if effective_at < case.at - settings.late_usage:
+        bound = calendar.say_span(settings.late_usage)
+        raise InvalidInput(f"effective_at is more than {bound} back; book an adjustment instead")
+    if effective_at > case.at + settings.early_usage:
+        raise InvalidInput(
+            f"effective_at is more than {calendar.say_span(settings.early_usage)} ahead"
+        )
     return effective_at
 
 

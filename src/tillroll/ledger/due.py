@@ -223,6 +223,9 @@ def _renew(account: Account, recurring: Recurring, at: int) -> Entry:
     carried = min(terms.rollover_max, most) if recurring.current else 0
     moved = min(left, carried)
     zone = account.settings.time_zone
+    # Later than the next where the account moved east since: no period ends before it begins.
+    hand = calendar.current(terms.anchor, terms.every, terms.count, when, zone)
+    nth = max(recurring.next, hand)
     opened = Terms(
         id=f"{RESERVED}{terms.name}/{account.seq + 1}",
         units=terms.units + carried,
@@ -230,9 +233,7 @@ def _renew(account: Account, recurring: Recurring, at: int) -> Entry:
         wallet=terms.wallet,
         priority=terms.priority,
         effective_at=when,
-        expires_at=calendar.occurrence(
-            terms.anchor, terms.every, terms.count, recurring.next + 1, zone
-        ),
+        expires_at=calendar.occurrence(terms.anchor, terms.every, terms.count, nth + 1, zone),
         applies_to=terms.applies_to,
         recurring=terms.name,
     )
@@ -251,6 +252,6 @@ def _renew(account: Account, recurring: Recurring, at: int) -> Entry:
         tuple(postings),
         ref=opened.id,
         opens=(opened,),
-        occurrence=recurring.next,
+        occurrence=nth,
         recurring=terms,
     )

@@ -51,7 +51,16 @@ def may_use(account: Account, feature: str, products: Products) -> bool:
 
 
 def period_end(account: Account, held: Entitlement, at: int) -> int:
-    """Return when the period at hand ends: the first renewal after `at`."""
+    """Return when the period at hand ends: the first renewal after `at`.
+
+    One that was granted in the account's zone of then ends as it was to.
+    """
+    shape = held.anchor, held.every, held.count
+    for one in account.recurring.values():
+        terms = one.terms
+        is_its_own = terms.entitlement == held.name and one.until > at
+        if is_its_own and (terms.anchor, terms.every, terms.count) == shape:
+            return one.until
     zone = account.settings.time_zone
     nth = calendar.current(held.anchor, held.every, held.count, at, zone)
     return calendar.occurrence(held.anchor, held.every, held.count, nth + 1, zone)

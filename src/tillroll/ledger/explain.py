@@ -11,11 +11,21 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
-from tillroll.ledger.calendar import show_instant
+from tillroll.ledger.calendar import say_span, show_instant
 from tillroll.ledger.entitlements import of_entry
 from tillroll.ledger.moves import available_before, is_void, paid_lines
 from tillroll.ledger.pricing import explain_price
-from tillroll.ledger.types import OVERDRAFT, Entry, Refusal, Terms
+from tillroll.ledger.types import (
+    OVERDRAFT,
+    TOPUP,
+    AlertTerms,
+    BudgetTerms,
+    Entry,
+    RecurringTerms,
+    Refusal,
+    Settings,
+    Terms,
+)
 from tillroll.ledger.units import show_units
 
 if TYPE_CHECKING:
@@ -222,10 +232,13 @@ _SAID = {
     "grant_expired": "{units} {wallet} expired",
     "void": "the {units} {wallet} that were left were taken out of issue",
     "grant_expiring": "it was told that {units} {wallet} expire on {deadline}",
-    "alert": "an alert of the account was set or removed, or where it is topped up",
     "void_part": "{units} {wallet} of what was left were taken out of issue",
     "adjust": "the balance was corrected by {units} {wallet}",
+    "freeze": "the account was frozen",
+    "unfreeze": "the account's freeze ended",
+    "close": "the account was closed",
 }
+_PERIODS = {"day": "a day", "week": "a week", "month": "a month", "total": "in all"}
 _SHORT = {
     "settle": "; {units} more were used than could be charged",
     "void": "; {units} more were asked for that were not there any more",
@@ -254,11 +267,71 @@ def _of_entitlement(entry: Entry) -> str:
     return ", ".join(parts)
 
 
+def _of_budget(terms: BudgetTerms, scale: int) -> str:
+    if terms.cap is None:
+        return f"the budget {terms.name!r} was removed"
+    period = _PERIODS.get(terms.period) or f"in any {say_span(terms.window)}"
+    said = f"the budget {terms.name!r} was set to {show_units(terms.cap, scale)} {terms.wallet}"
+    match = ", ".join(f"{name}={value}" for name, value in terms.match.items())
+    return f"{said} {period}" + (f" for {match}" if match else "")
+
+
+def _of_recurring(terms: RecurringTerms, scale: int) -> str:
+    if terms.stopped:
+        return f"the recurring grant {terms.name!r} was stopped"
+    every = terms.every if terms.count == 1 else f"{terms.count} {terms.every}s"
+    said = (
+        f"the recurring grant {terms.name!r} was set to {show_units(terms.units, scale)} "
+        f"{terms.wallet} every {every}, counted from {terms.anchor}"
+    )
+    if terms.rollover_max:
+        least, most = (show_units(n, scale) for n in (terms.rollover_min, terms.rollover_max))
+        said += f", with {least} to {most} carried over"
+    return said if terms.ends_at is None else f"{said}, until {show_instant(terms.ends_at)}"
+
+
+def _of_alert(terms: AlertTerms, scale: int) -> str:
+    if terms.on == TOPUP:
+        return "it was set where the account is topped up"
+    if terms.removed:
+        return f"the alert {terms.name!r} was removed"
+    level = show_units(terms.threshold, scale) if terms.on == "balance" else str(terms.threshold)
+    said = f"the alert {terms.name!r} was set on {terms.on.replace('_', ' ')}"
+    return said if terms.on == "depleted" else f"{said}, at {level}"
+
+
+def _of_settings(settings: Settings) -> str:
+    late = "may" if settings.late_settlement else "may not"
+    return (
+        f"the account's settings are: time zone {settings.time_zone}, a hold {late} be settled "
+        f"after its deadline, usage may be told {say_span(settings.late_usage)} late and "
+        f"{say_span(settings.early_usage)} ahead"
+    )
+
+
+def _governed(entry: Entry, scale: int) -> str | None:
+    """Say what an entry changed of what may happen from then on; None where it is none such."""
+    if entry.budget is not None:
+        return _of_budget(entry.budget, scale)
+    if entry.kind == "recurring" and entry.recurring is not None:
+        return _of_recurring(entry.recurring, scale)
+    if entry.alert is not None:
+        return _of_alert(entry.alert, scale)
+    if entry.settings is not None:
+        return _of_settings(entry.settings)
+    if entry.kind == "overdraft":
+        return f"up to {show_units(entry.limit or 0, scale)} {entry.wallet} may be owed"
+    return None
+
+
 def _words(entry: Entry, scale: int) -> str:
     if entry.entitlement is not None:
         return _of_entitlement(entry)
+    governed = _governed(entry, scale)
+    if governed is not None:
+        return governed
     kind = "void_part" if entry.kind == "void" and not is_void(entry) else entry.kind
-    said = _SAID.get(kind, f"the account was changed ({entry.kind})").format(
+    said = _SAID[kind].format(
         units=show_units(entry.units, scale),
         wallet=entry.wallet,
         deadline="" if entry.deadline is None else show_instant(entry.deadline),

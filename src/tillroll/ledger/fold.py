@@ -291,7 +291,7 @@ def _apply_recurring(account: Account, entry: Entry) -> None:
         terms.every,
         terms.count,
     ):
-        recurring.next = old.next  # the period at hand was granted before
+        recurring.next, recurring.until = old.next, old.until  # the one at hand was granted before
     else:
         recurring.next = calendar.current(terms.anchor, terms.every, terms.count, entry.at, zone)
     _schedule(account, recurring)
@@ -304,6 +304,7 @@ def _apply_renewed(account: Account, entry: Entry) -> None:
     _carry(account, recurring, entry)
     recurring.next = entry.occurrence + 1
     recurring.current = entry.opens[0].id
+    recurring.until = entry.opens[0].expires_at or 0
     recurring.lost, recurring.lost_at = {}, 0
     _schedule(account, recurring)
     # One of an entitlement may only be held back: it goes when that ends.
@@ -342,10 +343,12 @@ def _on(terms: RecurringTerms, old: Recurring | None) -> Recurring:
 
 
 def _schedule(account: Account, recurring: Recurring) -> None:
-    """Set when the next occurrence falls due; never after the end."""
+    """Set when the next occurrence falls due: as the period before ends; never after the end."""
     terms = recurring.terms
     zone = account.settings.time_zone
-    when = calendar.occurrence(terms.anchor, terms.every, terms.count, recurring.next, zone)
+    when = recurring.until or calendar.occurrence(
+        terms.anchor, terms.every, terms.count, recurring.next, zone
+    )
     ends_at = NEVER if terms.ends_at is None else terms.ends_at
     recurring.next_at = when if when < min(ends_at, calendar.INSTANT_MAX) else NEVER
     account.next_due_at = min(account.next_due_at, recurring.next_at)
@@ -390,10 +393,11 @@ def _apply_entitlement(account: Account, entry: Entry) -> None:
         recurring.next = calendar.current(*shape, entry.effective_at, zone)
         if (
             old is not None
-            and same_product
+            and (same_product or old.until == entry.effective_at)
             and (old.terms.anchor, old.terms.every, old.terms.count) == shape
+            and recurring.next <= old.next
         ):
-            recurring.next = max(recurring.next, old.next)
+            recurring.next, recurring.until = old.next, old.until
         _schedule(account, recurring)
         account.recurring[name] = recurring
 
@@ -414,8 +418,12 @@ def _grants_run_by(account: Account, entitlement: str) -> set[str]:
 
 
 def _apply_settings(account: Account, entry: Entry) -> None:
+    """Change how the account is treated; periods that run now keep their end in another zone."""
     assert entry.settings is not None
+    zone = account.settings.time_zone
     account.settings = entry.settings
+    if entry.settings.time_zone != zone:
+        budgets.move(account, entry.at, zone)
     for recurring in account.recurring.values():
         _schedule(account, recurring)
 

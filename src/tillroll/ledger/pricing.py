@@ -14,7 +14,6 @@ Read next: docs/concepts/prices.md for the ideas, docs/reference/price-book.md f
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import math
@@ -568,6 +567,8 @@ def _listed(names: Iterator[str] | Mapping[str, object] | Sequence[str]) -> tupl
 
 
 def _alike(name: str, known: tuple[str, ...]) -> str:
+    import difflib  # noqa: PLC0415 - only who misspelt something needs it
+
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 

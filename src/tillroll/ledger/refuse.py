@@ -113,15 +113,31 @@ def hold_expired(case: Case, ending: Entry) -> Refusal:
 
 def exceeds_hold(case: Case, units: int, held: int) -> Refusal:
     """Refuse to settle more than is held, or was held before the hold expired."""
+    asked, there = (show_units(n, case.rules.scale) for n in (units, held))
     return refuse(
         case,
         "settle_exceeds_hold",
-        "more than is held",
+        f"{asked} to be settled, {there} held",
         needed=units,
         available=held,
         held=held,
         tightest="hold",
         ways_out=({"kind": "policy", "text": "settle with above='available'"},),
+    )
+
+
+def exceeds_charge(case: Case, units: int, left: int) -> Refusal:
+    """Refuse to give back more than a charge has left, after what was given back before."""
+    asked, there = (show_units(n, case.rules.scale) for n in (units, left))
+    return refuse(
+        case,
+        "refund_exceeds_charge",
+        f"{asked} to be refunded, {there} left of the charge"
+        if left
+        else "nothing is left of the charge",
+        needed=units,
+        available=left,
+        tightest="charge",
     )
 
 

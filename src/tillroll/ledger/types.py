@@ -246,11 +246,18 @@ def entitlement_ref(name: str) -> str:
     return f"{RESERVED}{name}/entitlement"
 
 
+# How far from now a consume or hold may say that its work was done, unless an account is set so.
+LATE_USAGE = 35 * DAY
+EARLY_USAGE = 5 * MINUTE
+
+
 class Settings(Struct, frozen=True, omit_defaults=True, gc=False):
     """How the account wants to be treated; every change is an entry."""
 
     time_zone: str = "UTC"
     late_settlement: bool = False
+    late_usage: int = LATE_USAGE
+    early_usage: int = EARLY_USAGE
 
     def __post_init__(self) -> None:
         intern_texts(self, "time_zone")
@@ -399,14 +406,17 @@ class Budget(Struct, omit_defaults=True, gc=False):
 class Recurring(Struct, omit_defaults=True, gc=False):
     """A recurring grant: the occurrence that comes next, and the grant that runs now.
 
-    `lost` is what that grant lost when it expired at `lost_at`, by the grants that it came with: a
-    renewal that is late carries it over as if it were there.
+    `until` is when the period that was granted last ends, whatever zone the account moved to since:
+    the next begins then. 0 where none was granted, or the next does not follow it. `lost` is what
+    that grant lost when it expired at `lost_at`, by the grants that it came with: a renewal that is
+    late carries it over as if it were there.
     """
 
     terms: RecurringTerms
     next: int = 0
     next_at: int = NEVER
     current: str | None = None
+    until: int = 0
     lost: dict[str, int] = field(default_factory=dict)
     lost_at: int = 0
 

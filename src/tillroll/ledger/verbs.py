@@ -26,6 +26,7 @@ from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.pricing import WALLET_RULE, check_meters, is_wallet
 from tillroll.ledger.products import NAME_RULE, is_product_name
 from tillroll.ledger.types import (
+    DAY,
     NEVER,
     RESERVED,
     TOPUP,
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_ITEM = "such as {'account': 'acme', 'units': 5}"
+
 ID_MAX = 255
 METADATA_MAX = 4096
 TAGS_MAX = 32
@@ -70,6 +73,8 @@ FEATURE_NAME_MAX = 64
 FEATURES_MAX = 200  # of one entitlement
 GRANTS_MAX = 20  # of one entitlement
 APPLIES_MAX = 1_000  # operations that one grant may be kept for
+LATE_USAGE_MAX = 400 * DAY  # a year, and the time to close its books
+EARLY_USAGE_MAX = DAY
 
 # C0 and C1 controls, surrogates (no valid text has one alone), and the two line separators.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
@@ -643,7 +648,8 @@ class Verbs:
                 returned, marked `replayed`.
             wallet: The kind of credits; where the price book prices, it names the wallet.
             quote: A price-locked quote; the charge never exceeds its ceiling.
-            effective_at: When the work was done, for late usage: up to 35 days back.
+            effective_at: When the work was done, for late usage: up to 35 days back, unless the
+                account is configured otherwise.
             feature: What the account must be entitled to: checked under the same lock, so that
                 nothing can come between the check and the charge.
             tags: Names and values that budgets match and usage groups by, such as a member.
@@ -792,6 +798,10 @@ class Verbs:
         """
         if units is not None and meters is not None:
             raise InvalidInput("give units or meters, not both")
+        if units is not None and parse_signed(units, self.scale) == 0:
+            raise InvalidInput(
+                "units must be greater than zero, not 0: release the hold where nothing was used"
+            )
         command = c.Settle(
             hold_id=_target(hold_id, "hold_id"),
             units=None if units is None else parse_units(units, self.scale),
@@ -994,7 +1004,8 @@ class Verbs:
             period: "day", "week", "month" (in the account's time zone), "total" or "rolling".
             window: The length of a rolling window, such as "5h".
             match: The tags it counts, such as {"member": "ann"}; "*" caps each value apart.
-                "operation" and "model" are matched like tags. Empty: everything.
+                "operation" and "model" are matched like tags, and "image.*" is all operations below
+                `image` together. Empty: everything.
             wallet: The kind of credits.
             request_id: Repeat it to retry; the first answer is returned.
             **how: See `How`.
@@ -1152,6 +1163,8 @@ class Verbs:
         *,
         time_zone: str | None = None,
         late_settlement: bool | None = None,
+        late_usage: Span | None = None,
+        early_usage: Span | None = None,
         request_id: str | None = None,
         **how: Unpack[How],
     ) -> c.Request:
@@ -1159,16 +1172,28 @@ class Verbs:
 
         Args:
             account: The balance owner.
-            time_zone: An IANA name; days and months of budgets and date-only expiries follow it.
+            time_zone: An IANA name; budgets' days and months, what comes back and date-only
+                expiries follow it. What runs keeps its end: see the page on time.
             late_settlement: Accept a settle after the hold's deadline, from what is free then.
+            late_usage: How far back `effective_at` of a consume or hold may be; 35 days unless set,
+                at most 400.
+            early_usage: How far ahead it may be; 5 minutes unless set, at most a day.
             request_id: Repeat it to retry; the first answer is returned.
             **how: See `How`.
 
         Raises:
-            InvalidInput: Neither is given: there is nothing to write.
+            InvalidInput: None is given: there is nothing to write.
         """
-        if time_zone is None and late_settlement is None:
-            raise InvalidInput("give time_zone or late_settlement: without either nothing changes")
+        late, early = _span(late_usage, "late_usage"), _span(early_usage, "early_usage")
+        if time_zone is None and late_settlement is None and late is None and early is None:
+            raise InvalidInput(
+                "give time_zone, late_settlement, late_usage or early_usage: without any nothing "
+                "changes"
+            )
+        if late is not None and late > LATE_USAGE_MAX:
+            raise InvalidInput("late_usage may be 400 days at the most")
+        if early is not None and early > EARLY_USAGE_MAX:
+            raise InvalidInput("early_usage may be a day at the most")
         if time_zone is not None:
             calendar.zone(_text(time_zone, "time_zone"))
         command = c.Configure(
@@ -1176,6 +1201,8 @@ class Verbs:
             late_settlement=None
             if late_settlement is None
             else _flag(late_settlement, "late_settlement"),
+            late_usage=late,
+            early_usage=early,
             **self._common(None, how),
         )
         return self._request(account, command, request_id, how)
@@ -1407,6 +1434,33 @@ def _items(values: object, name: str, most: int) -> list[Any]:
     if len(found) > most:
         raise InvalidInput(f"{name} may have {most:,} items at the most")
     return found
+
+
+def batch_of(items: object) -> Iterable[object]:
+    """Return the items of a batch; each is looked at by itself, with `item_of`.
+
+    Raises:
+        InvalidInput: It is no list of anything.
+    """
+    if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
+        raise InvalidInput(f"items must be a list of mappings, {_ITEM}")
+    return items
+
+
+def item_of(item: object) -> Mapping[str, Any]:
+    """Return an item of a batch: the arguments of `consume`, which checks them.
+
+    Raises:
+        InvalidInput: It is no mapping.
+    """
+    if type(item) is not dict and not isinstance(item, Mapping):
+        raise InvalidInput(f"an item must be a mapping, {_ITEM}, not {type(item).__name__}")
+    return item
+
+
+def misnamed(problem: TypeError) -> InvalidInput:
+    """Return what is wrong with the names of an item's arguments, in the words of a caller."""
+    return InvalidInput(str(problem).rpartition("Verbs.")[2])
 
 
 def _patterns(operations: object) -> tuple[str, ...]:

@@ -383,6 +383,11 @@ class PostgresStore:
         """Apply what is pending, one database transaction a step; several processes may race."""
         known = migrations("postgres")
         steps = list(pending(known, applied_steps(connection)))
+        if len(steps) == len(known) and not apply:
+            raise SchemaMismatch(
+                f"{self.url} has no ledger: `tillroll init` or `tillroll migrate` makes one; "
+                f"nothing was written"
+            )
         if steps and not apply:
             raise SchemaMismatch(
                 f"{self.url} lacks {', '.join(step.name for step in steps)}: run "

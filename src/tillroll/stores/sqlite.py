@@ -381,7 +381,7 @@ class SqliteStore:
         Args:
             path: The database file. Its folder must exist.
             scale: Decimals of the units; fixed when the file is made. None: what the file has.
-            create: Make the file where there is none.
+            create: Make the file and the ledger in it where there is none.
             vfs: The name of a VFS registered with apsw, for tests that make writes fail.
             library: "apsw", which carries a current SQLite, or "sqlite3", Python's own, which a
                 process that opens the file by other means as well has to use.
@@ -446,12 +446,23 @@ class SqliteStore:
                 f"this process was forked while its parent was reading {self.path}, whose locks "
                 f"it cannot share: fork when nobody reads, or spawn; nothing was written"
             )
+        if Path(self.path).is_dir():
+            raise StoreUnavailable(
+                f"{self.path} cannot be opened: it is a folder, name a file; nothing was written"
+            )
+        if not self._create and not Path(self.path).exists():
+            raise StoreUnavailable(
+                f"{self.path} cannot be opened: there is no such file. `tillroll init` makes a "
+                f"ledger; nothing was written"
+            )
         if self.module == "sqlite3":
             connection: Connection = _library().connect(
                 self.path, create=self._create, busy_milliseconds=self._busy_milliseconds
             )
         else:
             connection = self._connect_apsw()
+        if not self._create:
+            self._check_there(connection)
         try:
             # To the end: a cursor stops at each row, and so would never come to the later ones.
             connection.execute(_PRAGMAS).fetchall()
@@ -459,6 +470,19 @@ class SqliteStore:
             # A file that may only be read can still be looked at.
             connection.execute("PRAGMA query_only = ON")
         return connection
+
+    def _check_there(self, connection: Connection) -> None:
+        """Refuse a file without a ledger before anything is written to it, be it a setting."""
+        there: dict[int, str] = {}
+        try:
+            there = _applied(connection)
+        finally:
+            if not there:
+                _dispose(connection)
+        if not there:
+            raise StoreUnavailable(
+                f"{self.path} has no ledger: `tillroll init` makes one; nothing was written"
+            )
 
     def _connect_apsw(self) -> apsw.Connection:
         flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if self._create else 0)

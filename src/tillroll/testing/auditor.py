@@ -41,8 +41,6 @@ HOLD_LIFE = timedelta(minutes=15)
 HOLD_LIFE_MAX = timedelta(hours=24)
 DOUBT_LIFE = timedelta(hours=24)
 DOUBT_LIFE_MAX = timedelta(days=30)
-LATE_MAX = timedelta(days=35)
-EARLY_MAX = timedelta(minutes=5)
 REFUSAL_LIFE = timedelta(days=90)
 # What a call may carry that is no part of what it asks for.
 _BESIDE = ("request_id", "retry_refused", "actor")
@@ -257,7 +255,7 @@ class Auditor:
     ) -> tuple[Charge, datetime]:
         """Return the charge that a consume or hold asks for, priced, and when it happened."""
         effective_at = args.get("effective_at") or at
-        if not at - LATE_MAX <= effective_at <= at + EARLY_MAX:
+        if not at - account.late_usage <= effective_at <= at + account.early_usage:
             raise _No("invalid_input")
         self._check_feature(account, args.get("feature"))
         units = args.get("units")
@@ -633,7 +631,7 @@ class Auditor:
             series.current = old.current
             shape = ("anchor", "every", "count")
             if all(old.terms[key] == terms[key] for key in shape):
-                series.next = old.next
+                series.next, series.until = old.next, old.until
         account.series[args["name"]] = series
         return account.write("recurring", at, terms["wallet"], request_id=args["request_id"])
 
@@ -866,6 +864,8 @@ class Auditor:
         account.zone = args.get("time_zone") or account.zone
         if args.get("late_settlement") is not None:
             account.late_settlement = args["late_settlement"]
+        account.late_usage = args.get("late_usage") or account.late_usage
+        account.early_usage = args.get("early_usage") or account.early_usage
         return account.write("settings", at, "credits", request_id=args["request_id"])
 
 
@@ -873,7 +873,7 @@ class Auditor:
 
 
 _UNITS = ("units", "floor", "limit", "cap", "rollover_min", "rollover_max")
-_SPANS = ("expires_in", "extend_by", "deadline_in", "window", "lasts")
+_SPANS = ("expires_in", "extend_by", "deadline_in", "window", "lasts", "late_usage", "early_usage")
 _TIMES = (
     "effective_at",
     "ends_at",

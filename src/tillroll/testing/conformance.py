@@ -1432,6 +1432,22 @@ def the_past_can_be_asked(b: Bench) -> None:
 
 
 @check
+def how_late_usage_may_be_told_is_a_setting(b: Bench) -> None:
+    """An account may be told of usage longer ago, or further ahead, than others."""
+    b.grant(10)
+    late, early = b.now - timedelta(days=90), b.now + timedelta(hours=1)
+    b.ledger.configure(b.account, late_usage="90d")
+    assert b.ledger.consume(b.account, units=1, effective_at=late).effective_at == late
+    b.invalid("consume", units=1, effective_at=late - timedelta(seconds=1))
+    b.invalid("consume", units=1, effective_at=early)
+    b.ledger.configure(b.account, early_usage="1h")
+    assert b.ledger.consume(b.account, units=1, effective_at=early).effective_at == early
+    b.ledger.hold(b.account, units=1, effective_at=late)
+    b.invalid("configure", late_usage="401d")
+    b.invalid("configure", early_usage="25h")
+
+
+@check
 def metadata_can_be_erased(b: Bench) -> None:
     """Metadata can be erased; the history still verifies."""
     b.grant(10, "g", metadata={"email": "ann@example.org"})

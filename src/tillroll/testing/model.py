@@ -124,11 +124,15 @@ class Cap:
 
 @dataclass
 class Series:
-    """A recurring grant: its terms, the number of the next occurrence, the grant that runs."""
+    """A recurring grant: its terms, the number of the next occurrence, the grant that runs.
+
+    `until` is when that grant ends, where the next follows it, whatever the zone is by then.
+    """
 
     terms: dict[str, object]
     next: int
     current: str | None = None
+    until: datetime | None = None
     owner: str | None = None
     waits: bool = False
 
@@ -196,6 +200,8 @@ class Account:
     status: str = "open"
     zone: str = "UTC"
     late_settlement: bool = False
+    late_usage: timedelta = timedelta(days=35)
+    early_usage: timedelta = timedelta(minutes=5)
 
     # ------------------------------------------------------------ sums
 
@@ -408,7 +414,7 @@ class Account:
             if turns_at is not None:
                 due.append((turns_at, 1, name))
         for name, series in self.series.items():
-            when = occurrence(series, series.next, self.zone)
+            when = series.until or occurrence(series, series.next, self.zone)
             if not series.waits and when < min(
                 FOREVER, _moment(series.terms["ends_at"]) or FOREVER
             ):
@@ -474,12 +480,21 @@ class Account:
             if old is not None:
                 series.current = old.current
                 shape = ("anchor", "every", "count")
-                if not anew and all(old.terms[key] == series.terms[key] for key in shape):
+                goes_on = not anew or old.until == when
+                if goes_on and all(old.terms[key] == series.terms[key] for key in shape):
+                    series.until = old.until if series.next <= old.next else None
                     series.next = max(series.next, old.next)
             self.series[name] = series
 
     def period_end(self, right: Right, at: datetime) -> datetime:
         """Return when the period of an entitlement at hand ends."""
+        shape = ("anchor", "every", "count")
+        for series in self.series.values():
+            until = series.until
+            if series.owner != right.name or until is None or until <= at:
+                continue
+            if all(series.terms[key] == right.brings[key] for key in shape):
+                return until
         period = Series({key: right.brings[key] for key in ("anchor", "every", "count")}, 0)
         return occurrence(period, period_at(period, at, self.zone) + 1, self.zone)
 
@@ -512,6 +527,7 @@ class Account:
         carried = Fraction(0)
         if current is not None:
             carried = min(most, max(left, self._lost(current, wallet, when), least))
+        nth = max(series.next, period_at(series, when, self.zone))
         lot = Lot(
             id=f"~{name}/{len(self.written) + 1}",
             wallet=wallet,
@@ -519,7 +535,7 @@ class Account:
             category=str(terms["category"]),
             priority=int(str(terms["priority"])),
             effective_at=when,
-            expires_at=occurrence(series, series.next + 1, self.zone),
+            expires_at=occurrence(series, nth + 1, self.zone),
             applies_to=tuple(terms["applies_to"]),  # type: ignore[arg-type]  # a list of names
         )
         moves = self.issue(lot)
@@ -530,8 +546,8 @@ class Account:
             moves.append(Move(wallet, current.id, "available", "expired", left - moved))
         self.lots[lot.id] = lot
         self.write("grant_renewed", at, wallet, lot.units, moves, ref=lot.id, effective_at=when)
-        series.next += 1
-        series.current = lot.id
+        series.next = nth + 1
+        series.current, series.until = lot.id, lot.expires_at
         over = lot.expires_at and lot.expires_at >= (_moment(terms["ends_at"]) or FOREVER)
         if over and series.owner is None:
             del self.series[name]
@@ -607,7 +623,11 @@ def _node(cap: Cap, charge: Charge) -> tuple[str, ...] | None:
     node = []
     for name, wanted in cap.match.items():
         value = names.get(name)
-        if value is None or wanted not in ("*", value):
+        if value is None:
+            return None
+        if name == "operation" and wanted.endswith(".*") and value.startswith(wanted[:-1]):
+            value = wanted
+        elif wanted not in ("*", value):
             return None
         node.append(value)
     return tuple(node)

@@ -152,6 +152,8 @@ class Account(Struct):
     status: Literal["open", "frozen", "closed"]
     time_zone: str
     late_settlement: bool
+    late_usage: str
+    early_usage: str
     seq: int
     as_of: Instant
     wallets: list[Balance]
@@ -473,8 +475,9 @@ class Payment(Struct):
     """What is known of a payment, and how far the ledger was brought to it.
 
     `units` is what was bought, `taken` what was taken back of it, `shortfall` what is demanded back
-    and was used before. `refused` says why the ledger could not follow. What `failed` is money that
-    was under way and did not come.
+    and was used before; of a time pass, which brings no units, both are spans such as "86400s".
+    `amount` is in the currency's smallest unit, such as cents. `refused` says why the ledger could
+    not follow. What `failed` is money that was under way and did not come.
     """
 
     provider: str
@@ -507,6 +510,7 @@ class PaidPeriod(Struct):
     units: str
     paid: int
     returned: int
+    currency: str | None
     taken: str
     shortfall: str
 

@@ -255,6 +255,8 @@ class Settings(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
 
     time_zone: Id | UnsetType | None = UNSET
     late_settlement: bool | UnsetType | None = UNSET
+    late_usage: Span | UnsetType | None = UNSET
+    early_usage: Span | UnsetType | None = UNSET
 
 
 class Buy(Write, kw_only=True, forbid_unknown_fields=True, gc=False):
