@@ -57,29 +57,38 @@ class Payments:
 
         Raises:
             NotFound: There is no such account.
-            InvalidInput: The limit is out of bounds.
+            InvalidInput: The limit is out of bounds, or the place is none.
         """
         path = f"/v1/accounts/{named(account, 'account')}/payments"
         call = look_call("payments", path, after=after or None, limit=limit)
         return (yield from ask(self.rules, call, dict))
 
     def unplaced_payments(
-        self, *, after: str = "", after_event: str = "", limit: int = 1_000
+        self,
+        *,
+        after: str = "",
+        after_subscription: str = "",
+        after_event: str = "",
+        limit: int = 1_000,
     ) -> Steps[Shown]:
-        """Return `payments` that nobody is known to own, and `events` that cannot be followed.
+        """Return money that is nobody's or could not be followed, and events that cannot be.
+
+        `payments` and `subscriptions` are also those of accounts, such as closed ones.
 
         Args:
             after: The `next` of the page before.
+            after_subscription: The `next_subscription` of the page before.
             after_event: The `next_event` of the page before.
             limit: At most so many of each.
 
         Raises:
-            InvalidInput: The limit is out of bounds.
+            InvalidInput: The limit is out of bounds, or a place is none.
         """
         call = look_call(
             "unplaced_payments",
             "/v1/payments",
             after=after or None,
+            after_subscription=after_subscription or None,
             after_event=after_event or None,
             limit=limit,
         )
