@@ -1183,7 +1183,7 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Make a key like this one, which ends itself after an overlap
+         * Make a key like this one, which ends itself after an overlap; it lives as long from now
          * @description Needs a key with the scope admin.
          */
         post: operations["rotate_key"];
