@@ -117,6 +117,7 @@ class Joining:
     def __init__(self, below: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         """Send through the transport below; everything but sending is its own."""
         self._below = below
+        self.is_closing = below.is_closing  # asked with every answer
         self._loop = loop
         self._parts: list[bytes] = []
         self._size = 0
