@@ -73,6 +73,10 @@ def test_checkout_and_webhook(paying: tuple[Api, World]):
     assert list(first.json()) == ["checkout_url"]
     other = api.call("POST", CHECKOUT, {"account": "acme", "product": "pack100"}, once="order-2")
     assert other.json() == first.json()
+    for path, body in ((CHECKOUT, asked), ("/v1/accounts/acme/checkouts", {"product": "pack100"})):
+        again = api.call("POST", path, body, once="order-1")
+        assert (again.json(), again.headers["idempotent-replayed"]) == (first.json(), "true")
+    assert not any("idempotent-replayed" in said.headers for said in (first, other))
     world.fake.pay(first.json()["checkout_url"].rsplit("/", 1)[1])
     assert send(api, world) == [200, 200]
     balance = api.call("GET", "/v1/accounts/acme/balance").json()

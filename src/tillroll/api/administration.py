@@ -147,5 +147,4 @@ async def _put(call: Call, key: keys.ApiKey, secret: str) -> Answer:
 
 
 def _made(key: keys.ApiKey, secret: str | None) -> Answer:
-    made = answered(shown(key, secret))
-    return made if secret else made._replace(headers=((b"idempotent-replayed", b"true"),))
+    return answered(shown(key, secret), replayed=secret is None)

@@ -61,16 +61,19 @@ async def checkout(call: Call) -> Answer:
         raise InvalidInput("give account or subject_ref, and product or product_code")
     call.check_open(names[0])
     desk, request_id = _desk(call), call.request_id()
-    url = await call.paying.asked.run(desk.checkout, names[0], products[0], request_id)
-    return answered({"checkout_url": url})
+    return await _opened(call, desk, names[0], products[0], request_id)
 
 
 async def open_checkout(call: Call) -> Answer:
     """Open the page where an account pays for a product; the same as long as it is open."""
     product = call.parse(bodies.OpenCheckout).product
     request_id, desk = call.request_id(), _desk(call)
-    url = await call.paying.asked.run(desk.checkout, call.account, product, request_id)
-    return answered({"checkout_url": url})
+    return await _opened(call, desk, call.account, product, request_id)
+
+
+async def _opened(call: Call, desk: Desk, account: str, product: str, request_id: str) -> Answer:
+    page = await call.paying.asked.run(desk.page, account, product, request_id)
+    return answered({"checkout_url": page.url}, replayed=page.replayed)
 
 
 async def webhook(call: Call) -> Answer:

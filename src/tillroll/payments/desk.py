@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -89,6 +89,13 @@ class Opened(Struct, frozen=True, omit_defaults=True):
     session: str | None = None
     expires_at: int = 0
     over: bool = False
+
+
+class Page(NamedTuple):
+    """Where an account pays, and whether this request was answered so before."""
+
+    url: str
+    replayed: bool = False
 
 
 class Asked(Struct, frozen=True):
@@ -359,6 +366,10 @@ class Desk:
     # ------------------------------------------------------------ what is asked
 
     def checkout(self, account: str, product: str, request_id: str) -> str:
+        """Return where an account pays for a product; see `page`."""
+        return self.page(account, product, request_id).url
+
+    def page(self, account: str, product: str, request_id: str) -> Page:
         """Return where an account pays for a product: one page as long as it is open.
 
         Args:
@@ -377,7 +388,7 @@ class Desk:
             raise InvalidInput("account and request_id have 1 to 255 characters")
         answered = self._answered(account, product, request_id)
         if answered is not None:
-            return answered
+            return Page(answered, replayed=True)
         self._check_receiver(account)
         order = self._order(account, product)
         opened = self.engine.perform(lambda tx: self._opening(tx, account, product))
@@ -388,14 +399,16 @@ class Desk:
             # What it costs is part of the key: under one key Stripe takes one order only. A trial
             # may be used up meanwhile.
             wanted = order.version, order.amount, order.currency, order.trial
-            page = self.asked.checkout(
+            session = self.asked.checkout(
                 order, self.key("checkout", account, product, opened.attempt, *wanted)
             )
-            opened = replace(opened, url=page.url, session=page.id, expires_at=page.expires_at)
+            opened = replace(
+                opened, url=session.url, session=session.id, expires_at=session.expires_at
+            )
         url = opened.url
         assert url is not None
         self.engine.perform(lambda tx: self._opened(tx, account, product, opened, request_id, url))
-        return url
+        return Page(url)
 
     def _check_receiver(self, account: str) -> None:
         """Refuse to take money for an account that could not receive what it is for."""
@@ -670,4 +683,4 @@ def minor(price: Any) -> int:
     return int(amount)
 
 
-__all__ = ["Desk", "Pulled", "check_standing", "kept_of", "minor", "new_note", "put"]
+__all__ = ["Desk", "Page", "Pulled", "check_standing", "kept_of", "minor", "new_note", "put"]
