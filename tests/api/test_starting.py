@@ -47,6 +47,7 @@ def taken() -> Iterator[int]:
         ({"payments_secret": " , "}, "payments_secret"),
         ({"payments_project": "no name"}, "payments_project"),
         ({"database_url": "mysql://db/credits"}, "mysql"),
+        ({"database_url": "memory://"}, "database_url"),
         ({"read_database_url": "postgresql://db/credits"}, "read_url"),
         ({"tls_certificate": "none.pem", "tls_key": "none.pem"}, "tls_certificate"),
     ],

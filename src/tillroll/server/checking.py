@@ -27,6 +27,11 @@ def check(settings: Settings) -> None:
     Raises:
         InvalidInput: One of them is of no use; the message names it.
     """
+    if settings.database_url == "memory://":
+        raise InvalidInput(
+            "settings: database_url: what is in memory is gone when the first key is made: "
+            "name a file or PostgreSQL"
+        )
     try:
         check_urls(settings.database_url, settings.read_database_url)
     except InvalidInput as problem:
