@@ -336,19 +336,27 @@ def test_what_a_closed_account_had_is_over(world: World):
     assert (known(world).refused, known(world).applied) == (None, None)
 
 
-def test_what_was_refused_is_listed_whoever_owns_it(world: World):
-    plain = Plain(world)
-    world.ledger.grant("acme", 1)
-    world.ledger.close_account("acme")
-    plain.hear(plain.stands(), plain.paid())
-    with world.ledger.store.read() as reader:
-        [found] = subscribing.unfollowed(reader, "default")
-        assert subscribing.subscriptions_of(reader, "default", "acme") == [found]
-        assert subscribing.unfollowed(reader, "default", found.name) == []
-    world.wait(days=31)
-    plain.hear(plain.stands(status="ended"))
-    with world.ledger.store.read() as reader:
-        assert subscribing.unfollowed(reader, "default") == []
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "postgresql"])
+def test_what_was_refused_is_listed_whoever_owns_it(
+    world: World, kind: str, tmp_path: Path, request: pytest.FixtureRequest
+):
+    url = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/till.db"}.get(kind)
+    other = World(url or request.getfixturevalue("postgres_url"), world.api_base, world.fake)
+    with other.ledger:
+        plain = Plain(other)
+        other.ledger.grant("acme", 1)
+        other.ledger.close_account("acme")
+        plain.hear(plain.stands(), plain.paid())
+        with other.ledger.store.read() as reader:
+            [found] = subscribing.unfollowed(reader, "default")
+            assert subscribing.subscriptions_of(reader, "default", "acme") == [found]
+            assert subscribing.unfollowed(reader, "default", found.name) == []
+        other.wait(days=31)
+        plain.hear(plain.stands(status="ended"))
+        with other.ledger.store.read() as reader:
+            assert subscribing.unfollowed(reader, "default") == []
+        plain.hear(plain.stands(status="ended"))
+        assert other.ledger.verify().ok
 
 
 def test_a_closed_account_is_not_tried_for_ever(world: World):

@@ -52,8 +52,13 @@ def _desk(common: Common) -> Iterator[Desk]:
                 "no payment provider is set up: set TILLROLL_STRIPE_SECRET_KEY and "
                 "TILLROLL_STRIPE_SUCCESS_URL"
             )
-        yield desks[0]
-        desks[0].close()
+        [desk, *_] = desks
+        if common.project not in (Common.project, desk.ledger):
+            raise tillroll.InvalidInput(
+                f"payments are set up for project {desk.ledger!r}, not for {common.project!r}"
+            )
+        yield desk
+        desk.close()
     finally:
         engine.close()
 
