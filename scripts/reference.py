@@ -27,7 +27,8 @@ import tillroll
 from tillroll import catalog, embedded
 from tillroll.api import calls, routes
 from tillroll.client.journal import Pending
-from tillroll.client.services import Services
+from tillroll.client.payments import Payments
+from tillroll.client.webhooks import Webhooks
 from tillroll.ledger import errors, events, pricing, verbs
 from tillroll.server import settings
 from tillroll.stores import base
@@ -352,8 +353,8 @@ def over_http() -> Iterator[str]:
     yield from (answer(kind) for kind in (tillroll.FailOpen, tillroll.ProvisionalReceipt, Pending))
 
 
-OF_SERVICES = tuple(name for name in vars(Services) if not name.startswith("_"))
-OF_CLIENTS = ("whoami", "pending", "deliver", "dismiss", *OF_SERVICES)
+OF_SERVICE = tuple(name for name in (*vars(Payments), *vars(Webhooks)) if not name.startswith("_"))
+OF_CLIENTS = ("whoami", "pending", "deliver", "dismiss", *OF_SERVICE)
 
 
 def answer(kind: type) -> str:

@@ -120,6 +120,22 @@ def test_a_rotated_key_works_beside_the_new_one_for_a_while(small):
     assert api.call("GET", "/v1/whoami", key=new["secret"]).status_code == 200
 
 
+def test_a_key_in_anothers_place_lives_as_long_and_takes_no_dead_ones(small):
+    now = [datetime(2026, 1, 1, tzinfo=UTC)]
+    api = small(clock=lambda: now[0])
+    asked = {"name": "w", "scopes": ["read"], "expires_in": "90d"}
+    path = f"/v1/keys/{api.call('POST', '/v1/keys', asked, once='k').json()['id']}/rotate"
+    now[0] += timedelta(days=80)
+    new = api.call("POST", path, {"overlap": "1h"}, once="r").json()
+    assert new["expires_at"] == "2026-06-20T00:00:00Z"
+    now[0] += timedelta(hours=1)
+    said = api.call("POST", path, {"overlap": "1h"}, once="other")
+    assert (said.status_code, said.json()["code"]) == (422, "invalid_input")
+    again = api.call("POST", path, {"overlap": "1h"}, once="r").json()
+    assert (again["id"], again["secret"]) == (new["id"], None)
+    assert len(api.call("GET", "/v1/keys").json()["keys"]) == 3
+
+
 def test_a_revoked_key_opens_nothing_on_any_server_once_that_is_answered(serve, store_url):
     one = serve(store_url)
     other = serve(store_url)

@@ -75,6 +75,15 @@ def test_every_change_is_sent_as_it_happens(funded):
     listener.leave()
 
 
+def test_who_saw_more_than_there_is_misses_nothing_from_then_on(funded):
+    """Such as where a backup was restored."""
+    listener = Listener(funded, [(b"last-event-id", b"50")])
+    assert listener.next()[:2] == (1, "balance")
+    funded.call("POST", "/v1/accounts/acme/consume", {"units": 2}, once="c2")
+    assert [listener.next()[:2] for _ in range(2)] == [(2, "entry"), (2, "balance")]
+    listener.leave()
+
+
 def test_what_another_process_writes_is_seen_too(funded, store_url):
     listener = Listener(funded)
     listener.next()

@@ -20,7 +20,7 @@ from tests.client.worlds import (
     reply,
 )
 from tillroll.client.conversation import ASKED_AGAIN, PAUSE_SECONDS_MAX, Call, Lost, Reply, converse
-from tillroll.client.services import Services
+from tillroll.client.webhooks import Webhooks
 from tillroll.ledger import errors
 
 OK = reply(200, {"done": True})
@@ -187,9 +187,9 @@ def test_a_call_without_an_id_may_be_refused_for_what_it_did_itself():
 def test_all_that_is_dead_is_sent_again_in_as_many_calls_as_it_takes():
     parts = {"queued": 10_000, "more": True}, {"queued": 5, "more": False}
     world = World([reply(200, part) for part in parts])
-    services = Services()
-    services.rules = world.rules
-    assert world.run(services.send_again()) == 10_005
+    asking = Webhooks()
+    asking.rules = world.rules
+    assert world.run(asking.send_again()) == 10_005
     assert [call.path for call in world.sent] == ["/v1/deliveries/send-again"] * 2
 
 

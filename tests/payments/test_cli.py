@@ -92,3 +92,12 @@ def test_nothing_is_set_up(shell: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("TILLROLL_STRIPE_SECRET_KEY")
     said = shell("payments", "pull", code=2)
     assert "TILLROLL_STRIPE_SECRET_KEY" in json.dumps(said)
+
+
+def test_one_project_is_not_taken_for_another(
+    shell: Any, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    where = ["--db", f"sqlite:///{tmp_path}/till.db", "--project", "shop"]
+    assert run(["payments", "checkout", "acme", "pack100", *where]) == 2
+    assert "for project 'default:test', not for 'shop'" in capsys.readouterr().err
+    assert world.fake.asked == []

@@ -16,11 +16,12 @@ from tests.payments.conftest import PRODUCTS, SECRET
 from tests.payments.fake_stripe import FakeStripe, serving
 from tillroll.api import keys
 from tillroll.api.routes import routes
-from tillroll.client.services import Services
+from tillroll.client.payments import Payments
+from tillroll.client.webhooks import Webhooks
 from tillroll.ledger.pricing import new_version
 
 MODES = ("threads", "loops")
-SERVICES = [name for name in vars(Services) if not name.startswith("_")]
+SERVICES = [name for name in (*vars(Payments), *vars(Webhooks)) if not name.startswith("_")]
 PATIENCE = 60  # seconds, where something is waited for
 
 

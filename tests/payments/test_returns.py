@@ -1,7 +1,9 @@
 """Money of subscriptions that goes back: what it is of, whose units it takes, and how far."""
 
 import itertools
+import sqlite3
 from calendar import monthrange
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -286,6 +288,75 @@ def test_a_closed_account_is_left_alone(world: World):
     assert (found.refused, share.taken, share.short) == ("account_closed", 0, 50 * ONE)
     plain.hear(plain.back(Refunded("r", 10_00, "failed")))
     assert [one.short for one in known(world).shares.values()] == [0]
+
+
+def test_what_raises_is_not_tried_for_ever(world: World):
+    """As for a name that no account can have, once there is a plan of that price."""
+    plain = Plain(world, price="price_new")
+    plain.hear(plain.stands(account="a" * 256))
+    assert "price_new" in (known(world).refused or "")
+    sell(world, new=Plan(stripe_price="price_new"))
+    rounds = 0
+    for _ in range(40):
+        world.wait(days=1)
+        rounds += world.desk.again()
+    assert rounds == 30
+    assert "price_new" in (known(world).refused or ""), "nothing was written"
+
+
+def test_a_damaged_account_keeps_no_other_from_being_tried(world: World, tmp_path: Path):
+    path = tmp_path / "till.db"
+    other = World(f"sqlite:///{path}", world.api_base, world.fake)
+    with other.ledger:
+        for nth, account in enumerate(("acme", "beta")):
+            other.ledger.grant(account, 1)
+            plain = Plain(other, price="price_new")
+            other.desk.hear([replace(plain.stands(account=account), id=f"sub_{nth}")])
+    with closing(sqlite3.connect(path)) as file, file:
+        harm = "UPDATE tillroll_accounts SET state = json_set(state, '$.seq', 99)"
+        file.execute(f"{harm} WHERE account = 'acme'")
+    world.wait(hours=1)
+    other = World(f"sqlite:///{path}", world.api_base, world.fake)
+    with other.ledger:
+        sell(other, new=Plan(features={"studio": True}, stripe_price="price_new"))
+        assert other.desk.again() == 2
+        assert other.ledger.access("beta", feature="studio").allowed
+        assert other.desk.again() == 0, "it is tried again after an hour"
+
+
+def test_what_a_closed_account_had_is_over(world: World):
+    plain = Plain(world)
+    plain.hear(plain.stands(), plain.paid())
+    world.ledger.close_account("acme")
+    world.wait(days=1)
+    plain.hear(plain.stands(status="past_due"))
+    assert known(world).refused == "account_closed"
+    world.wait(days=1)
+    plain.hear(plain.stands(status="ended"))
+    assert (known(world).refused, known(world).applied) == (None, None)
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "postgresql"])
+def test_what_was_refused_is_listed_whoever_owns_it(
+    world: World, kind: str, tmp_path: Path, request: pytest.FixtureRequest
+):
+    url = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/till.db"}.get(kind)
+    other = World(url or request.getfixturevalue("postgres_url"), world.api_base, world.fake)
+    with other.ledger:
+        plain = Plain(other)
+        other.ledger.grant("acme", 1)
+        other.ledger.close_account("acme")
+        plain.hear(plain.stands(), plain.paid())
+        with other.ledger.store.read() as reader:
+            [found] = subscribing.unfollowed(reader, "default")
+            assert subscribing.subscriptions_of(reader, "default", "acme") == [found]
+            assert subscribing.unfollowed(reader, "default", found.name) == []
+        other.wait(days=31)
+        plain.hear(plain.stands(status="ended"))
+        with other.ledger.store.read() as reader:
+            assert subscribing.unfollowed(reader, "default") == []
+        plain.hear(plain.stands(status="ended"))
+        assert other.ledger.verify().ok
 
 
 def test_a_closed_account_is_not_tried_for_ever(world: World):

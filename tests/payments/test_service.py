@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,10 @@ def test_checkout_and_webhook(paying: tuple[Api, World]):
     assert list(first.json()) == ["checkout_url"]
     other = api.call("POST", CHECKOUT, {"account": "acme", "product": "pack100"}, once="order-2")
     assert other.json() == first.json()
+    for path, body in ((CHECKOUT, asked), ("/v1/accounts/acme/checkouts", {"product": "pack100"})):
+        again = api.call("POST", path, body, once="order-1")
+        assert (again.json(), again.headers["idempotent-replayed"]) == (first.json(), "true")
+    assert not any("idempotent-replayed" in said.headers for said in (first, other))
     world.fake.pay(first.json()["checkout_url"].rsplit("/", 1)[1])
     assert send(api, world) == [200, 200]
     balance = api.call("GET", "/v1/accounts/acme/balance").json()
@@ -111,6 +116,66 @@ def test_what_nobody_owns_is_listed_in_pages(paying: tuple[Api, World]):
     found = api.call("GET", f"/v1/payments?limit=2&after={found['next']}").json()
     assert ([one["id"] for one in found["payments"]], found["next"]) == (["pi_2"], None)
     assert api.call("GET", "/v1/payments?limit=0").status_code == 422
+
+
+def test_money_for_a_closed_account_is_listed_until_it_went_back(paying: tuple[Api, World]):
+    api, world = paying
+    asked = {"account": "acme", "product": "pack100"}
+    page = api.call("POST", CHECKOUT, asked, once="o").json()["checkout_url"]
+    assert api.call("POST", "/v1/accounts/acme/grants", {"units": 1}, once="g").status_code == 200
+    assert api.call("POST", "/v1/accounts/acme/close", {}, once="c").status_code == 200
+    payment = world.fake.pay(page.rsplit("/", 1)[1])["id"]
+    assert set(send(api, world)) == {200}
+    settling.settle(world.desk.engine, world.desk.ledger, "stripe", "pi_0", [Refunded("r", 1)])
+    listed = api.call("GET", "/v1/payments").json()
+    assert [(one["id"], one["account"]) for one in listed["payments"]] == [
+        ("pi_0", None),
+        (payment, "acme"),
+    ]
+    assert listed["payments"][1]["refused"] == "account_closed"
+    page = api.call("GET", "/v1/payments?limit=1&after=stripe:pi_0").json()
+    assert (page["payments"], page["next"]) == (listed["payments"][1:], f"stripe:{payment}")
+    assert api.call("GET", "/v1/accounts/acme/payments").json()["payments"] == page["payments"]
+    world.fake.refund(payment, 2_00)
+    assert set(send(api, world)) == {200}
+    [_, found] = api.call("GET", "/v1/payments").json()["payments"]
+    assert (found["id"], len(found["refunds"])) == (payment, 1)
+    last = world.fake.refund(payment, 3_00)
+    assert set(send(api, world)) == {200}
+    assert [one["id"] for one in api.call("GET", "/v1/payments").json()["payments"]] == ["pi_0"]
+    world.fake.fail_refund(last)
+    assert set(send(api, world)) == {200}
+    assert len(api.call("GET", "/v1/payments").json()["payments"]) == 2
+
+
+def test_a_subscription_that_cannot_be_followed_is_listed(paying: tuple[Api, World]):
+    api, world = paying
+    url = api.call("POST", CHECKOUT, {"account": "acme", "product": "pro"}, once="o").json()
+    subscription = world.fake.pay(url["checkout_url"].rsplit("/", 1)[1])
+    assert set(send(api, world)) == {200}
+    assert api.call("GET", "/v1/payments").json()["subscriptions"] == []
+    clock.now += timedelta(seconds=5)
+    world.fake.update(subscription, price="price_of_nothing")
+    assert set(send(api, world)) == {200}
+    found = api.call("GET", "/v1/payments?limit=1").json()
+    name = f"stripe:{subscription['id']}"
+    assert [(one["account"], one["plan"]) for one in found["subscriptions"]] == [("acme", "pro")]
+    assert found["next_subscription"] == name
+    rest = api.call("GET", f"/v1/payments?limit=1&after_subscription={name}").json()
+    assert (rest["subscriptions"], rest["next_subscription"]) == ([], None)
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["after=pi_1", "after=:pi_1", "after=stripe:", "after_subscription=x", "after_event=x:y"],
+)
+def test_a_place_that_no_page_said_is_refused(paying: tuple[Api, World], query: str):
+    api, _ = paying
+    said = api.call("GET", f"/v1/payments?{query}")
+    assert (said.status_code, said.json()["code"]) == (422, "invalid_input")
+    if query.startswith("after="):
+        api.call("POST", "/v1/accounts/acme/grants", {"units": 1}, once="g")
+        assert api.call("GET", f"/v1/accounts/acme/payments?{query}").status_code == 422
 
 
 def test_a_bad_webhook(paying: tuple[Api, World]):

@@ -255,6 +255,15 @@ def test_a_page_that_stripe_does_not_know_any_more_is_opened_anew(world: World):
     assert world.desk.checkout("acme", "pack100", "three") == second
 
 
+def test_a_page_that_may_not_be_looked_at_is_not_taken_for_gone(world: World):
+    first = world.desk.checkout("acme", "pack100", "one")
+    world.fake.fail = ["no right"]
+    with pytest.raises(ProviderRefused):
+        world.desk.checkout("acme", "pack100", "two")
+    assert world.desk.checkout("acme", "pack100", "two") == first
+    assert len(world.fake.of("checkout.session")) == 1
+
+
 def test_what_cannot_be_followed_is_kept_and_tried_again(world: World):
     world.buy()
     lost = json.loads(json.dumps(world.fake.events[-1]))

@@ -13,6 +13,7 @@ from tillroll.ledger.units import (
     parse_limit,
     parse_signed,
     parse_units,
+    show_all,
     show_units,
     to_decimal,
 )
@@ -83,6 +84,7 @@ def test_zero_has_no_size():
 @given(st.integers(-UNITS_MAX, UNITS_MAX), st.integers(0, 12))
 def test_out_and_in_again(units: int, scale: int):
     shown = show_units(units, scale)
+    assert show_all([units, 0, -units], scale) == [shown, "0", show_units(-units, scale)]
     assert parse_signed(shown, scale) == units
     assert parse_signed(to_decimal(units, scale), scale) == units
     assert Decimal(shown) == to_decimal(units, scale)

@@ -1183,7 +1183,7 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Make a key like this one, which ends itself after an overlap
+         * Make a key like this one, which ends itself after an overlap; it lives as long from now
          * @description Needs a key with the scope admin.
          */
         post: operations["rotate_key"];
@@ -1373,7 +1373,7 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Return what was told of payments whose purchase nobody has told of, or cannot be followed
+         * Return what was told of payments and subscriptions and cannot be followed, or is nobody's
          * @description Needs a key with the scope admin or read.
          */
         get: operations["unplaced_payments"];
@@ -3130,7 +3130,10 @@ export interface components {
              * @default 1000
              */
             limit: number;
-            /** @default  */
+            /**
+             * @description The `next` of the page before.
+             * @default
+             */
             after: string;
         };
         /**
@@ -3190,10 +3193,13 @@ export interface components {
         /**
          * PaidSubscription
          * @description What is known of a subscription; `refused` says why the ledger could not follow.
+         *
+         *         `invoices_paid` counts those for a change within a period, too.
          */
         PaidSubscription: {
             provider: string;
             id: string;
+            account: string | null;
             status: string | null;
             plan: string | null;
             paid_until: string | null;
@@ -3222,7 +3228,7 @@ export interface components {
         };
         /**
          * UnplacedQuery
-         * @description Which payments, and which events that cannot be followed, by provider and name.
+         * @description Which payments, subscriptions and events, each by provider and name.
          */
         UnplacedQuery: {
             /**
@@ -3230,20 +3236,34 @@ export interface components {
              * @default 1000
              */
             limit: number;
-            /** @default  */
+            /**
+             * @description The `next` of the page before.
+             * @default
+             */
             after: string;
-            /** @default  */
+            /**
+             * @description The `next` of the page before.
+             * @default
+             */
+            after_subscription: string;
+            /**
+             * @description The `next_event` of the page before.
+             * @default
+             */
             after_event: string;
         };
         /**
          * UnplacedPayments
-         * @description Payments that nobody is known to own, and what cannot be followed.
+         * @description Money that needs a look: what is nobody's, and what the ledger could not follow.
          *
-         *         `next` and `next_event` are where to go on with each, or null.
+         *         A payment that was refused, such as for a closed account, is here until all of it went back.
+         *         `next`, `next_subscription` and `next_event` are where to go on with each, or null.
          */
         UnplacedPayments: {
             payments: components["schemas"]["Payment"][];
             next: string | null;
+            subscriptions: components["schemas"]["PaidSubscription"][];
+            next_subscription: string | null;
             events: components["schemas"]["Unfollowed"][];
             next_event: string | null;
         };
@@ -6918,6 +6938,7 @@ export interface operations {
             query?: {
                 limit?: number;
                 after?: string;
+                after_subscription?: string;
                 after_event?: string;
             };
             header?: never;
@@ -6926,7 +6947,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Payments that nobody is known to own, and what cannot be followed. */
+            /** @description Money that needs a look: what is nobody's, and what the ledger could not follow. */
             200: {
                 headers: {
                     [name: string]: unknown;

@@ -14,7 +14,7 @@ from tillroll.api.calls import Answer, Call, answered
 from tillroll.api.reads import Query
 from tillroll.ledger import calendar
 from tillroll.ledger.calendar import show_instant
-from tillroll.ledger.errors import Forbidden, NotFound
+from tillroll.ledger.errors import Forbidden, InvalidInput, NotFound
 from tillroll.ledger.types import DAY
 from tillroll.wire import bodies
 
@@ -65,7 +65,7 @@ async def make_key(call: Call) -> Answer:
 
 
 async def rotate_key(call: Call) -> Answer:
-    """Make a key like this one, which ends itself after an overlap."""
+    """Make a key like this one, which ends itself after an overlap; it lives as long from now."""
     asked = call.parse(bodies.Rotate)
     overlap = OVERLAP
     if not isinstance(asked.overlap, msgspec.UnsetType):
@@ -75,6 +75,8 @@ async def rotate_key(call: Call) -> Answer:
 
     def act(tx: Writer) -> tuple[keys.ApiKey, str | None]:
         old = keys.end_key(tx, call.params[0], at, ledger=call.tenant.name, later=overlap)
+        if not old.is_good(at) and tx.document("key", new_id) is None:
+            raise InvalidInput(f"key {old.id} has ended, so nothing can take its place: make one")
         key, secret = keys.new_key(
             old.project,
             old.mode,
@@ -84,6 +86,7 @@ async def rotate_key(call: Call) -> Answer:
             accounts=old.accounts,
             at=at,
             created_by=call.key.id,
+            expires_at=None if old.life is None else at + old.life,
         )
         key = replace(key, asked=keys.asked_of(old.id, overlap))
         kept = keys.put_key(tx, key)
@@ -144,5 +147,4 @@ async def _put(call: Call, key: keys.ApiKey, secret: str) -> Answer:
 
 
 def _made(key: keys.ApiKey, secret: str | None) -> Answer:
-    made = answered(shown(key, secret))
-    return made if secret else made._replace(headers=((b"idempotent-replayed", b"true"),))
+    return answered(shown(key, secret), replayed=secret is None)

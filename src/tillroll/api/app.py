@@ -99,7 +99,7 @@ class Service:
         self._routes = Routes(routes())
         self._public = {"/openapi.json": _openapi, **(public or {})}
         self._keyring = Keyring(engine.store)
-        self._tenants: dict[str, Tenant] = {}
+        self._tenants: dict[tuple[str, str], Tenant] = {}
         self._under_way: dict[str, int] = {}
         self._paying = Paying(desks)
         self._signed = 0
@@ -164,10 +164,13 @@ class Service:
 
     async def _answer(self, call: Call, receive: Receive) -> Answer | Stream:
         route = call.route
-        call.params = [decoded(part) for part in call.params]
+        call.params = list(map(decoded, call.params))
         if route.signed:
             return await self._signed_answer(call, receive)
-        call.tenant = self._tenant((await self._enter(call)).ledger)
+        token = _token(call.headers.get(b"authorization", b""))
+        key = self._keyring.known(token) or await self._keyring.find(token)
+        self._enter(call, key)
+        call.tenant = self._tenant(call.key)
         if route.body is not None:
             call.body = await _body(call, receive)
         return await route.handler(call)
@@ -187,13 +190,14 @@ class Service:
         finally:
             self._signed -= 1
 
-    async def _enter(self, call: Call) -> ApiKey:
-        """Return the key of a call that may do what it asks for, and count the call in.
+    def _enter(self, call: Call, key: ApiKey | None) -> None:
+        """Count a call in whose key may do what it asks for.
 
         Raises:
-            MissingBearerToken, InvalidApiKey, Forbidden, TooManyRequests: It may not.
+            InvalidApiKey, Forbidden, TooManyRequests: It may not.
         """
-        key = await self._authenticate(call.headers.get(b"authorization", b""))
+        if key is None or not key.is_good(self.engine.clock()):
+            raise problems.InvalidApiKey("the API key is not known, has expired or was revoked")
         under_way = self._under_way.get(key.id, 0)
         if under_way >= self._per_key_max:
             raise TooManyRequests(
@@ -209,17 +213,6 @@ class Service:
             )
         if key.accounts and (route.whole_project or route.has_account):
             call.check_open(None if route.whole_project else call.account)
-        return key
-
-    async def _authenticate(self, authorization: bytes) -> ApiKey:
-        scheme, _, token = authorization.partition(b" ")
-        if scheme.lower() != b"bearer" or not token:
-            raise problems.MissingBearerToken("send the header Authorization: Bearer tr_...")
-        said = token.decode("latin-1")
-        key = self._keyring.known(said) or await self._keyring.find(said)
-        if key is None or not key.is_good(self.engine.clock()):
-            raise problems.InvalidApiKey("the API key is not known, has expired or was revoked")
-        return key
 
     def _leave(self, key: ApiKey) -> None:
         left = self._under_way[key.id] - 1
@@ -228,14 +221,14 @@ class Service:
         else:
             del self._under_way[key.id]
 
-    def _tenant(self, name: str) -> Tenant:
-        tenant = self._tenants.get(name)
+    def _tenant(self, key: ApiKey) -> Tenant:
+        tenant = self._tenants.get((key.project, key.mode))
         if tenant is None:
             if len(self._tenants) >= TENANTS_MAX:
                 self._tenants.clear()  # they hold nothing that is not made again
             private = self._webhooks_private
-            tenant = Tenant(self.engine, name, webhooks_private=private)
-            self._tenants[name] = tenant
+            tenant = Tenant(self.engine, key.ledger, webhooks_private=private)
+            self._tenants[key.project, key.mode] = tenant
         return tenant
 
     # ------------------------------------------------------------ what is answered instead
@@ -281,6 +274,18 @@ def fill(template: str, **values: str) -> str:
     for name, value in values.items():
         template = template.replace("{" + name + "}", quote(value, safe=""))
     return template
+
+
+def _token(authorization: bytes) -> str:
+    """Return the API key that a request says it has.
+
+    Raises:
+        MissingBearerToken: It says none.
+    """
+    scheme, _, token = authorization.partition(b" ")
+    if scheme.lower() != b"bearer" or not token:
+        raise problems.MissingBearerToken("send the header Authorization: Bearer tr_...")
+    return token.decode("latin-1")
 
 
 def _refuse_doubled(headers: list[tuple[bytes, bytes]]) -> None:

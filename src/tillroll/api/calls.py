@@ -31,6 +31,7 @@ JSON = b"application/json"
 KIB = 1024
 BODY_MAX = 64 * KIB
 Headers = tuple[tuple[bytes, bytes], ...]
+REPLAYED: Headers = ((b"idempotent-replayed", b"true"),)
 
 
 class Answer(NamedTuple):
@@ -214,6 +215,6 @@ class Call:
         return asked
 
 
-def answered(value: object) -> Answer:
-    """Return an answer of plain values or structs."""
-    return Answer(render(value))
+def answered(value: object, *, replayed: bool = False) -> Answer:
+    """Return an answer of plain values or structs; `replayed` where it was given before."""
+    return Answer(render(value), 200, REPLAYED if replayed else ())

@@ -56,6 +56,7 @@ class ApiKey(Struct, frozen=True, kw_only=True):
         accounts: The only accounts it is open to; empty for all.
         created_by: The key that made it; None where the machine's own shell did.
         expires_at: Microseconds since 1970, as all times here.
+        life: For how long it was made; None for ever. A key that takes its place lives as long.
         asked: SHA-256 of what it was made from, hexadecimal, by which a repeat is told from another
             request of the same id; empty where a version before this one made it.
     """
@@ -71,6 +72,7 @@ class ApiKey(Struct, frozen=True, kw_only=True):
     created_at: int
     created_by: str | None = None
     expires_at: int | None = None
+    life: int | None = None
     revoked_at: int | None = None
     asked: str = ""
 
@@ -140,6 +142,7 @@ def new_key(
     if mode not in MODES:
         raise InvalidInput("mode must be test or live")
     names = tuple(sorted(set(accounts)))
+    life = None if expires_at is None else expires_at - at
     if len(names) > ACCOUNTS_MAX or any(not 1 <= len(n) <= ID_MAX for n in names):
         raise InvalidInput(f"accounts must be at most {ACCOUNTS_MAX} names of 1 to {ID_MAX}")
     token = f"tr_{mode}_{secrets.token_urlsafe(32)}"
@@ -155,7 +158,8 @@ def new_key(
         created_at=at,
         created_by=created_by,
         expires_at=expires_at,
-        asked=asked_of(name, wanted, names, None if expires_at is None else expires_at - at),
+        life=life,
+        asked=asked_of(name, wanted, names, life),
     )
     return key, token
 

@@ -53,16 +53,14 @@ async def consume(call: Call) -> Answer:
     receipt = await call.tenant.ledger.consume(
         asked.subject_ref, units=asked.units, request_id=call.request_id(), actor=call.actor()
     )
-    answer = answered(
+    return answered(
         {
             "ok": True,
             "consumed": _number(receipt.units),
             "usage_remaining": _number(max(receipt.available, Decimal(0))),
-        }
+        },
+        replayed=receipt.replayed,
     )
-    if receipt.replayed:
-        return answer._replace(headers=((b"idempotent-replayed", b"true"),))
-    return answer
 
 
 async def check(call: Call) -> Answer:

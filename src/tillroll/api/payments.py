@@ -7,7 +7,9 @@ again, which changes nothing that was done.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import Meta
 
 from tillroll.api.calls import Answer, Call, answered
 from tillroll.api.reads import LIMIT_MAX, Limit, Query
@@ -15,6 +17,7 @@ from tillroll.ledger.calendar import show_instant, show_span
 from tillroll.ledger.errors import InvalidInput, NotFound
 from tillroll.ledger.types import WALLET_DEFAULT
 from tillroll.ledger.units import show_units
+from tillroll.ledger.verbs import ID_MAX
 from tillroll.payments import overage as overages
 from tillroll.payments import settling, subscribing, topups
 from tillroll.payments.desk import kept_of
@@ -58,16 +61,19 @@ async def checkout(call: Call) -> Answer:
         raise InvalidInput("give account or subject_ref, and product or product_code")
     call.check_open(names[0])
     desk, request_id = _desk(call), call.request_id()
-    url = await call.paying.asked.run(desk.checkout, names[0], products[0], request_id)
-    return answered({"checkout_url": url})
+    return await _opened(call, desk, names[0], products[0], request_id)
 
 
 async def open_checkout(call: Call) -> Answer:
     """Open the page where an account pays for a product; the same as long as it is open."""
     product = call.parse(bodies.OpenCheckout).product
     request_id, desk = call.request_id(), _desk(call)
-    url = await call.paying.asked.run(desk.checkout, call.account, product, request_id)
-    return answered({"checkout_url": url})
+    return await _opened(call, desk, call.account, product, request_id)
+
+
+async def _opened(call: Call, desk: Desk, account: str, product: str, request_id: str) -> Answer:
+    page = await call.paying.asked.run(desk.page, account, product, request_id)
+    return answered({"checkout_url": page.url}, replayed=page.replayed)
 
 
 async def webhook(call: Call) -> Answer:
@@ -82,17 +88,37 @@ async def webhook(call: Call) -> Answer:
     return answered({"received": await call.paying.told.run(desk.receive, headers, call.body)})
 
 
+# As pages say where to go on: what is kept is named by its provider and its id there.
+Place = Annotated[
+    str,
+    Meta(
+        pattern=r"^([^:]+:[\s\S]+)?$",
+        max_length=ID_MAX,
+        description="The `next` of the page before.",
+    ),
+]
+EventPlace = Annotated[
+    str,
+    Meta(
+        pattern=r"^([^:]+:[0-9a-f]{64})?$",
+        max_length=ID_MAX,
+        description="The `next_event` of the page before.",
+    ),
+]
+
+
 class PaymentsQuery(Query, kw_only=True, forbid_unknown_fields=True):
     """Which payments, by provider and id."""
 
     limit: Limit = LIMIT_MAX
-    after: str = ""
+    after: Place = ""
 
 
 class UnplacedQuery(PaymentsQuery, kw_only=True, forbid_unknown_fields=True):
-    """Which payments, and which events that cannot be followed, by provider and name."""
+    """Which payments, subscriptions and events, each by provider and name."""
 
-    after_event: str = ""
+    after_subscription: Place = ""
+    after_event: EventPlace = ""
 
 
 async def payments(call: Call) -> Answer:
@@ -102,7 +128,7 @@ async def payments(call: Call) -> Answer:
 
 
 async def unplaced_payments(call: Call) -> Answer:
-    """Return what was told of payments whose purchase nobody has told of, or cannot be followed."""
+    """Return what was told of payments and subscriptions and cannot be followed, or is nobody's."""
     asked = call.query(UnplacedQuery)
     return answered(await asyncio.to_thread(_unplaced, call, asked))
 
@@ -124,11 +150,14 @@ def _payments(call: Call, after: str, limit: int) -> dict[str, Any]:
 def _unplaced(call: Call, asked: UnplacedQuery) -> dict[str, Any]:
     store, ledger = call.tenant.engine.store, call.tenant.name
     with store.read() as reader:
-        paid = settling.payments_of(reader, ledger, "", asked.after, asked.limit)
+        paid = settling.unfollowed(reader, ledger, asked.after, asked.limit)
+        subscribed = subscribing.unfollowed(reader, ledger, asked.after_subscription, asked.limit)
         kept = kept_of(reader, ledger, asked.after_event, asked.limit)
     return {
         "payments": [shown_payment(one, store.scale) for one in paid],
         "next": paid[-1].ref if len(paid) == asked.limit else None,
+        "subscriptions": [shown_subscription(one, store.scale) for one in subscribed],
+        "next_subscription": subscribed[-1].name if len(subscribed) == asked.limit else None,
         "events": [shown_kept(*one) for one in kept],
         "next_event": kept[-1][0] if len(kept) == asked.limit else None,
     }
@@ -183,6 +212,7 @@ def shown_subscription(subscription: Subscription, scale: int) -> dict[str, Any]
     return {
         "provider": subscription.provider,
         "id": subscription.id,
+        "account": None if latest is None else latest.account,
         "status": None if latest is None else latest.status,
         "plan": None if applied is None else applied.plan,
         "paid_until": None if applied is None else show_instant(applied.paid_until),

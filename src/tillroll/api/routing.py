@@ -79,7 +79,7 @@ class Routes:
             allowed = ", ".join(sorted(node.methods))
             raise MethodNotAllowed(f"this address has {allowed}, not {method}", allowed)
         route, places = found
-        return route, [parts[place] for place in places]
+        return route, list(map(parts.__getitem__, places))
 
 
 def decoded(part: str) -> str:

@@ -62,8 +62,8 @@ async def _events(
         balance, entries = await asyncio.to_thread(_changes, reads, account, wallet, seen)
         if entries and len(entries) < CAUGHT_UP_MAX:
             seen = entries[-1].seq  # the balance was read a moment later
-        elif entries or seen is None:
-            seen = balance.seq
+        elif entries or seen is None or (shown is None and seen > balance.seq):
+            seen = balance.seq  # also where what was seen is not there any more
         plain = balance.to_dict()
         plain.pop("as_of")
         now = render(plain)

@@ -73,8 +73,7 @@ async def make_endpoint(call: Call) -> Answer:
         )
 
     place, secret = await _write(call, act)
-    made = answered(webhooks.shown(place, secret))
-    return made if secret else made._replace(headers=((b"idempotent-replayed", b"true"),))
+    return answered(webhooks.shown(place, secret), replayed=secret is None)
 
 
 async def change_endpoint(call: Call) -> Answer:

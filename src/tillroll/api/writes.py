@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tillroll.api.calls import Answer, Call, answered
+from tillroll.api.calls import REPLAYED, Answer, Call, answered
 from tillroll.embedded.answers import exception_of
 from tillroll.ledger.errors import InvalidInput, TillrollError
 from tillroll.ledger.types import Entry
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from tillroll.api.calls import Handler
     from tillroll.embedded import Outcome
     from tillroll.ledger.commands import Request
-
-REPLAYED = ((b"idempotent-replayed", b"true"),)
 
 
 def writing(verb: Callable[..., Request], shape: type[msgspec.Struct]) -> Handler:

@@ -20,14 +20,19 @@ from tillroll.cli.views import table
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tillroll.payments.desk import Desk
+    from tillroll.payments.desk import Desk, Kept
+    from tillroll.payments.facts import Payment
     from tillroll.payments.overage import Overage
+    from tillroll.payments.subscribing import Subscription
     from tillroll.payments.topups import TopUp
+    from tillroll.stores.base import Reader
 
 payments_app = App(name="payments", help="What payment providers told; checkouts; the pull.")
 topup_app = App(name="topup", help="Auto top-up: set, show, pause, resume.")
 overage_app = App(name="overage", help="Usage reported to a provider's meters.")
 APPS = (payments_app, topup_app, overage_app)
+
+LISTED_MAX = 1_000  # of each kind
 
 Wallet = Annotated[str, Parameter(help="The kind of credits.")]
 Money = Annotated[str | None, Parameter(help='Of the currency, such as "50".')]
@@ -48,8 +53,13 @@ def _desk(common: Common) -> Iterator[Desk]:
                 "no payment provider is set up: set TILLROLL_STRIPE_SECRET_KEY and "
                 "TILLROLL_STRIPE_SUCCESS_URL"
             )
-        yield desks[0]
-        desks[0].close()
+        [desk, *_] = desks
+        if common.project not in (Common.project, desk.ledger):
+            raise tillroll.InvalidInput(
+                f"payments are set up for project {desk.ledger!r}, not for {common.project!r}"
+            )
+        yield desk
+        desk.close()
     finally:
         engine.close()
 
@@ -60,7 +70,7 @@ def _desk(common: Common) -> Iterator[Desk]:
 @payments_app.command(name="list")
 def list_payments(
     account: Annotated[
-        str, Parameter(help="Whose; those nobody is known to own if left out.")
+        str, Parameter(help="Whose; what is nobody's or was refused if left out.")
     ] = "",
     /,
     *,
@@ -68,14 +78,10 @@ def list_payments(
 ) -> int:
     """List payments with refunds, disputes and what they took back."""
     from tillroll.api import payments as shown  # noqa: PLC0415 - for these commands only
-    from tillroll.payments import settling, subscribing  # noqa: PLC0415
-    from tillroll.payments.desk import kept_of  # noqa: PLC0415
 
     common = common or Common()
     with common.look() as ledger, ledger.store.read() as reader:
-        paid = settling.payments_of(reader, ledger.project, account, limit=1_000)
-        subscribed = subscribing.subscriptions_of(reader, ledger.project, account)
-        kept = [] if account else kept_of(reader, ledger.project, limit=1_000)
+        paid, subscribed, kept = _known(reader, ledger.project, account)
         scale = ledger.store.scale
     payments = [shown.shown_payment(one, scale) for one in paid]
     subscriptions = [shown.shown_subscription(one, scale) for one in subscribed]
@@ -106,6 +112,23 @@ def list_payments(
                 units = f"{period['taken']} of {period['units']} taken back"
                 c.say(f"  {period['invoice']}: {money}, {units}, {period['shortfall']} short")
     return c.OK
+
+
+def _known(
+    reader: Reader, project: str, account: str
+) -> tuple[list[Payment], list[Subscription], list[tuple[str, Kept, bool]]]:
+    """Return what is known of an account's money, or what needs a look where none is named."""
+    from tillroll.payments import settling, subscribing  # noqa: PLC0415 - for these commands only
+    from tillroll.payments.desk import kept_of  # noqa: PLC0415
+
+    if account:
+        paid = settling.payments_of(reader, project, account, limit=LISTED_MAX)
+        return paid, subscribing.subscriptions_of(reader, project, account), []
+    return (
+        settling.unfollowed(reader, project, limit=LISTED_MAX),
+        subscribing.unfollowed(reader, project, limit=LISTED_MAX),
+        kept_of(reader, project, limit=LISTED_MAX),
+    )
 
 
 @payments_app.command
@@ -322,5 +345,5 @@ def _money(amount: Any, currency: str | None) -> str:
 
 def _state(payment: dict[str, Any]) -> str:
     if payment["refused"]:
-        return str(payment["refused"])
+        return f"{payment['refused']} ({payment['account']})"
     return "told otherwise since" if payment["contradicted"] else "ok"

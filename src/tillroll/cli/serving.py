@@ -26,13 +26,20 @@ _NEEDS = "the service needs more packages: pip install 'tillroll[server]'"
 def serve(common: c.Common, config: str | None, given: Mapping[str, object]) -> int:
     """Make the first key where there is none, then serve until told to stop."""
     try:
-        from tillroll.server import running  # noqa: PLC0415 - an extra, and slow to import
+        from tillroll.server import checking, running  # noqa: PLC0415 - an extra, slow to import
         from tillroll.server import settings as known  # noqa: PLC0415
     except ImportError as problem:
         raise tillroll.InvalidInput(f"{_NEEDS} ({problem})") from None
     settings = known.load(config, given={"database_url": _chosen(common), **given})
-    secret = running.first_key(settings)
+    checking.check(settings)
     place = settings.socket or f"{settings.host}:{settings.port}"
+    try:
+        checking.look_at_address(settings)
+    except OSError as problem:
+        said = OSError(f"cannot listen at {place}: {problem.strerror or problem}")
+        c.show_failure("address", said, written="nothing", as_json=common.json)
+        return c.FAILED
+    secret = running.first_key(settings)
     url = place if settings.socket else f"{'https' if settings.tls_key else 'http'}://{place}"
     if common.json:
         c.print_json({"url": url, "api_key": secret, "settings": known.shown(settings)})
@@ -42,15 +49,16 @@ def serve(common: c.Common, config: str | None, given: Mapping[str, object]) -> 
             c.out.print(f"  {secret}", style="bold green", soft_wrap=True)
         c.say(f"Serving [bold]{known.without_password(settings.database_url)}[/] at {url}")
     sys.stdout.flush()
-    running.serve(settings)
-    return c.OK
+    return c.OK if running.serve(settings) else c.FAILED
 
 
 def config_check(common: c.Common, config: str | None) -> int:
     """Read the settings as `serve` does, and show what they come to."""
-    from tillroll.server import settings as known  # noqa: PLC0415 - an extra
+    from tillroll.server import checking  # noqa: PLC0415 - an extra
+    from tillroll.server import settings as known  # noqa: PLC0415
 
     settings = known.load(config, given={"database_url": _chosen(common)})
+    checking.check(settings)
     shown = known.shown(settings)
     if common.json:
         c.print_json({"ok": True, "settings": shown})

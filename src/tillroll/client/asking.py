@@ -16,6 +16,7 @@ from tillroll.client.calls import (
     batch_call,
     batch_item,
     look_call,
+    named,
     part,
     plain,
     send_call,
@@ -23,7 +24,8 @@ from tillroll.client.calls import (
 )
 from tillroll.client.conversation import Call, Do, Rules, Steps, converse
 from tillroll.client.exposure import FailOpen, ProvisionalReceipt
-from tillroll.client.services import Services, named
+from tillroll.client.payments import Payments
+from tillroll.client.webhooks import Webhooks
 from tillroll.embedded import Outcome
 from tillroll.embedded.answers import new_id
 from tillroll.ledger import calendar, quotes
@@ -70,8 +72,8 @@ AWAY_SECONDS = 1.0
 LATER = (StoreError, Unauthorized, Forbidden)
 
 
-class Asking(Services):
-    """The methods of a client, as conversations; those about the service are in `services`.
+class Asking(Payments, Webhooks):
+    """The methods of a client, as conversations: its bases have those that no ledger has.
 
     Attributes:
         scale: Decimals of the units, None until the service has said it.

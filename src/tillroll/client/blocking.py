@@ -14,7 +14,8 @@ import tillroll
 from tillroll.client.asking import Asking
 from tillroll.client.conversation import Do, Lost, Reply, Rules, Send, Step, Steps
 from tillroll.client.exposure import FailOpen
-from tillroll.client.services import Services
+from tillroll.client.payments import Payments
+from tillroll.client.webhooks import Webhooks
 from tillroll.embedded import OpenHold, Outcome
 from tillroll.embedded.reads import Reads
 from tillroll.ledger.commands import Request
@@ -96,7 +97,7 @@ def _read(
 
 
 def _service(
-    asked: Callable[Concatenate[Services, P], Steps[R]],
+    asked: Callable[Concatenate[Asking, P], Steps[R]],
 ) -> Callable[Concatenate[Client, P], R]:
     """Make a method of `Client` that is about the service."""
 
@@ -357,26 +358,26 @@ class Client:
     quote = _read(Reads.quote)
     erase_metadata = _read(Reads.erase_metadata)
 
-    checkout = _service(Services.checkout)
-    payments = _service(Services.payments)
-    unplaced_payments = _service(Services.unplaced_payments)
-    top_up = _service(Services.top_up)
-    set_top_up = _service(Services.set_top_up)
-    pause_top_up = _service(Services.pause_top_up)
-    resume_top_up = _service(Services.resume_top_up)
-    overage = _service(Services.overage)
-    set_overage = _service(Services.set_overage)
-    stop_overage = _service(Services.stop_overage)
-    resolve_overage = _service(Services.resolve_overage)
-    list_endpoints = _service(Services.list_endpoints)
-    get_endpoint = _service(Services.get_endpoint)
-    make_endpoint = _service(Services.make_endpoint)
-    change_endpoint = _service(Services.change_endpoint)
-    remove_endpoint = _service(Services.remove_endpoint)
-    rotate_endpoint = _service(Services.rotate_endpoint)
-    list_deliveries = _service(Services.list_deliveries)
-    get_event = _service(Services.get_event)
-    send_again = _service(Services.send_again)
+    checkout = _service(Payments.checkout)
+    payments = _service(Payments.payments)
+    unplaced_payments = _service(Payments.unplaced_payments)
+    top_up = _service(Payments.top_up)
+    set_top_up = _service(Payments.set_top_up)
+    pause_top_up = _service(Payments.pause_top_up)
+    resume_top_up = _service(Payments.resume_top_up)
+    overage = _service(Payments.overage)
+    set_overage = _service(Payments.set_overage)
+    stop_overage = _service(Payments.stop_overage)
+    resolve_overage = _service(Payments.resolve_overage)
+    list_endpoints = _service(Webhooks.list_endpoints)
+    get_endpoint = _service(Webhooks.get_endpoint)
+    make_endpoint = _service(Webhooks.make_endpoint)
+    change_endpoint = _service(Webhooks.change_endpoint)
+    remove_endpoint = _service(Webhooks.remove_endpoint)
+    rotate_endpoint = _service(Webhooks.rotate_endpoint)
+    list_deliveries = _service(Webhooks.list_deliveries)
+    get_event = _service(Webhooks.get_event)
+    send_again = _service(Webhooks.send_again)
 
     def consume_many(self, items: Iterable[Mapping[str, object]]) -> list[Outcome]:
         """Consume many in one request; see `Ledger.consume_many`.

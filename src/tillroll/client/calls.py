@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 from urllib.parse import quote as encoded
 
 import msgspec
+from msgspec.structs import replace
 
 from tillroll.client.conversation import Call
+from tillroll.embedded.answers import new_id
 from tillroll.ledger.calendar import show_span, span
 from tillroll.ledger.commands import Request
 from tillroll.ledger.errors import InvalidInput
@@ -69,6 +71,19 @@ ROUTES: dict[str, Route] = {
 def part(name: str) -> str:
     """Return a name as one part of a path; no dot may be left that HTTP would fold away."""
     return name.replace(".", "%2E") if name in (".", "..") else encoded(name, safe="")
+
+
+def named(value: str, name: str) -> str:
+    """Return a name as one part of a path.
+
+    Raises:
+        InvalidInput: It is no text that could be stored.
+    """
+    try:
+        value.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise InvalidInput(f"{name} must be a text, whole and well encoded") from None
+    return part(value)
 
 
 def write_call(
@@ -137,6 +152,24 @@ def send_call(verb: str, method: str, path: str, body: object, *, writes: bool) 
     """Return a call that carries a body, or None, and needs no request id."""
     content = None if body is None else msgspec.json.encode(plain(body))
     return Call(verb=verb, method=method, path=path, body=content, writes=writes)
+
+
+def change_call(verb: str, method: str, path: str, given: Mapping[str, Any]) -> Call:
+    """Return a call that changes something and may be repeated; what is None is left out."""
+    body = {name: value for name, value in given.items() if value is not None}
+    return send_call(verb, method, path, body, writes=True)
+
+
+def keyed_call(verb: str, path: str, body: object, request_id: str | None) -> Call:
+    """Return a call that is carried out once for each request id.
+
+    Raises:
+        InvalidInput: The id is none that HTTP could carry.
+    """
+    name = new_id() if request_id is None else request_id
+    if not isinstance(name, str) or not name or name != name.strip(" \t"):
+        raise InvalidInput("request_id must be a text that does not begin or end with a blank")
+    return replace(send_call(verb, "POST", path, body, writes=True), request_id=name)
 
 
 def _text(value: object) -> str:

@@ -190,6 +190,11 @@ def converse(call: Call, rules: Rules, ends: float, read: Callable[[Any], T]) ->
         yield Sleep(pause)
 
 
+def ask(rules: Rules, call: Call, read: Callable[[Any], T]) -> Steps[T]:
+    """Ask as `converse` does, within the time of one verb."""
+    return (yield from converse(call, rules, rules.ends(), read))
+
+
 def _settles(call: Call, status: int, error: TillrollError) -> bool:
     """Return whether an answer says what became of the attempts before it, too.
 

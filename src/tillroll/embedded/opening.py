@@ -46,6 +46,7 @@ def open_store(
         InvalidInput: No such kind of store.
         StoreUnavailable: The store cannot be used; nothing was written.
     """
+    check_urls(url, read_url)
     kind, place = _place(url)
     if library != "apsw" and kind != "sqlite":
         raise InvalidInput("a library can be chosen for SQLite only")
@@ -54,8 +55,6 @@ def open_store(
             from tillroll.stores.postgres import PostgresStore  # noqa: PLC0415 - an extra
         where = None if read_url is None else _read_place(read_url)
         return PostgresStore(place, scale=scale, read_url=where, project=project, migrate=create)
-    if read_url is not None:
-        raise InvalidInput(f"read_url is for standbys of PostgreSQL; {kind} has none")
     if kind == "memory":
         from tillroll.stores.memory import MemoryStore  # noqa: PLC0415 - only who uses it loads it
 
@@ -63,6 +62,20 @@ def open_store(
     from tillroll.stores.sqlite import SqliteStore  # noqa: PLC0415 - only who uses it loads it
 
     return SqliteStore(place, scale=scale, create=create, library=library)
+
+
+def check_urls(url: str | os.PathLike[str], read_url: str | None = None) -> None:
+    """Make sure that these name a kind of store, and one that can be read from elsewhere.
+
+    Raises:
+        InvalidInput: They do not.
+    """
+    kind, _ = _place(url)
+    if read_url is None:
+        return
+    if kind != "postgresql":
+        raise InvalidInput(f"read_url is for standbys of PostgreSQL; {kind} has none")
+    _read_place(read_url)
 
 
 def _place(url: str | os.PathLike[str]) -> tuple[str, str]:

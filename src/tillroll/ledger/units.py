@@ -7,6 +7,7 @@ that starts from a rounded number can never add up.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from decimal import Context, Decimal
 
 from tillroll.ledger.errors import InvalidInput
@@ -118,6 +119,19 @@ def show_units(units: int, scale: int) -> str:
     power = _POWERS[scale]
     if not units % power:  # the common case, and cheap
         return str(units // power)
+    return _show_part(units, power, scale)
+
+
+def show_all(amounts: Sequence[int], scale: int) -> list[str]:
+    """Return what `show_units` makes of each, by one call for all that an entry has."""
+    power = _POWERS[scale]
+    return [
+        _show_part(units, power, scale) if units % power else str(units // power)
+        for units in amounts
+    ]
+
+
+def _show_part(units: int, power: int, scale: int) -> str:
     whole, part = divmod(abs(units), power)
     sign = "-" if units < 0 else ""
     return f"{sign}{whole}.{part:0{scale}d}".rstrip("0")

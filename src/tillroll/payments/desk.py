@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -24,6 +24,7 @@ from tillroll.ledger.errors import (
     InvalidInput,
     NotFound,
     ProviderRefused,
+    StoreCorrupt,
 )
 from tillroll.ledger.types import DAY, HOUR, MINUTE, NEVER, SECOND
 from tillroll.ledger.units import parse_units
@@ -66,8 +67,8 @@ REACH = 29 * DAY  # how far back Stripe lists events: thirty days
 WINDOW = 6 * HOUR  # asked for at once: some thousands of events at a busy shop
 EVENTS_MAX = 5_000  # of one pull; the next one goes on
 AGAIN_MAX = 100  # of one round that are tried again
-AGAIN = HOUR  # before they are
-LAST = 30 * DAY  # after which what was kept is tried a last time
+# What cannot be followed, be it for one account that is damaged: tried again, and not for ever.
+CANNOT = (InvalidInput, IdempotencyConflict, ProviderRefused, StoreCorrupt)
 
 
 class Opened(Struct, frozen=True, omit_defaults=True):
@@ -88,6 +89,13 @@ class Opened(Struct, frozen=True, omit_defaults=True):
     session: str | None = None
     expires_at: int = 0
     over: bool = False
+
+
+class Page(NamedTuple):
+    """Where an account pays, and whether this request was answered so before."""
+
+    url: str
+    replayed: bool = False
 
 
 class Asked(Struct, frozen=True):
@@ -358,6 +366,10 @@ class Desk:
     # ------------------------------------------------------------ what is asked
 
     def checkout(self, account: str, product: str, request_id: str) -> str:
+        """Return where an account pays for a product; see `page`."""
+        return self.page(account, product, request_id).url
+
+    def page(self, account: str, product: str, request_id: str) -> Page:
         """Return where an account pays for a product: one page as long as it is open.
 
         Args:
@@ -369,13 +381,14 @@ class Desk:
             InvalidInput: The catalog has no such product, or it has no price; or the account could
                 not receive what is bought.
             IdempotencyConflict: The id was used for another product.
+            ProviderRefused: The provider refused, such as for lack of a right.
             ProviderUnavailable: Ask again with the same id.
         """
         if not (0 < len(account) <= ID_MAX and 0 < len(request_id) <= ID_MAX):
             raise InvalidInput("account and request_id have 1 to 255 characters")
         answered = self._answered(account, product, request_id)
         if answered is not None:
-            return answered
+            return Page(answered, replayed=True)
         self._check_receiver(account)
         order = self._order(account, product)
         opened = self.engine.perform(lambda tx: self._opening(tx, account, product))
@@ -386,14 +399,16 @@ class Desk:
             # What it costs is part of the key: under one key Stripe takes one order only. A trial
             # may be used up meanwhile.
             wanted = order.version, order.amount, order.currency, order.trial
-            page = self.asked.checkout(
+            session = self.asked.checkout(
                 order, self.key("checkout", account, product, opened.attempt, *wanted)
             )
-            opened = replace(opened, url=page.url, session=page.id, expires_at=page.expires_at)
+            opened = replace(
+                opened, url=session.url, session=session.id, expires_at=session.expires_at
+            )
         url = opened.url
         assert url is not None
         self.engine.perform(lambda tx: self._opened(tx, account, product, opened, request_id, url))
-        return url
+        return Page(url)
 
     def _check_receiver(self, account: str) -> None:
         """Refuse to take money for an account that could not receive what it is for."""
@@ -407,11 +422,13 @@ class Desk:
         """Return whether a page that we take for open is over; then what it told is heard.
 
         Its webhook may be lost or still under way, and a customer who wants to buy again must not
-        be sent to a page that is paid.
+        be sent to a page that is paid. Where the provider does not say, none is opened beside it.
+
+        Raises:
+            ProviderRefused, ProviderUnavailable: It does not say.
         """
-        try:
-            told = self.asked.page(session_id)
-        except ProviderRefused:  # it has no such page any more
+        told = self.asked.page(session_id)
+        if told is None:
             gone = SessionTold(id=session_id, account=account, product=product, state="expired")
             told = [gone]
         over = any(isinstance(one, SessionTold) and one.state != "open" for one in told)
@@ -525,7 +542,7 @@ class Desk:
                     continue
                 try:
                     self.hear(told)
-                except (InvalidInput, IdempotencyConflict, ProviderRefused) as problem:
+                except CANNOT as problem:
                     kept += self._keep(told, happened_at, str(problem))
             self.engine.perform(partial(self._heard, until=until))
             if until >= at or heard >= EVENTS_MAX:
@@ -559,7 +576,8 @@ class Desk:
         def act(tx: Writer) -> int:
             if tx.note(key) is not None:
                 return 0
-            put(tx, self._note(key), kept, self.engine.clock() + AGAIN if told else NEVER)
+            due_at = self.engine.clock() + subscribing.AGAIN if told else NEVER
+            put(tx, self._note(key), kept, due_at)
             return 1
 
         return self.engine.perform(act)
@@ -571,21 +589,22 @@ class Desk:
             due = reader.notes_due(self.ledger, subscribing.KIND, at, AGAIN_MAX)
             kept = reader.notes_due(self.ledger, KEPT, at, AGAIN_MAX)
         for note in due:
+            subscription = subscribing.decoded(note)
             try:
-                self._follow(subscribing.decoded(note).id, [])
-            except (InvalidInput, IdempotencyConflict, ProviderRefused):
-                self._put_off(note)  # or it would keep those behind it from being tried
+                self._follow(subscription.id, [])
+            except CANNOT:  # put off, or it would keep those behind it from being tried
+                self._put_off(note, subscribing.again_at(subscription, at))
         for note in kept:
             self._hear_kept(note)
         return len(due) + len(kept)
 
-    def _put_off(self, seen: Note) -> None:
-        """Try a note again a while later."""
+    def _put_off(self, seen: Note, due_at: int) -> None:
+        """Try a note again a while later, if at all."""
 
         def act(tx: Writer) -> None:
             note = tx.note(seen.key)
             if note is not None and note.version == seen.version:
-                tx.put_note(replace(note, due_at=self.engine.clock() + AGAIN))
+                tx.put_note(replace(note, due_at=due_at))
 
         self.engine.perform(act)
 
@@ -595,7 +614,7 @@ class Desk:
         problem = None
         try:
             self.hear(kept.told)
-        except (InvalidInput, IdempotencyConflict, ProviderRefused) as found:
+        except CANNOT as found:
             problem = str(found)
 
         def act(tx: Writer) -> None:
@@ -605,8 +624,7 @@ class Desk:
             if problem is None:
                 tx.drop_note(note)
             else:
-                due_at = NEVER if at - kept.at >= LAST else at + AGAIN
-                put(tx, note, replace(kept, problem=problem), due_at)
+                put(tx, note, replace(kept, problem=problem), subscribing.next_try(kept.at, at))
 
         self.engine.perform(act)
 
@@ -665,4 +683,4 @@ def minor(price: Any) -> int:
     return int(amount)
 
 
-__all__ = ["Desk", "Pulled", "check_standing", "kept_of", "minor", "new_note", "put"]
+__all__ = ["Desk", "Page", "Pulled", "check_standing", "kept_of", "minor", "new_note", "put"]

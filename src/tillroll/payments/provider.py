@@ -230,8 +230,13 @@ class Provider(Listener, Protocol):
     def checkout(self, order: Order, key: str) -> Session:
         """Open a page where an order is paid; the same key gives the same page."""
 
-    def page(self, session_id: str) -> list[Told]:
-        """Return what there is to tell of a checkout as it stands."""
+    def page(self, session_id: str) -> list[Told] | None:
+        """Return what there is to tell of a checkout as it stands; None where it is not there.
+
+        Raises:
+            ProviderUnavailable: Ask again.
+            ProviderRefused: It does not say, such as for lack of a right.
+        """
 
     def card(self, customer: str) -> str | None:
         """Return what a customer has on file to be charged; None where there is nothing."""

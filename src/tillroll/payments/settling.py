@@ -29,9 +29,9 @@ from tillroll.ledger.calendar import show_instant
 from tillroll.ledger.commands import Void, account_id
 from tillroll.ledger.core import advance_in
 from tillroll.ledger.errors import InvalidInput, TillrollError
-from tillroll.ledger.types import RESERVED, SECOND, Account, Refusal
+from tillroll.ledger.types import NEVER, RESERVED, SECOND, Account, Refusal
 from tillroll.ledger.units import to_decimal
-from tillroll.payments.facts import Bought, Payment, decimals_of, merge, owed
+from tillroll.payments.facts import Bought, Payment, decimals_of, merge, owed, returned
 from tillroll.payments.telling import Source, last_of, of_payment, tell
 from tillroll.stores.base import Note
 
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from tillroll.stores.base import NoteKey, Reader, Writer
 
 KIND = "payment"
+REFUSED = "_refused"  # after the kind of a note: its copy for whoever asks for no account
 ID_MAX = 200  # of a provider's id, so that ours fit into 255 with the provider's name before it
 _COST_DECIMALS = 12
 
@@ -98,6 +99,32 @@ def payments_of(
     return [decoded(note) for note in reader.notes_of(project, account, KIND, after, limit)]
 
 
+def unfollowed(reader: Reader, project: str, after: str = "", limit: int = 100) -> list[Payment]:
+    """Return payments that nobody is known to own, and those that the ledger could not follow."""
+    return [decoded(note) for note in notes_unfollowed(reader, project, KIND, after, limit)]
+
+
+def notes_unfollowed(
+    reader: Reader, project: str, kind: str, after: str = "", limit: int = 100
+) -> list[Note]:
+    """Return notes of a kind that are nobody's, or that the ledger could not follow, by name."""
+    notes = [
+        *reader.notes_of(project, "", kind, after, limit),
+        *reader.notes_of(project, "", kind + REFUSED, after, limit),
+    ]
+    return sorted(notes, key=lambda note: note.name)[:limit]
+
+
+def list_refused(tx: Writer, note: Note, *, is_refused: bool) -> None:
+    """List a note among what the ledger could not follow as long as that is so, whoever owns it."""
+    copied = replace(note, kind=note.kind + REFUSED, account="", version=0, due_at=NEVER)
+    there = tx.note(copied.key)
+    if is_refused:
+        tx.put_note(copied if there is None else replace(copied, version=there.version))
+    elif there is not None:
+        tx.drop_note(there)
+
+
 def decoded(note: Note) -> Payment:
     """Return the payment that a note holds."""
     return msgspec.json.decode(note.document, type=Payment)
@@ -148,8 +175,11 @@ class _Work:
         note = claimed(tx, note or fresh)
         payment = self._booked(tx, payment)
         account = payment.account
-        document = msgspec.json.encode(payment).decode()
-        tx.put_note(replace(note, document=document, account=account))
+        note = replace(note, document=msgspec.json.encode(payment).decode(), account=account)
+        tx.put_note(note)
+        if payment.refused is not None and payment.bought is not None:
+            kept = payment.bought.amount - returned(payment)  # once nothing is, nothing is amiss
+            list_refused(tx, note, is_refused=kept > 0)
         at = self._engine.clock()
         seq = last_of(self.requests, self.answers, account)
         source = Source(self._project, f"{kind}\n{name}", note.version, account, at, seq)
@@ -364,5 +394,5 @@ def cost_basis(bought: Bought, scale: int) -> Decimal:
         return each.quantize(Decimal(1).scaleb(-_COST_DECIMALS), ROUND_HALF_EVEN).normalize() + 0
 
 
-__all__ = ["claimed", "cost_basis", "decoded", "key_of", "known", "payments_of", "settle"]
-__all__ += ["standing"]
+__all__ = ["claimed", "cost_basis", "decoded", "key_of", "known", "list_refused"]
+__all__ += ["notes_unfollowed", "payments_of", "settle", "standing", "unfollowed"]

@@ -87,7 +87,7 @@ class Signed:
         mode: Which of the project's ledgers they are about.
 
     Raises:
-        InvalidInput: A secret is none.
+        InvalidInput: There is no secret, or one is none.
     """
 
     name = "signed"
@@ -95,6 +95,8 @@ class Signed:
 
     def __init__(self, secrets: tuple[str, ...], *, mode: Literal["test", "live"] = "live") -> None:
         """Take in what these secrets sign."""
+        if not secrets:
+            raise InvalidInput("there is no secret")
         self.ledger_mode: Literal["test", "live"] = mode
         self._keys = [_key(secret) for secret in secrets]
 

@@ -350,10 +350,15 @@ class Stripe:
             id=session["id"], url=session["url"], expires_at=session["expires_at"] * SECOND
         )
 
-    def page(self, session_id: str) -> list[Told]:
-        """Return what there is to tell of a checkout as it stands."""
-        with _asking():
-            session = self._client.v1.checkout.sessions.retrieve(session_id).to_dict()
+    def page(self, session_id: str) -> list[Told] | None:
+        """Return what there is to tell of a checkout as it stands; see `Provider.page`."""
+        try:
+            with _asking():
+                session = self._client.v1.checkout.sessions.retrieve(session_id).to_dict()
+        except ProviderRefused as problem:
+            if _is_missing(problem):
+                return None
+            raise
         return list(self._session(session))
 
     def charge(self, order: Order, key: str) -> ChargeTold:
@@ -448,8 +453,7 @@ class Stripe:
                     return None
                 invoice = self._client.v1.invoices.retrieve(names[0]).to_dict()
         except ProviderRefused as problem:
-            cause = problem.__cause__
-            if isinstance(cause, stripe.InvalidRequestError) and cause.code == "resource_missing":
+            if _is_missing(problem):
                 return None
             raise  # such as that the key may not look: then nobody knows what it is for
         told = self._invoice(invoice, 0, paid=invoice["status"] == "paid")
@@ -504,6 +508,12 @@ def _asking() -> Iterator[None]:
         raise ProviderUnavailable(f"Stripe does not answer: {_said(problem)}") from problem
     except stripe.StripeError as problem:
         raise ProviderRefused(f"Stripe refused: {_said(problem)}") from problem
+
+
+def _is_missing(problem: ProviderRefused) -> bool:
+    """Return whether Stripe refused since there is no such thing, and for no other reason."""
+    cause = problem.__cause__
+    return isinstance(cause, stripe.InvalidRequestError) and cause.code == "resource_missing"
 
 
 def _said(problem: stripe.StripeError) -> str:

@@ -39,7 +39,7 @@ from tillroll.payments import facts, returning
 from tillroll.payments.facts import Payment
 from tillroll.payments.provider import InvoiceTold, ReturnTold, SubscriptionTold
 from tillroll.payments.returning import SHIFT, Share
-from tillroll.payments.settling import claimed, standing
+from tillroll.payments.settling import claimed, list_refused, notes_unfollowed, standing
 from tillroll.payments.telling import Bill, Source, last_of, of_invoices, of_returns, tell
 from tillroll.stores.base import Note
 
@@ -58,8 +58,8 @@ INVOICES_MAX = 120  # of one subscription: ten years of months, about 200 bytes 
 RETURNS_MAX = 2 * INVOICES_MAX  # payments of one subscription that were refunded or disputed
 REST_MAX = 4 * DAY  # by which months that are counted from the 28th and the 31st differ, and hours
 _PERIODS_BACK = 9  # within so many a period has the day that it is counted from: leap years
-AGAIN = HOUR  # after which one that the ledger could not follow is tried again
-LAST = 30 * DAY  # after what was told last: then it is not tried again until more is told
+AGAIN = HOUR  # after which what the ledger could not follow is tried again
+LAST = 30 * DAY  # after what was told last: then it is not tried again, until more is told
 # The clock may have ended it before the provider says so: then nothing is left to be done.
 OVER_ALREADY = "entitlement_not_found"
 
@@ -141,6 +141,13 @@ def known(reader: Reader, project: str, provider: str, subscription_id: str) -> 
 def subscriptions_of(reader: Reader, project: str, account: str) -> list[Subscription]:
     """Return an account's subscriptions by provider and id."""
     return [decoded(note) for note in reader.notes_of(project, account, KIND)]
+
+
+def unfollowed(
+    reader: Reader, project: str, after: str = "", limit: int = 100
+) -> list[Subscription]:
+    """Return subscriptions that are nobody's, and those that the ledger could not follow."""
+    return [decoded(note) for note in notes_unfollowed(reader, project, KIND, after, limit)]
 
 
 Told = SubscriptionTold | InvoiceTold | ReturnTold
@@ -254,14 +261,15 @@ class _Work:
         subscription = _with_account(replace(subscription, refused=None), note.account)
         subscription = self._carried_out(tx, subscription, at)
         latest = subscription.latest
-        tx.put_note(
-            replace(
-                note,
-                document=msgspec.json.encode(subscription).decode(),
-                account=(latest and latest.account) or "",
-                due_at=_due(subscription, told, at),
-            )
+        note = replace(
+            note,
+            document=msgspec.json.encode(subscription).decode(),
+            account=(latest and latest.account) or "",
+            due_at=_due(subscription, told, at),
         )
+        tx.put_note(note)
+        if subscription.refused is not None or before.refused is not None:
+            list_refused(tx, note, is_refused=subscription.refused is not None)
         self._tell(tx, before, subscription, note, at)
         return subscription
 
@@ -364,7 +372,7 @@ class _Work:
     ) -> Subscription:
         """Have the entitlement stand as the subscription does, or end it."""
         if latest.status == "ended":
-            return self._ended(subscription, latest)
+            return self._ended(subscription, latest, account)
         shift = _shift(account)
         last = paid[-1] if paid else None
         price = latest.price
@@ -436,9 +444,13 @@ class _Work:
         )
         return replace(subscription, applied=wanted)
 
-    def _ended(self, subscription: Subscription, latest: SubscriptionTold) -> Subscription:
+    def _ended(
+        self, subscription: Subscription, latest: SubscriptionTold, account: Account
+    ) -> Subscription:
         if subscription.applied is None:
             return subscription
+        if account.status == "closed":  # for good: what it had brings nothing any more
+            return replace(subscription, applied=None)
         subscription, how = self.step(subscription)
         self.requests.append(
             self.verbs.end_entitlement(latest.account or "", subscription.name, **how)
@@ -608,11 +620,21 @@ def _due(subscription: Subscription, told: Sequence[Told], at: int) -> int:
     """Return when a subscription is tried again: where the ledger could not follow, for a time."""
     if subscription.refused is None:
         return NEVER
+    return at + AGAIN if told else again_at(subscription, at)
+
+
+def again_at(subscription: Subscription, at: int) -> int:
+    """Return when one is tried again that the ledger could not be brought to just now."""
     latest = subscription.latest
     times = [0 if latest is None else latest.at]
     times += [one.at for one in subscription.invoices.values()]
     times += [one.at for back in subscription.returns.values() for one in back.disputes.values()]
-    return NEVER if not told and at - max(times) >= LAST else at + AGAIN
+    return next_try(max(times), at)
+
+
+def next_try(told_at: int, at: int) -> int:
+    """Return when to try again what was told then and cannot be followed; NEVER once it is old."""
+    return NEVER if at - told_at >= LAST else at + AGAIN
 
 
 def _is_of(entry: Entry, entitlement: str) -> bool:
@@ -751,9 +773,12 @@ def _standing(status: str) -> Any:
 
 __all__ = [
     "Subscription",
+    "again_at",
     "follow",
     "is_in_doubt",
     "known",
     "merge",
+    "next_try",
     "subscriptions_of",
+    "unfollowed",
 ]

@@ -8,6 +8,7 @@ import gc
 import importlib.util
 import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 GIVEN = "TILLROLL_SETTINGS"  # where the parent leaves the settings for its workers
 PARENT = "TILLROLL_PARENT"  # where it leaves its process id, if it has several
+SERVED = "served"  # the file by which workers tell their parent that they began to serve
 PARENT_SECONDS = 1.0  # between two looks at whether it is still there
 MCP_PATH = "/mcp"
 READY_SECONDS = 5.0
@@ -67,21 +69,20 @@ class Application:
         self._task: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
 
-    async def __call__(
+    def __call__(
         self,
         scope: MutableMapping[str, Any],
         receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
         send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
-    ) -> None:
-        """Serve a call, or start and stop with the server."""
-        if scope["type"] == "http":
-            assert self._service is not None
-            if self._agents is not None and scope["path"] == MCP_PATH:
-                await self._agents(scope, receive, send)
-            else:
-                await self._service(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await self._live(receive, send)
+    ) -> Awaitable[None]:
+        """Serve a call, or start and stop with the server; what does so is returned."""
+        if scope["type"] == "lifespan":
+            return self._live(receive, send)
+        assert scope["type"] == "http", "no other is asked for"
+        assert self._service is not None
+        if self._agents is not None and scope["path"] == MCP_PATH:
+            return self._agents(scope, receive, send)
+        return self._service(scope, receive, send)
 
     async def _live(
         self,
@@ -141,6 +142,7 @@ class Application:
         self._task = asyncio.create_task(self._worker.run())
         if PARENT in os.environ:
             self._watch = asyncio.create_task(stop_without(int(os.environ[PARENT])))
+            _tell_parent()
         self._agents = _agents(service) if settings.mcp else None
         if self._agents is not None:
             await self._stack.enter_async_context(self._agents.run())
@@ -250,6 +252,11 @@ def _look(engine: Engine) -> str | None:
     """Read from the store; return where the ledger was moved to, None where it is here."""
     with engine.store.read() as reader:
         return reader.moved_to()
+
+
+def _tell_parent() -> None:
+    """Have the parent know that one of its workers could start."""
+    Path(os.environ[metrics.FOLDER], SERVED).touch()
 
 
 async def stop_without(parent: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -56,7 +57,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Stop counting the head; what follows is a body, which has bounds of its own."""
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        size = len(self.url) + sum(map(len, chain.from_iterable(self.headers)))
         self._head_bytes = -1
         if size > HEAD_MAX:
             self._turn_away(problems.HeadersTooLarge(f"a head may have {HEAD_MAX} bytes"))
@@ -116,6 +117,7 @@ class Joining:
     def __init__(self, below: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         """Send through the transport below; everything but sending is its own."""
         self._below = below
+        self.is_closing = below.is_closing  # asked with every answer
         self._loop = loop
         self._parts: list[bytes] = []
         self._size = 0

@@ -43,6 +43,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        # Finding a child by its labels takes longer than counting.
         self._by_route: dict[tuple[str, int], Histogram] = {}
         self._commits = Histogram(
             "tillroll_commit_seconds",
@@ -64,8 +65,8 @@ class Metrics:
         )
         # A counter that is not there before it is first raised has never increased, to whoever
         # looks at what came in between: a first outcome_unknown would alert nobody.
-        for name in ("entry", "replayed", *problems.REFUSALS, *problems.ERRORS):
-            self._answers.labels(name)
+        names = ("entry", "replayed", *problems.REFUSALS, *problems.ERRORS)
+        self._by_answer = {name: self._answers.labels(name) for name in names}
         self._waiting = Gauge(
             "tillroll_waiting_requests",
             "Writes that wait.",
@@ -108,7 +109,7 @@ class Metrics:
     def called(self, route: str, status: int, seconds: float) -> None:
         """Count a call."""
         seen = self._by_route.get((route, status))
-        if seen is None:  # finding a child by its labels takes longer than counting
+        if seen is None:
             seen = self._by_route[route, status] = self._calls.labels(route, str(status))
         seen.observe(seconds)
 
@@ -123,11 +124,13 @@ class Metrics:
             if answer.replayed:
                 name = "replayed"
             else:
-                is_no = isinstance(outcome, Refusal | TillrollError)
-                name = outcome.code if is_no else "entry"  # type: ignore[union-attr]  # said above
+                name = outcome.code if isinstance(outcome, (Refusal, TillrollError)) else "entry"
             counts[name] = counts.get(name, 0) + 1
         for name, count in counts.items():
-            self._answers.labels(name).inc(count)
+            seen = self._by_answer.get(name)
+            if seen is None:
+                seen = self._by_answer[name] = self._answers.labels(name)
+            seen.inc(count)
 
     def turned(self, turn: Turn) -> None:
         """Take note of a turn of a job; what another process measures is not measured here."""

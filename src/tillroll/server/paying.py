@@ -1,4 +1,4 @@
-"""The desks that the settings ask for, and their rounds as jobs."""
+"""The payment providers that the settings ask for, their desks, and their rounds as jobs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tillroll.engine import Engine
+    from tillroll.payments.provider import Listener
     from tillroll.server.settings import Settings
 
 
@@ -24,18 +25,33 @@ def desks(settings: Settings, engine: Engine) -> list[Desk]:
     Raises:
         InvalidInput: A secret is none, or the extra [stripe] is missing.
     """
-    made = []
-    project = check_project(settings.payments_project)
+    return [Desk(engine, ledger, listener) for ledger, listener in listeners(settings)]
+
+
+def listeners(settings: Settings) -> list[tuple[str, Listener]]:
+    """Return each payment provider that is set up, after the ledger that it is about.
+
+    Raises:
+        InvalidInput: A secret is none, or the extra [stripe] is missing.
+    """
+    try:
+        project = check_project(settings.payments_project)
+    except InvalidInput as problem:
+        raise InvalidInput(f"settings: payments_project: {problem}") from None
+    made: list[tuple[str, Listener]] = []
     if settings.stripe_secret_key is not None:
-        made.append(_stripe(settings, engine, project))
+        made.append(_stripe(settings, project))
     if settings.payments_secret is not None:
-        secrets = _several(settings.payments_secret)
-        ledger = ledger_name(project, settings.payments_mode)
-        made.append(Desk(engine, ledger, Signed(secrets, mode=settings.payments_mode)))
+        mode = settings.payments_mode
+        try:
+            signed = Signed(_several(settings.payments_secret), mode=mode)
+        except InvalidInput as problem:
+            raise InvalidInput(f"settings: payments_secret: {problem}") from None
+        made.append((ledger_name(project, mode), signed))
     return made
 
 
-def _stripe(settings: Settings, engine: Engine, project: str) -> Desk:
+def _stripe(settings: Settings, project: str) -> tuple[str, Listener]:
     try:
         from tillroll.payments.stripe import Stripe, mode_of  # noqa: PLC0415 - an extra
     except ImportError as problem:
@@ -44,7 +60,7 @@ def _stripe(settings: Settings, engine: Engine, project: str) -> Desk:
         ) from None
     secret_key = settings.stripe_secret_key or ""
     ledger = ledger_name(project, mode_of(secret_key))
-    provider = Stripe(
+    return ledger, Stripe(
         secret_key,
         _several(settings.stripe_webhook_secret or ""),
         ledger=ledger,
@@ -52,7 +68,6 @@ def _stripe(settings: Settings, engine: Engine, project: str) -> Desk:
         cancel_url=settings.stripe_cancel_url or "",
         api_base=settings.stripe_api_base,
     )
-    return Desk(engine, ledger, provider)
 
 
 def _several(text: str) -> tuple[str, ...]:
@@ -68,4 +83,4 @@ def jobs(found: Sequence[Desk]) -> list[Job]:
     ]
 
 
-__all__ = ["desks", "jobs"]
+__all__ = ["desks", "jobs", "listeners"]

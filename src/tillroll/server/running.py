@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,7 +14,7 @@ import uvicorn
 from tillroll.api import keys
 from tillroll.embedded import open_engine
 from tillroll.server import logs, metrics
-from tillroll.server.app import GIVEN, PARENT
+from tillroll.server.app import GIVEN, PARENT, SERVED
 from tillroll.server.bounds import BoundedHttp
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def _first(tx: Writer, engine: Engine) -> str | None:
     return secret
 
 
-def serve(settings: Settings) -> None:
-    """Serve until told to stop; calls under way are answered first.
+def serve(settings: Settings) -> bool:
+    """Serve until told to stop, and return whether it did; calls under way are answered first.
 
     SIGHUP replaces the workers one by one, where there are several: none is ended before the one
     that takes its place answers. Where there is one, it stops in order, for whoever started it to
@@ -64,10 +65,18 @@ def serve(settings: Settings) -> None:
     os.environ.pop(PARENT, None)
     os.environ[GIVEN] = msgspec.json.encode(settings).decode()
     BoundedHttp.request_seconds = settings.request_seconds
+    if settings.workers == 1:
+        return _run(settings)
     with tempfile.TemporaryDirectory(prefix="tillroll-metrics-") as folder:
-        if settings.workers > 1:
-            os.environ[metrics.FOLDER] = folder
-            os.environ[PARENT] = str(os.getpid())
+        os.environ[metrics.FOLDER] = folder
+        os.environ[PARENT] = str(os.getpid())
+        # Of workers that could not start, the server says nothing to whoever started it.
+        return _run(settings) and Path(folder, SERVED).exists()
+
+
+def _run(settings: Settings) -> bool:
+    """Return whether the server could start; it exits where not, with what is a refusal here."""
+    try:
         uvicorn.run(
             "tillroll.server.app:create",
             factory=True,
@@ -81,6 +90,7 @@ def serve(settings: Settings) -> None:
             interface="asgi3",
             access_log=False,
             log_config=None,
+            proxy_headers=False,  # nobody asks who called, or how
             server_header=False,
             backlog=BACKLOG,
             timeout_graceful_shutdown=settings.shutdown_seconds or None,
@@ -89,3 +99,6 @@ def serve(settings: Settings) -> None:
             ssl_certfile=settings.tls_certificate,
             ssl_keyfile=settings.tls_key,
         )
+    except SystemExit as ended:
+        return not ended.code
+    return True

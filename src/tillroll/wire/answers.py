@@ -15,10 +15,10 @@ from tillroll.ledger.calendar import show_instant
 from tillroll.ledger.moves import available_before
 from tillroll.ledger.receipts import sold
 from tillroll.ledger.types import Bucket, Kind
-from tillroll.ledger.units import show_units
+from tillroll.ledger.units import show_all
 
 if TYPE_CHECKING:
-    from tillroll.ledger.types import Entry
+    from tillroll.ledger.types import Entry, Meters
 
 Exact = Annotated[str, Meta(description="An exact decimal.", examples=["980", "12.5"])]
 Instant = Annotated[str, Meta(description="ISO 8601 in UTC.", examples=["2026-07-31T12:00:00Z"])]
@@ -516,10 +516,14 @@ class PaidPeriod(Struct):
 
 
 class PaidSubscription(Struct):
-    """What is known of a subscription; `refused` says why the ledger could not follow."""
+    """What is known of a subscription; `refused` says why the ledger could not follow.
+
+    `invoices_paid` counts those for a change within a period, too.
+    """
 
     provider: str
     id: str
+    account: str | None
     status: str | None
     plan: str | None
     paid_until: Instant | None
@@ -549,13 +553,16 @@ class Unfollowed(Struct):
 
 
 class UnplacedPayments(Struct):
-    """Payments that nobody is known to own, and what cannot be followed.
+    """Money that needs a look: what is nobody's, and what the ledger could not follow.
 
-    `next` and `next_event` are where to go on with each, or null.
+    A payment that was refused, such as for a closed account, is here until all of it went back.
+    `next`, `next_subscription` and `next_event` are where to go on with each, or null.
     """
 
     payments: list[Payment]
     next: str | None
+    subscriptions: list[PaidSubscription]
+    next_subscription: str | None
     events: list[Unfollowed]
     next_event: str | None
 
@@ -661,7 +668,15 @@ def receipt(entry: Entry, scale: int, account: str, *, replayed: bool) -> Receip
     until = entry.deadline
     if until is None and entry.opens:
         until = entry.opens[0].expires_at
-    price = entry.price
+    price, postings = entry.price, entry.postings
+    units, before, available, held, used, expired, issued, shortfall, *moved = show_all(
+        (
+            *(entry.units, available_before(entry), entry.available, entry.held, entry.used),
+            *(entry.expired, entry.issued, entry.shortfall),
+            *[posting.units for posting in postings],
+        ),
+        scale,
+    )
     shown = Receipt(
         account=account,
         seq=entry.seq,
@@ -669,24 +684,22 @@ def receipt(entry: Entry, scale: int, account: str, *, replayed: bool) -> Receip
         request_id=entry.request_id,
         ref=entry.ref,
         wallet=entry.wallet,
-        units=show_units(entry.units, scale),
+        units=units,
         operation=entry.operation,
         model=entry.model,
-        meters={
-            name: value if type(value) is int else str(value)
-            for name, value in (entry.meters or {}).items()
-        },
+        meters=_meters(entry.meters) if entry.meters else {},
         attributes=entry.attributes or {},
         tags=entry.tags or {},
-        available_before=show_units(available_before(entry), scale),
-        available=show_units(entry.available, scale),
-        held=show_units(entry.held, scale),
-        used=show_units(entry.used, scale),
-        expired=show_units(entry.expired, scale),
-        issued=show_units(entry.issued, scale),
-        shortfall=show_units(entry.shortfall, scale),
+        available_before=before,
+        available=available,
+        held=held,
+        used=used,
+        expired=expired,
+        issued=issued,
+        shortfall=shortfall,
         postings=[
-            Posting(p.source, p.target, p.line, show_units(p.units, scale)) for p in entry.postings
+            Posting(posting.source, posting.target, posting.line, amount)
+            for posting, amount in zip(postings, moved, strict=True)
         ],
         price=None
         if price is None
@@ -704,6 +717,11 @@ def receipt(entry: Entry, scale: int, account: str, *, replayed: bool) -> Receip
         for name, value in sold(entry, scale).items():
             setattr(shown, name, value)
     return shown
+
+
+def _meters(meters: Meters) -> dict[str, int | str]:
+    """Return raw quantities as JSON has them, exact."""
+    return {name: value if type(value) is int else str(value) for name, value in meters.items()}
 
 
 render = msgspec.json.Encoder(decimal_format="string").encode

@@ -6,12 +6,14 @@ is, and the verb checks what a type cannot say.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec.structs import asdict
 
 from tillroll.ledger import types
 from tillroll.ledger.commands import Above, Change, ExpiredPolicy
@@ -519,7 +521,8 @@ def parse_arguments(shape: type[B], body: bytes) -> dict[str, Any]:
 
 def _decoded(shape: type[B], body: bytes) -> B:
     try:
-        return _decoder(shape).decode(body or b"{}")
+        decoder: msgspec.json.Decoder[B] = _decoder(shape)
+        return decoder.decode(body or b"{}")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
         raise InvalidInput(str(problem)) from None
 
@@ -574,21 +577,12 @@ def _once(pairs: list[tuple[str, Any]]) -> None:
 
 def arguments(body: Struct) -> dict[str, Any]:
     """Return what a body gives, as arguments of the verb."""
-    given = {
-        name: value
-        for name in body.__struct_fields__
-        if (value := getattr(body, name)) is not UNSET
-    }
+    given = {name: value for name, value in asdict(body).items() if value is not UNSET}
     if isinstance(body, Entitle) and "grants" in given:
         given["grants"] = [arguments(grant) for grant in given["grants"]]
     return given
 
 
+@functools.cache
 def _decoder(shape: type[B]) -> msgspec.json.Decoder[B]:
-    decoder = _DECODERS.get(shape)
-    if decoder is None:
-        decoder = _DECODERS[shape] = msgspec.json.Decoder(shape)
-    return decoder
-
-
-_DECODERS: dict[type[Struct], msgspec.json.Decoder[Any]] = {}
+    return msgspec.json.Decoder(shape)
