@@ -4,7 +4,7 @@
 
 All in one run on a server of its own with PostgreSQL's own settings (fsync, full_page_writes and
 synchronous_commit are on). Speed is reported, never asserted. Run it alone on the machine; with
-`--write` the results are kept in `postgres.json` and `postgres.md`.
+`--write` the results are kept in `measured` and shown in `postgres.md`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import measured
 import peers
 import psycopg
 from peers import Measured, Plan
@@ -287,12 +288,11 @@ def main() -> None:
         }
     print(json.dumps(report["ratios"], indent=2))
     if asked.write:
-        text = json.dumps(report, indent=2) + "\n"
-        (HERE / "postgres.json").write_text(text, encoding="utf-8")
-        (HERE / "postgres.md").write_text(page(report), encoding="utf-8")
+        measured.keep("postgres", report)
+        (HERE / "postgres.md").write_text(page(measured.kept("postgres")), encoding="utf-8")
 
 
-def page(report: dict[str, Any]) -> str:
+def page(reports: list[measured.Report]) -> str:
     """Return the results as a page."""
     lines = [
         "# PostgreSQL, measured",
@@ -304,6 +304,24 @@ def page(report: dict[str, Any]) -> str:
         "of tillroll's is complete: grants in burn order, idempotency, hash chain, receipt.",
         "Trust the ratios, not the rates.",
         "",
+        "*Where the time goes* is in microseconds for each charge: the wall's, and what Python and",
+        "PostgreSQL's processes computed in that time, partly side by side on the two cores. The",
+        "rest is waiting, for the disk above all. *As the ledger grows* is one ledger, filled by",
+        "charges on random accounts, written by appending.",
+    ]
+    for report in reports:
+        lines += [
+            *measured.heading(report),
+            *_rates(report),
+            *_shares(report["shares"]),
+            *_growth(report["growth"]),
+            *measured.facts(report),
+        ]
+    return "\n".join([*lines, ""])
+
+
+def _rates(report: measured.Report) -> list[str]:
+    lines = [
         "| | callers | accounts | per second | p50 ms | p99 ms |",
         "|---|--:|--:|--:|--:|--:|",
     ]
@@ -314,48 +332,36 @@ def page(report: dict[str, Any]) -> str:
             f"| {row['p50_ms']:.2f} | {row['p99_ms']:.2f} |"
         )
     lines += ["", "| ratio | |", "|---|--:|"]
-    lines += [f"| {name} | {value} |" for name, value in report["ratios"].items()]
-    lines += [
+    return lines + [f"| {name} | {value} |" for name, value in report["ratios"].items()]
+
+
+def _shares(rows: list[dict[str, Any]]) -> list[str]:
+    return [
         "",
-        "## Where the time goes",
-        "",
-        "Microseconds for each charge: the wall's, and what Python and PostgreSQL's processes",
-        "computed in that time, partly side by side on the two cores. The rest is waiting, for the",
-        "disk above all.",
-        "",
-        "| | wall | Python | PostgreSQL |",
+        "| where the time goes | wall | Python | PostgreSQL |",
         "|---|--:|--:|--:|",
+        *(
+            f"| {row['name']} | {row['wall_us']} | {row['python_us']} | {row['postgresql_us']} |"
+            for row in rows
+        ),
     ]
-    lines += [
-        f"| {row['name']} | {row['wall_us']} | {row['python_us']} | {row['postgresql_us']} |"
-        for row in report["shares"]
-    ]
-    lines += [
+
+
+def _growth(rows: list[dict[str, Any]]) -> list[str]:
+    first, last = rows[0], rows[-1]
+    share = last["bulk_per_second"] / first["bulk_per_second"]
+    return [
         "",
-        "## As the ledger grows",
-        "",
-        "One ledger, filled by charges on random accounts, written by appending.",
-        "",
-        "| entries | consume_many, per second | 1,000 callers, per second | bytes an entry |",
+        "| as the ledger grows | consume_many a second | 1,000 callers a second | bytes each |",
         "|--:|--:|--:|--:|",
-    ]
-    lines += [
-        f"| {row['entries']:,} | {row['bulk_per_second']:,} | {row['callers_per_second']:,} "
-        f"| {row['bytes_an_entry']} |"
-        for row in report["growth"]
-    ]
-    first, last = report["growth"][0], report["growth"][-1]
-    kept = last["bulk_per_second"] / first["bulk_per_second"]
-    lines += [
+        *(
+            f"| {row['entries']:,} | {row['bulk_per_second']:,} | {row['callers_per_second']:,} "
+            f"| {row['bytes_an_entry']} |"
+            for row in rows
+        ),
         "",
-        f"At {last['entries']:,} entries the rate is {kept:.0%} of that at {first['entries']:,}.",
-        "",
-        "| machine | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in report["machine"].items()),
-        "",
+        f"At {last['entries']:,} entries the rate is {share:.0%} of that at {first['entries']:,}.",
     ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

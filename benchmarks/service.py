@@ -4,7 +4,7 @@
 
 Every request is a charge of its own under an id of its own. One worker of the same server runs
 each application in turn; `wrk` shares the machine's cores with it and with the database. Needs
-wrk; run it alone on the machine. With `--write` the figures are kept in `service.json`.
+wrk; run it alone on the machine. With `--write` the figures are kept in `measured`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import measured
 import psycopg
 from service_peers import TABLES
 
@@ -240,15 +241,12 @@ def main() -> None:
     print(json.dumps(found, indent=2))
     if asked.write:
         kept = {"machine": machine(), "seconds": asked.seconds, "rounds": asked.rounds}
-        report = {**kept, "results": found}
-        (HERE / "service.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        (HERE / "service.md").write_text(page(report), encoding="utf-8")
+        measured.keep("service", {**kept, "results": found})
+        (HERE / "service.md").write_text(page(measured.kept("service")), encoding="utf-8")
 
 
-def page(report: dict[str, Any]) -> str:
+def page(reports: list[measured.Report]) -> str:
     """Return the results as a page."""
-    results: dict[str, dict[str, float]] = report["results"]
-    best = max(results[f"usual, {kind}, 64 connections"]["rate"] for kind in ("sqlite", "postgres"))
     lines = [
         "# The service, measured",
         "",
@@ -256,21 +254,31 @@ def page(report: dict[str, Any]) -> str:
         "machine, a new Idempotency-Key for each request, 10,000 accounts. *Bare* is a route of",
         "the same server that answers without looking; *usual* is the same charge written the",
         "framework's usual way: FastAPI, a guarded UPDATE and an INSERT, on asyncpg or sqlite3.",
-        f"The sides took turns, {report['rounds']} rounds of {report['seconds']:g} seconds each;",
-        "these are the medians.",
-        "",
+        "The sides took turns; the figures are the medians of the rounds.",
+    ]
+    for report in reports:
+        lines += _section(report)
+    return "\n".join([*lines, ""])
+
+
+def _section(report: measured.Report) -> list[str]:
+    results: dict[str, dict[str, float]] = report["results"]
+    best = max(results[f"usual, {kind}, 64 connections"]["rate"] for kind in ("sqlite", "postgres"))
+    wrong = sum(row["errors"] for row in results.values())
+    rounds, seconds = report["rounds"], report["seconds"]
+    return [
+        *measured.heading(report),
         "| | per second | p50 ms | p99 ms | of bare | of the best usual |",
         "|---|--:|--:|--:|--:|--:|",
+        *(
+            f"| {name} | {row['rate']:,} | {row['p50_ms']} | {row['p99_ms']} | "
+            f"{row['of_bare']:.2f} | {row['rate'] / best:.1f} |"
+            for name, row in results.items()
+        ),
+        "",
+        f"{rounds} rounds of {seconds:g} seconds each; {wrong} answers were no 200.",
+        *measured.facts(report),
     ]
-    lines += [
-        f"| {name} | {row['rate']:,} | {row['p50_ms']} | {row['p99_ms']} | {row['of_bare']:.2f} | "
-        f"{row['rate'] / best:.1f} |"
-        for name, row in results.items()
-    ]
-    wrong = sum(row["errors"] for row in results.values())
-    lines += ["", f"Answers that were no 200: {wrong}.", "", "| machine | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in report["machine"].items()]
-    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tillroll.ledger import pricing
 from tillroll.ledger.errors import InvalidInput
 from tillroll.ledger.pricing import (
     Meters,
@@ -21,6 +20,8 @@ from tillroll.ledger.pricing import (
     Tier,
     Unpriced,
     check_meters,
+    clashes_among,
+    compiled,
     content_digest,
     decode_version,
     encode_version,
@@ -242,12 +243,12 @@ class TestMatching:
         assert isinstance(ask(held, "a.b\nc"), Priced)
 
     def test_remembered_lookups_are_bounded(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(pricing, "LOOKUPS_MAX", 10)
+        monkeypatch.setattr(compiled, "LOOKUPS_MAX", 10)
         held = book(Price("*", per_request=D(1)))
         for i in range(25):
             assert ask(held, f"op-{i}").units == 1_000_000
             assert isinstance(ask(book(IMAGE), f"op-{i}"), Unpriced)
-        assert len(held.version(1)._index.book.found) <= 10
+        assert len(held.version(1).index.book.found) <= 10
 
     def test_versions_are_pinned(self):
         first = new_version(1, [IMAGE])
@@ -571,7 +572,7 @@ class TestProblems:
             return Price("x", valid_from=start, valid_to=end)
 
         def clashing(*prices: Price) -> list[tuple[int, int]]:
-            return [(i, j) for i, j, _ in pricing.clashes_among(prices)]
+            return [(i, j) for i, j, _ in clashes_among(prices)]
 
         assert clashing(at(None, 5), at(5, None), at(None, None)) == []
         assert clashing(at(None, 6), at(5, None)) == [(0, 1)]
