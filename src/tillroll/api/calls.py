@@ -11,7 +11,7 @@ import msgspec
 from tillroll.embedded import AsyncLedger, Ledger
 from tillroll.embedded.ledger import verbs_of
 from tillroll.ledger.errors import Forbidden, InvalidInput
-from tillroll.ledger.verbs import ID_MAX
+from tillroll.ledger.values import ID_MAX
 from tillroll.wire import bodies
 from tillroll.wire.answers import render
 from tillroll.wire.problems import IdempotencyKeyMissing

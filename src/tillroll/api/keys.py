@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tillroll.ledger.errors import IdempotencyConflict, InvalidInput, NotFound
-from tillroll.ledger.verbs import ID_MAX
+from tillroll.ledger.values import ID_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,7 +10,7 @@ import msgspec
 import tillroll
 from tillroll.api.calls import Route
 from tillroll.api.routes import routes
-from tillroll.ledger.verbs import ID_MAX
+from tillroll.ledger.values import ID_MAX
 from tillroll.wire import answers, bodies, problems
 
 PARAMETERS = {

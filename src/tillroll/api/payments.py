@@ -17,7 +17,7 @@ from tillroll.ledger.calendar import show_instant, show_span
 from tillroll.ledger.errors import InvalidInput, NotFound
 from tillroll.ledger.types import WALLET_DEFAULT
 from tillroll.ledger.units import show_units
-from tillroll.ledger.verbs import ID_MAX
+from tillroll.ledger.values import ID_MAX
 from tillroll.payments import overage as overages
 from tillroll.payments import settling, subscribing, topups
 from tillroll.payments.desk import kept_of

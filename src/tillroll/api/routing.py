@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from tillroll.ledger.errors import NotFound
-from tillroll.ledger.verbs import ID_MAX
+from tillroll.ledger.values import ID_MAX
 from tillroll.wire.problems import MethodNotAllowed, NoSuchAddress
 
 if TYPE_CHECKING:

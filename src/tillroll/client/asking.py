@@ -45,7 +45,8 @@ from tillroll.ledger.pricing import new_version
 from tillroll.ledger.products import NOTHING
 from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.units import SCALE_DEFAULT
-from tillroll.ledger.verbs import BULK_MAX, Verbs, batch_of, item_of, misnamed, question
+from tillroll.ledger.values import BULK_MAX
+from tillroll.ledger.verbs import Verbs, batch_of, item_of, misnamed, question
 from tillroll.queries import KINDS, PAGE_MAX, Page, Verification
 
 if TYPE_CHECKING:

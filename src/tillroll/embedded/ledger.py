@@ -18,7 +18,8 @@ from tillroll.ledger.commands import Request
 from tillroll.ledger.errors import HoldExpired, HoldFinalized, InvalidInput, TillrollError
 from tillroll.ledger.receipts import Receipt
 from tillroll.ledger.types import Entry
-from tillroll.ledger.verbs import BULK_MAX, Verbs, batch_of, item_of, misnamed
+from tillroll.ledger.values import BULK_MAX
+from tillroll.ledger.verbs import Verbs, batch_of, item_of, misnamed
 
 if TYPE_CHECKING:
     import asyncio

@@ -7,29 +7,18 @@ raises from here is `InvalidInput`: nothing was queued, nothing is remembered.
 
 from __future__ import annotations
 
-import itertools
-import re
-import sys
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime
-from decimal import Decimal
 from hashlib import sha256
-from math import isfinite
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import msgspec
 
-from tillroll.ledger import calendar, chain
+from tillroll.ledger import calendar, chain, values
 from tillroll.ledger import commands as c
-from tillroll.ledger.alerts import DAYS_MAX, PERCENT_MAX
 from tillroll.ledger.errors import InvalidInput
-from tillroll.ledger.pricing import WALLET_RULE, check_meters, is_wallet
-from tillroll.ledger.products import NAME_RULE, is_product_name
 from tillroll.ledger.types import (
-    DAY,
-    NEVER,
     RESERVED,
-    TOPUP,
     WALLET_DEFAULT,
     AlertOn,
     AlertTerms,
@@ -46,43 +35,18 @@ from tillroll.ledger.types import (
     Watched,
 )
 from tillroll.ledger.units import (
-    UNITS_MAX,
     Units,
     parse_decimal,
     parse_limit,
     parse_signed,
     parse_units,
 )
+from tillroll.ledger.values import Expiry, Meter, Span, When
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-T = TypeVar("T")
-
 _ITEM = "such as {'account': 'acme', 'units': 5}"
-
-ID_MAX = 255
-METADATA_MAX = 4096
-TAGS_MAX = 32
-REASON_MAX = 1_000
-PRIORITY_MAX = 1_000
-BULK_MAX = 10_000  # items of one call
-QUANTITY_MAX = 1_000_000  # of one purchase
-ENTITLEMENT_NAME_MAX = 100  # with a grant's name of 64 behind it: an id of at most 255
-FEATURE_NAME_MAX = 64
-FEATURES_MAX = 200  # of one entitlement
-GRANTS_MAX = 20  # of one entitlement
-APPLIES_MAX = 1_000  # operations that one grant may be kept for
-LATE_USAGE_MAX = 400 * DAY  # a year, and the time to close its books
-EARLY_USAGE_MAX = DAY
-
-# C0 and C1 controls, surrogates (no valid text has one alone), and the two line separators.
-_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
-
-Meter = int | Decimal | str
-When = datetime | str
-Expiry = datetime | date | str
-Span = calendar.Span
 
 
 class Who(TypedDict, total=False):
@@ -132,15 +96,6 @@ class _Work(TypedDict, total=False):
     quote: c.QuoteClaims | None
     effective_at: int | None
     feature: str | None
-
-
-class _Standing(TypedDict, total=False):
-    """How an entitlement is to stand and when it ends, checked; what was not given is left out."""
-
-    status: Standing | None
-    trial_ends_at: int | None
-    ends_at: int | None
-    paid_until: int | None
 
 
 class Verbs:
@@ -226,18 +181,18 @@ class Verbs:
             account,
             c.Grant(
                 units=parse_units(units, self.scale),
-                wallet=_name(wallet, "wallet"),
-                category=_one_of(category, Category, "category"),
-                priority=_integer(priority, "priority", -PRIORITY_MAX, PRIORITY_MAX),
-                effective_at=_instant(effective_at, "effective_at"),
+                wallet=values.wallet(wallet, "wallet"),
+                category=values.one_of(category, Category, "category"),
+                priority=values.priority(priority),
+                effective_at=values.instant(effective_at, "effective_at"),
                 expires_at=at,
                 expires_on=on,
-                expires_in=_span(expires_in, "expires_in"),
-                applies_to=_patterns(applies_to),
+                expires_in=values.span(expires_in, "expires_in"),
+                applies_to=values.patterns(applies_to),
                 cost_basis=None
                 if cost_basis is None
                 else str(parse_decimal(cost_basis, "cost_basis")),
-                source=_optional(source, "source"),
+                source=values.optional(source, "source"),
                 **self._common(tags, how),
             ),
             request_id,
@@ -268,7 +223,7 @@ class Verbs:
             AccountClosed, GrantNotFound: Refused; nothing moved.
         """
         command = c.Void(
-            grant_id=_target(grant_id, "grant_id"),
+            grant_id=values.target(grant_id, "grant_id"),
             units=None if units is None else parse_units(units, self.scale),
             **self._common(None, how),
         )
@@ -302,12 +257,14 @@ class Verbs:
         amount = parse_signed(units, self.scale)
         if amount == 0:
             raise InvalidInput("units must not be zero")
-        if not _text(reason, "reason", REASON_MAX).strip():
+        if not values.text(reason, "reason", values.REASON_MAX).strip():
             raise InvalidInput("an adjustment needs a reason")
         how: How = {**who, "reason": reason}
         return self._request(
             account,
-            c.Adjust(units=amount, wallet=_name(wallet, "wallet"), **self._common(tags, how)),
+            c.Adjust(
+                units=amount, wallet=values.wallet(wallet, "wallet"), **self._common(tags, how)
+            ),
             request_id,
             how,
         )
@@ -346,11 +303,11 @@ class Verbs:
             InvalidInput: The catalog has no such pack or pass; nothing written or remembered.
         """
         command = c.Buy(
-            product=_product(product, "product"),
-            quantity=_integer(quantity, "quantity", 1, QUANTITY_MAX),
-            version=None if version is None else _integer(version, "version", 1, 2**31),
+            product=values.product(product, "product"),
+            quantity=values.integer(quantity, "quantity", 1, values.QUANTITY_MAX),
+            version=None if version is None else values.integer(version, "version", 1, 2**31),
             cost_basis=None if cost_basis is None else str(parse_decimal(cost_basis, "cost_basis")),
-            source=_optional(source, "source"),
+            source=values.optional(source, "source"),
             **self._common(tags, how),
         )
         return self._request(account, command, request_id, how)
@@ -377,7 +334,7 @@ class Verbs:
             AccountClosed, CouponUsed: Refused; nothing moved.
             InvalidInput: The catalog has no such coupon; nothing written or remembered.
         """
-        command = c.Redeem(coupon=_product(coupon, "coupon"), **self._common(tags, how))
+        command = c.Redeem(coupon=values.product(coupon, "coupon"), **self._common(tags, how))
         return self._request(account, command, request_id, how)
 
     # ------------------------------------------------------------ what may be used
@@ -430,14 +387,14 @@ class Verbs:
             InvalidInput: The catalog has no such plan; nothing written or remembered.
         """
         command = c.Subscribe(
-            plan=_product(plan, "plan"),
-            name=_text(name, "name", ENTITLEMENT_NAME_MAX),
-            when=_one_of(when, c.Change, "when"),
-            version=None if version is None else _integer(version, "version", 1, 2**31),
-            started_at=_instant(started_at, "started_at"),
-            trial=_flag(trial, "trial"),
-            source=_optional(source, "source"),
-            **_standing(status, trial_ends_at, ends_at, paid_until),
+            plan=values.product(plan, "plan"),
+            name=values.text(name, "name", values.ENTITLEMENT_NAME_MAX),
+            when=values.one_of(when, c.Change, "when"),
+            version=None if version is None else values.integer(version, "version", 1, 2**31),
+            started_at=values.instant(started_at, "started_at"),
+            trial=values.flag(trial, "trial"),
+            source=values.optional(source, "source"),
+            **values.standing(status, trial_ends_at, ends_at, paid_until),
             **self._common(None, how),
         )
         return self._request(account, command, request_id, how)
@@ -497,10 +454,10 @@ class Verbs:
         """
         if ends_at is not None and lasts is not None:
             raise InvalidInput("give ends_at or lasts, not both")
-        name = _text(name, "name", ENTITLEMENT_NAME_MAX)
-        every = _one_of(every, Every, "every")
-        count = _integer(count, "count", 1, 1_000)
-        listed = _items(grants, "grants", GRANTS_MAX)
+        name = values.text(name, "name", values.ENTITLEMENT_NAME_MAX)
+        every = values.one_of(every, Every, "every")
+        count = values.integer(count, "count", 1, 1_000)
+        listed = values.items(grants, "grants", values.GRANTS_MAX)
         brought = tuple(self._plan_grant(grant, every, count) for grant in listed)
         if len({grant.name for grant in brought}) < len(brought):
             raise InvalidInput("two grants have the same name; give each its own")
@@ -508,16 +465,16 @@ class Verbs:
             status = "trialing"
         command = c.Entitle(
             name=name,
-            kind=_one_of(kind, EntitlementKind, "kind"),
-            features=_features(features, {} if brought else {name: True}),
+            kind=values.one_of(kind, EntitlementKind, "kind"),
+            features=values.features(features, {} if brought else {name: True}),
             grants=brought,
             every=every,
             count=count,
-            product=_optional(product, "product"),
-            started_at=_instant(started_at, "started_at"),
-            lasts=_span(lasts, "lasts"),
-            source=_optional(source, "source"),
-            **_standing(status, trial_ends_at, ends_at, paid_until),
+            product=values.optional(product, "product"),
+            started_at=values.instant(started_at, "started_at"),
+            lasts=values.span(lasts, "lasts"),
+            source=values.optional(source, "source"),
+            **values.standing(status, trial_ends_at, ends_at, paid_until),
             **self._common(None, how),
         )
         return self._request(account, command, request_id, how)
@@ -551,11 +508,13 @@ class Verbs:
         Raises:
             AccountClosed, EntitlementNotFound: Refused; nothing moved.
         """
-        standing = _standing(status, trial_ends_at, ends_at, paid_until)
+        standing = values.standing(status, trial_ends_at, ends_at, paid_until)
         if not standing:
             raise InvalidInput("give status, trial_ends_at, ends_at or paid_until")
         command = c.ChangeEntitlement(
-            name=_text(name, "name", ENTITLEMENT_NAME_MAX), **standing, **self._common(None, how)
+            name=values.text(name, "name", values.ENTITLEMENT_NAME_MAX),
+            **standing,
+            **self._common(None, how),
         )
         return self._request(account, command, request_id, how)
 
@@ -581,8 +540,8 @@ class Verbs:
             AccountClosed, EntitlementNotFound: Refused; nothing moved.
         """
         command = c.EndEntitlement(
-            name=_text(name, "name", ENTITLEMENT_NAME_MAX),
-            when=_one_of(when, c.Change, "when"),
+            name=values.text(name, "name", values.ENTITLEMENT_NAME_MAX),
+            when=values.one_of(when, c.Change, "when"),
             **self._common(None, how),
         )
         return self._request(account, command, request_id, how)
@@ -595,7 +554,7 @@ class Verbs:
         if unknown or "units" not in grant:
             known = ", ".join(PlanGrant.__struct_fields__)
             raise InvalidInput(f"a grant has units, and of these what it needs: {known}")
-        wallet = _name(grant.get("wallet", WALLET_DEFAULT), "wallet")
+        wallet = values.wallet(grant.get("wallet", WALLET_DEFAULT), "wallet")
         lowest = parse_limit(grant.get("rollover_min", 0), self.scale, "rollover_min")
         highest = parse_limit(grant.get("rollover_max", 0), self.scale, "rollover_max")
         if lowest > highest:
@@ -604,15 +563,15 @@ class Verbs:
         own = (grant.get("every"), grant.get("count"))
         every, count = calendar.period_of(*own, every, count)
         return PlanGrant(
-            name=_product(grant.get("name", wallet), "a grant's name"),
+            name=values.product(grant.get("name", wallet), "a grant's name"),
             units=parse_units(grant["units"], self.scale),
-            every=_one_of(every, Every, "every"),
-            count=_integer(count, "count", 1, 1_000),
+            every=values.one_of(every, Every, "every"),
+            count=values.integer(count, "count", 1, 1_000),
             rollover_min=lowest,
             rollover_max=highest,
             wallet=wallet,
-            priority=_integer(grant.get("priority", 0), "priority", -PRIORITY_MAX, PRIORITY_MAX),
-            applies_to=_patterns(operations),
+            priority=values.priority(grant.get("priority", 0)),
+            applies_to=values.patterns(operations),
         )
 
     # ------------------------------------------------------------ units out
@@ -669,7 +628,7 @@ class Verbs:
             account, operation, units, meters, model, attributes, wallet, quote, effective_at
         )
         if feature is not None:
-            work["feature"] = _feature(feature)
+            work["feature"] = values.feature(feature)
         return self._request(account, c.Consume(**work, **common), request_id, how)
 
     def hold(
@@ -722,12 +681,12 @@ class Verbs:
             account, operation, units, meters, model, attributes, wallet, quote, effective_at
         )
         if feature is not None:
-            work["feature"] = _feature(feature)
+            work["feature"] = values.feature(feature)
         lowest = None if floor is None else parse_limit(floor, self.scale, "floor")
         most = work.get("units")
         if lowest is not None and most is not None and lowest > most:
             raise InvalidInput("floor must not exceed units")
-        life = _span(expires_in, "expires_in")
+        life = values.span(expires_in, "expires_in")
         command = c.Hold(**work, floor=lowest, expires_in=life, **common)
         return self._request(account, command, request_id, how)
 
@@ -752,11 +711,11 @@ class Verbs:
         Raises:
             HoldNotFound, HoldFinalized, HoldExpired: Refused; nothing moved.
         """
-        life = _span(expires_in, "expires_in")
+        life = values.span(expires_in, "expires_in")
         if life is None:
             raise InvalidInput("extend needs expires_in")
         command = c.Extend(
-            hold_id=_target(hold_id, "hold_id"), expires_in=life, **self._common(None, how)
+            hold_id=values.target(hold_id, "hold_id"), expires_in=life, **self._common(None, how)
         )
         return self._request(account, command, request_id, how)
 
@@ -803,12 +762,12 @@ class Verbs:
                 "units must be greater than zero, not 0: release the hold where nothing was used"
             )
         command = c.Settle(
-            hold_id=_target(hold_id, "hold_id"),
+            hold_id=values.target(hold_id, "hold_id"),
             units=None if units is None else parse_units(units, self.scale),
-            meters=_meters(meters),
-            attributes=_labels(attributes, "attributes"),
-            final=_flag(final, "final"),
-            above=_one_of(above, c.Above, "above"),
+            meters=values.meters(meters),
+            attributes=values.labels(attributes, "attributes"),
+            final=values.flag(final, "final"),
+            above=values.one_of(above, c.Above, "above"),
             **self._common(None, how),
         )
         return self._request(account, command, request_id, how)
@@ -827,7 +786,7 @@ class Verbs:
         Raises:
             HoldNotFound, HoldFinalized, HoldExpired: Refused; nothing moved.
         """
-        command = c.Release(hold_id=_target(hold_id, "hold_id"), **self._common(None, how))
+        command = c.Release(hold_id=values.target(hold_id, "hold_id"), **self._common(None, how))
         return self._request(account, command, request_id, how)
 
     def mark_in_doubt(
@@ -856,9 +815,9 @@ class Verbs:
             HoldNotFound, HoldFinalized, HoldExpired: Refused; nothing moved.
         """
         command = c.InDoubt(
-            hold_id=_target(hold_id, "hold_id"),
-            deadline_in=_span(deadline_in, "deadline_in"),
-            at_deadline=_one_of(at_deadline, Literal["release", "settle"], "at_deadline"),
+            hold_id=values.target(hold_id, "hold_id"),
+            deadline_in=values.span(deadline_in, "deadline_in"),
+            at_deadline=values.one_of(at_deadline, Literal["release", "settle"], "at_deadline"),
             **self._common(None, how),
         )
         return self._request(account, command, request_id, how)
@@ -929,10 +888,10 @@ class Verbs:
         if (expired == "extend") != (extend_by is not None) and expired != "goodwill":
             raise InvalidInput("expired='extend' needs extend_by, and 'expire' takes none")
         command = c.Refund(
-            charge=_target(charge, "charge"),
+            charge=values.target(charge, "charge"),
             units=None if units is None else parse_units(units, self.scale),
-            expired=_one_of(expired, c.ExpiredPolicy, "expired"),
-            extend_by=_span(extend_by, "extend_by"),
+            expired=values.one_of(expired, c.ExpiredPolicy, "expired"),
+            extend_by=values.span(extend_by, "extend_by"),
             **self._common(None, how),
         )
         return self._request(account, command, request_id, how)
@@ -977,7 +936,7 @@ class Verbs:
         """
         command = c.SetOverdraft(
             limit=parse_limit(limit, self.scale, "limit"),
-            wallet=_name(wallet, "wallet"),
+            wallet=values.wallet(wallet, "wallet"),
             **self._common(None, how),
         )
         return self._request(account, command, request_id, how)
@@ -1013,12 +972,12 @@ class Verbs:
         if (period == "rolling") != (window is not None):
             raise InvalidInput("a rolling budget needs a window, and only a rolling one takes it")
         terms = BudgetTerms(
-            name=_text(name, "name"),
+            name=values.text(name, "name"),
             cap=parse_limit(cap, self.scale, "cap"),
-            period=_one_of(period, Period, "period"),
-            window=_span(window, "window") or 0,
-            match=_labels(match, "match") or {},
-            wallet=_name(wallet, "wallet"),
+            period=values.one_of(period, Period, "period"),
+            window=values.span(window, "window") or 0,
+            match=values.labels(match, "match") or {},
+            wallet=values.wallet(wallet, "wallet"),
         )
         command = c.SetBudget(terms=terms, **self._common(None, how))
         return self._request(account, command, request_id, how)
@@ -1027,7 +986,7 @@ class Verbs:
         self, account: str, name: str, *, request_id: str | None = None, **how: Unpack[How]
     ) -> c.Request:
         """Remove a budget; removing one that is not there changes nothing."""
-        terms = BudgetTerms(name=_text(name, "name"), cap=None)
+        terms = BudgetTerms(name=values.text(name, "name"), cap=None)
         command = c.SetBudget(terms=terms, **self._common(None, how))
         return self._request(account, command, request_id, how)
 
@@ -1078,18 +1037,18 @@ class Verbs:
         if lowest > highest:
             raise InvalidInput("rollover_min must not exceed rollover_max")
         terms = RecurringTerms(
-            name=_text(name, "name", 128),
+            name=values.text(name, "name", 128),
             units=parse_units(units, self.scale),
-            every=_one_of(every, Every, "every"),
-            count=_integer(count, "count", 1, 1_000),
-            anchor=_anchor(anchor),
+            every=values.one_of(every, Every, "every"),
+            count=values.integer(count, "count", 1, 1_000),
+            anchor=values.anchor(anchor),
             rollover_min=lowest,
             rollover_max=highest,
-            category=_one_of(category, Category, "category"),
-            wallet=_name(wallet, "wallet"),
-            priority=_integer(priority, "priority", -PRIORITY_MAX, PRIORITY_MAX),
-            applies_to=_patterns(applies_to),
-            ends_at=_instant(ends_at, "ends_at"),
+            category=values.one_of(category, Category, "category"),
+            wallet=values.wallet(wallet, "wallet"),
+            priority=values.priority(priority),
+            applies_to=values.patterns(applies_to),
+            ends_at=values.instant(ends_at, "ends_at"),
         )
         command = c.SetRecurring(terms=terms, **self._common(None, how))
         return self._request(account, command, request_id, how)
@@ -1098,7 +1057,7 @@ class Verbs:
         self, account: str, name: str, *, request_id: str | None = None, **how: Unpack[How]
     ) -> c.Request:
         """Stop a recurring grant; what it gave stays until it expires."""
-        terms = RecurringTerms(name=_text(name, "name", 128), units=0, stopped=True)
+        terms = RecurringTerms(name=values.text(name, "name", 128), units=0, stopped=True)
         command = c.SetRecurring(terms=terms, **self._common(None, how))
         return self._request(account, command, request_id, how)
 
@@ -1139,10 +1098,10 @@ class Verbs:
         """
         terms = AlertTerms(
             name=self._alert(name),
-            on=_one_of(on, Watched if self._ours else AlertOn, "on"),
-            threshold=threshold_of(on, threshold, self.scale),
-            wallet=_name(wallet, "wallet"),
-            budget=_optional(budget, "budget"),
+            on=values.one_of(on, Watched if self._ours else AlertOn, "on"),
+            threshold=values.threshold_of(on, threshold, self.scale),
+            wallet=values.wallet(wallet, "wallet"),
+            budget=values.optional(budget, "budget"),
         )
         if budget is not None and on != "budget":
             raise InvalidInput("only an alert on 'budget' names one")
@@ -1184,23 +1143,23 @@ class Verbs:
         Raises:
             InvalidInput: None is given: there is nothing to write.
         """
-        late, early = _span(late_usage, "late_usage"), _span(early_usage, "early_usage")
+        late, early = values.span(late_usage, "late_usage"), values.span(early_usage, "early_usage")
         if time_zone is None and late_settlement is None and late is None and early is None:
             raise InvalidInput(
                 "give time_zone, late_settlement, late_usage or early_usage: without any nothing "
                 "changes"
             )
-        if late is not None and late > LATE_USAGE_MAX:
+        if late is not None and late > values.LATE_USAGE_MAX:
             raise InvalidInput("late_usage may be 400 days at the most")
-        if early is not None and early > EARLY_USAGE_MAX:
+        if early is not None and early > values.EARLY_USAGE_MAX:
             raise InvalidInput("early_usage may be a day at the most")
         if time_zone is not None:
-            calendar.zone(_text(time_zone, "time_zone"))
+            calendar.zone(values.text(time_zone, "time_zone"))
         command = c.Configure(
             time_zone=time_zone,
             late_settlement=None
             if late_settlement is None
-            else _flag(late_settlement, "late_settlement"),
+            else values.flag(late_settlement, "late_settlement"),
             late_usage=late,
             early_usage=early,
             **self._common(None, how),
@@ -1242,19 +1201,19 @@ class Verbs:
         if quote is not None:
             work["quote"] = self._claims(quote, account, operation, model)
         if operation is not None:
-            work["operation"] = _text(operation, "operation")
+            work["operation"] = values.text(operation, "operation")
         if units is not None:
             work["units"] = parse_units(units, self.scale)
         if meters is not None:
-            work["meters"] = _meters(meters)
+            work["meters"] = values.meters(meters)
         if model is not None:
-            work["model"] = _text(model, "model")
+            work["model"] = values.text(model, "model")
         if attributes:
-            work["attributes"] = _labels(attributes, "attributes")
+            work["attributes"] = values.labels(attributes, "attributes")
         if units is not None:
-            work["wallet"] = WALLET_DEFAULT if wallet is None else _name(wallet, "wallet")
+            work["wallet"] = WALLET_DEFAULT if wallet is None else values.wallet(wallet, "wallet")
         if effective_at is not None:
-            work["effective_at"] = _instant(effective_at, "effective_at")
+            work["effective_at"] = values.instant(effective_at, "effective_at")
         return work
 
     def _claims(
@@ -1272,7 +1231,7 @@ class Verbs:
         """Check what every command carries."""
         common: _Common = {}
         if tags:
-            common["tags"] = _labels(tags, "tags")
+            common["tags"] = values.labels(tags, "tags")
         if not how:
             return common
         unknown = how.keys() - _HOW
@@ -1283,14 +1242,14 @@ class Verbs:
             )
         reason = how.get("reason")
         if reason is not None:
-            common["reason"] = _text(reason, "reason", REASON_MAX, lines=True)
+            common["reason"] = values.text(reason, "reason", values.REASON_MAX, lines=True)
         metadata = how.get("metadata")
         if metadata is not None and metadata != {}:
-            common["metadata_digest"] = sha256(_metadata(metadata)).digest()
+            common["metadata_digest"] = sha256(values.metadata(metadata)).digest()
         return common
 
     def _alert(self, name: object) -> str:
-        text = _text(name, "name")
+        text = values.text(name, "name")
         if text.startswith(RESERVED) and not self._ours:
             raise InvalidInput(f"name must not begin with {RESERVED!r}, which marks our own")
         return text
@@ -1302,17 +1261,17 @@ class Verbs:
         if request_id is None:
             request_id = self._new_id()
         elif self._ours:
-            request_id = _text(request_id, "request_id")
+            request_id = values.text(request_id, "request_id")
         else:
-            request_id = _target(request_id, "request_id")
-        account = _text(account, "account")
+            request_id = values.target(request_id, "request_id")
+        account = values.text(account, "account")
         metadata = actor = None
         retry_refused = False
         if how:
             given = how.get("metadata")
-            metadata = None if given is None or given == {} else _metadata(given).decode()
-            actor = _optional(how.get("actor"), "actor")
-            retry_refused = _flag(how.get("retry_refused", False), "retry_refused")
+            metadata = None if given is None or given == {} else values.metadata(given).decode()
+            actor = values.optional(how.get("actor"), "actor")
+            retry_refused = values.flag(how.get("retry_refused", False), "retry_refused")
         return c.Request(
             project=self.project,
             account_id=c.account_id(self.project, account),
@@ -1335,7 +1294,7 @@ class Verbs:
                 raise InvalidInput(f"expires_at is not a date: {expires_at!r}") from None
         if isinstance(expires_at, date) and not isinstance(expires_at, datetime):
             return None, expires_at.isoformat()
-        return _instant(expires_at, "expires_at"), None
+        return values.instant(expires_at, "expires_at"), None
 
 
 def question(
@@ -1380,62 +1339,6 @@ def question(
     )
 
 
-# ---------------------------------------------------------------- values at the border
-
-
-def _text(value: object, name: str, most: int = ID_MAX, *, lines: bool = False) -> str:
-    if type(value) is not str:
-        if not isinstance(value, str):
-            raise InvalidInput(f"{name} must be a text")
-        value = str.__str__(value)  # the text itself, where an enum or a marked-up text was given
-    if not 1 <= len(value) <= most:
-        raise InvalidInput(f"{name} must have 1 to {most} characters, not {len(value)}")
-    if not (value.isascii() and value.isprintable()):  # the common case needs no search
-        found = _UNFIT.search(value.replace("\n", " ") if lines else value)
-        if found:
-            raise InvalidInput(f"{name} has a character that is no text: U+{ord(found[0]):04X}")
-    return value
-
-
-def _product(value: object, name: str) -> str:
-    text = _text(value, name)
-    if not is_product_name(text):
-        raise InvalidInput(f"{name} must be {NAME_RULE}, not {text[:40]!r}")
-    return text
-
-
-def _feature(value: object) -> str:
-    return _text(value, "feature", FEATURE_NAME_MAX)
-
-
-def _features(
-    values: Mapping[str, Feature] | None, otherwise: dict[str, Feature]
-) -> dict[str, Feature]:
-    if values is None:
-        return otherwise
-    if not isinstance(values, Mapping) or len(values) > FEATURES_MAX:
-        raise InvalidInput(f"features must be a mapping of at most {FEATURES_MAX} names to values")
-    found: dict[str, Feature] = {}
-    for name in sorted(_feature(key) for key in values):
-        value = values[name]
-        if isinstance(value, str):
-            value = _text(value, f"features.{name}")
-        elif type(value) is not bool and not (type(value) is int and 0 <= value <= UNITS_MAX):
-            raise InvalidInput(f"features.{name} must be a bool, a whole number or a text")
-        found[name] = value
-    return found
-
-
-def _items(values: object, name: str, most: int) -> list[Any]:
-    """Return a list or tuple of at most so many; Any: each is checked by who asked."""
-    if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
-        raise InvalidInput(f"{name} must be a list")
-    found = list(itertools.islice(values, most + 1))
-    if len(found) > most:
-        raise InvalidInput(f"{name} may have {most:,} items at the most")
-    return found
-
-
 def batch_of(items: object) -> Iterable[object]:
     """Return the items of a batch; each is looked at by itself, with `item_of`.
 
@@ -1463,165 +1366,13 @@ def misnamed(problem: TypeError) -> InvalidInput:
     return InvalidInput(str(problem).rpartition("Verbs.")[2])
 
 
-def _patterns(operations: object) -> tuple[str, ...]:
-    """Return the operations that a grant may pay for."""
-    found = _items(operations, "applies_to", APPLIES_MAX)
-    return tuple(sorted({_text(operation, "applies_to") for operation in found}))
-
-
-def _standing(
-    status: Standing | None, trial_ends_at: object, ends_at: object, paid_until: object
-) -> _Standing:
-    standing: _Standing = {}
-    if status is not None:
-        standing["status"] = _one_of(status, Standing, "status")
-    if trial_ends_at is not None:
-        standing["trial_ends_at"] = _instant(trial_ends_at, "trial_ends_at")
-    if ends_at is not None:
-        standing["ends_at"] = NEVER if ends_at == "never" else _instant(ends_at, "ends_at")
-    if paid_until is not None:
-        given = NEVER if paid_until == "never" else _instant(paid_until, "paid_until")
-        standing["paid_until"] = given
-    return standing
-
-
-def _optional(value: object, name: str) -> str | None:
-    return None if value is None else _text(value, name)
-
-
-def _target(value: object, name: str) -> str:
-    text = _text(value, name)
-    if text.startswith(RESERVED) and name == "request_id":
-        raise InvalidInput(f"{name} must not begin with {RESERVED!r}, which marks our own ids")
-    return text
-
-
-def _name(value: object, name: str) -> str:
-    if value != WALLET_DEFAULT and not (isinstance(value, str) and is_wallet(value)):
-        raise InvalidInput(f"{name} must be {WALLET_RULE}, not {str(value)[:40]!r}")
-    assert isinstance(value, str)
-    return sys.intern(str.__str__(value))
-
-
-def _labels(values: Mapping[str, str] | None, name: str) -> dict[str, str] | None:
-    if not values:
-        return None
-    if not isinstance(values, Mapping):
-        raise InvalidInput(f"{name} must be a mapping of names to texts")
-    if len(values) > TAGS_MAX:
-        raise InvalidInput(f"{name} may have {TAGS_MAX} items at the most")
-    names = sorted(_text(key, name) for key in values)
-    return {key: _text(values[key], f"{name}.{key}") for key in names}
-
-
-def _meters(meters: Mapping[str, Meter] | None) -> Meters | None:
-    if meters is None:
-        return None
-    if not isinstance(meters, Mapping):
-        raise InvalidInput("meters must be a mapping of names to quantities")
-    exact: Meters = {}
-    for name in sorted(_text(key, "meters") for key in meters):
-        value = meters[name]
-        exact[name] = (
-            value if type(value) is int else _whole(parse_decimal(value, f"meters.{name}"))
-        )
-    check_meters(exact)
-    return exact
-
-
-def _whole(value: Decimal) -> int | Decimal:
-    """Return one writing for one quantity, so that 2, "2" and "2.0" are the same request."""
-    return int(value) if value == value.to_integral_value() else value.normalize()
-
-
-def _metadata(metadata: Mapping[str, object]) -> bytes:
-    if not isinstance(metadata, dict):
-        raise InvalidInput("metadata must be a dict of JSON values")
-    try:
-        encoded = chain.encode(metadata)
-        if b"null" in encoded:  # what JSON cannot write may have become one
-            _check_finite(metadata)
-    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as problem:
-        raise InvalidInput(f"metadata must be JSON values: {problem}") from None
-    if len(encoded) > METADATA_MAX:
-        raise InvalidInput(
-            f"metadata must be at most {METADATA_MAX} bytes of JSON, not {len(encoded)}"
-        )
-    return encoded
-
-
-def _check_finite(value: object) -> None:
-    if isinstance(value, float) and not isfinite(value):
-        raise ValueError(f"{value} is none")
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple | set | frozenset):
-        for part in value:
-            _check_finite(part)
-
-
-def _flag(value: object, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidInput(f"{name} must be True or False")
-    return value
-
-
-def _integer(value: object, name: str, low: int, high: int) -> int:
-    if type(value) is not int or not low <= value <= high:
-        raise InvalidInput(f"{name} must be a whole number from {low} to {high}")
-    return value
-
-
-def _one_of(value: T, choices: object, name: str) -> T:
-    """Return the choice itself: an equal text from elsewhere would be encoded differently."""
-    allowed = choices.__args__  # type: ignore[attr-defined]  # a Literal of texts
-    if value not in allowed:
-        raise InvalidInput(f"{name} must be one of {', '.join(allowed)}, not {str(value)[:40]!r}")
-    chosen: T = allowed[allowed.index(value)]
-    return chosen
-
-
-def _instant(value: object, name: str) -> int | None:
-    return None if value is None else calendar.instant(value, name)
-
-
-def _span(value: object, name: str) -> int | None:
-    return None if value is None else calendar.span(value, name)
-
-
-def threshold_of(on: str, threshold: Units | None, scale: int) -> int:
-    """Return an alert's threshold: units at this scale, percent, days, or nothing.
-
-    Raises:
-        InvalidInput: It is none.
-    """
-    if (threshold is None) != (on == "depleted"):
-        raise InvalidInput("every alert has a threshold but 'depleted', which has none")
-    if threshold is None:
-        return 0
-    if on in ("balance", TOPUP):
-        return parse_limit(threshold, scale, "threshold")
-    if isinstance(threshold, str) and threshold.isdecimal() and len(threshold) <= len("100"):
-        threshold = int(threshold)
-    if on in ("percent", "budget"):
-        return _integer(threshold, "threshold", 1, PERCENT_MAX)
-    return _integer(threshold, "threshold", 1, DAYS_MAX)
-
-
-def _anchor(value: object) -> str:
-    """Return a local date and time as ISO text without a zone: it means the account's zone."""
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise InvalidInput(f"anchor is not an ISO 8601 date or time: {value!r:.50}") from None
-    if isinstance(value, datetime):
-        if value.tzinfo is not None:
-            raise InvalidInput("anchor is a local time in the account's zone; give no zone with it")
-        return value.isoformat()
-    if isinstance(value, date):
-        return f"{value.isoformat()}T00:00:00"
-    raise InvalidInput("anchor must be a date or a local date and time")
-
-
-__all__ = ["How", "Meter", "Verbs", "question", "threshold_of"]
+__all__ = [
+    "How",
+    "Meter",
+    "Span",
+    "Verbs",
+    "batch_of",
+    "item_of",
+    "misnamed",
+    "question",
+]

@@ -28,7 +28,7 @@ from tillroll.ledger.errors import (
 )
 from tillroll.ledger.types import DAY, HOUR, MINUTE, NEVER, SECOND
 from tillroll.ledger.units import parse_units
-from tillroll.ledger.verbs import ID_MAX
+from tillroll.ledger.values import ID_MAX
 from tillroll.payments import settling, subscribing
 from tillroll.payments.facts import Bought, Failed, decimals_of
 from tillroll.payments.provider import (

@@ -18,15 +18,15 @@ from msgspec.structs import asdict
 from tillroll.ledger import types
 from tillroll.ledger.commands import Above, Change, ExpiredPolicy
 from tillroll.ledger.errors import InvalidInput
+from tillroll.ledger.products import PRIORITY_MAX
 from tillroll.ledger.types import AlertOn, Category, EntitlementKind, Every, Period
-from tillroll.ledger.verbs import (
+from tillroll.ledger.values import (
     BULK_MAX,
     ENTITLEMENT_NAME_MAX,
     FEATURE_NAME_MAX,
     FEATURES_MAX,
     GRANTS_MAX,
     ID_MAX,
-    PRIORITY_MAX,
     QUANTITY_MAX,
     REASON_MAX,
     TAGS_MAX,
