@@ -72,7 +72,7 @@ def list_payments(
     from tillroll.payments.desk import kept_of  # noqa: PLC0415
 
     common = common or Common()
-    with common.look() as ledger, ledger.store.read() as reader:
+    with common.known() as ledger, ledger.store.read() as reader:
         paid = settling.payments_of(reader, ledger.project, account, limit=1_000)
         subscribed = subscribing.subscriptions_of(reader, ledger.project, account)
         kept = [] if account else kept_of(reader, ledger.project, limit=1_000)
@@ -193,7 +193,7 @@ def show(account: str, /, *, wallet: Wallet = "credits", common: Common | None =
     from tillroll.payments import topups  # noqa: PLC0415 - for these commands only
 
     common = common or Common()
-    with common.look() as ledger, ledger.store.read() as reader:
+    with common.known() as ledger, ledger.store.read() as reader:
         found = topups.top_up_of(reader, ledger.project, account, wallet)
         return _show_topup(found, ledger.store.scale, common)
 
@@ -258,7 +258,7 @@ def show_overage(
     from tillroll.payments import overage  # noqa: PLC0415 - for these commands only
 
     common = common or Common()
-    with common.look() as ledger, ledger.store.read() as reader:
+    with common.known() as ledger, ledger.store.read() as reader:
         found = overage.overage_of(reader, ledger.project, account, wallet)
         return _show_overage(found, ledger.store.scale, common)
 
