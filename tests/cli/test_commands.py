@@ -261,7 +261,7 @@ def test_a_line_of_json_has_values_of_their_own_types(shell):
     assert (row["price_version"], row["due"], row["reason"]) == ("1", "", "")
 
 
-LOOKS = [
+ABOUT = [
     ("balance", "acme"),
     ("statement", "acme"),
     ("usage",),
@@ -274,7 +274,16 @@ LOOKS = [
     ("access", "acme"),
     ("entitlements", "acme"),
     ("quote", "acme", "image.generate"),
+    ("refund", "acme", "r1"),
     ("refund", "acme", "r1", "--preview"),
+    ("void", "acme", "g1"),
+    ("settle", "acme", "h1"),
+    ("release", "acme", "h1"),
+    ("extend", "acme", "h1", "--expires-in", "5m"),
+    ("in-doubt", "acme", "h1"),
+    ("resolve", "acme", "h1", "done"),
+    ("change-entitlement", "acme", "pro", "--status", "paused"),
+    ("end-entitlement", "acme", "pro"),
     ("prices", "plan"),
     ("prices", "list"),
     ("prices", "show"),
@@ -289,8 +298,8 @@ LOOKS = [
 ]
 
 
-@pytest.mark.parametrize("words", LOOKS, ids=" ".join)
-def test_who_looks_at_a_wrong_place_makes_no_ledger_there(tmp_path, words, capsys):
+@pytest.mark.parametrize("words", ABOUT, ids=" ".join)
+def test_what_is_about_something_there_makes_no_ledger_at_a_wrong_place(tmp_path, words, capsys):
     (tmp_path / "tillroll.toml").write_text(PRICES)
     wrong, other = tmp_path / "credit.db", tmp_path / "shop.db"
     with contextlib.closing(sqlite3.connect(other)) as shop:

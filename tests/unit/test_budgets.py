@@ -95,6 +95,15 @@ def test_a_hold_with_a_floor_takes_what_the_budget_leaves(ledger: tillroll.Ledge
         ledger.hold("acme", units=15, floor=0)
 
 
+def test_of_a_hold_with_no_floor_all_is_needed(ledger: tillroll.Ledger):
+    with pytest.raises(tillroll.InsufficientUnits, match="5 credits needed, 0 available") as short:
+        ledger.hold("zoe", units=5, floor=0)
+    assert short.value.ways_out[0]["text"] == "grant 5 more"
+    ledger.set_budget("acme", "b", 0)
+    with pytest.raises(tillroll.BudgetExceeded, match="0 of 0 left, 5 needed"):
+        ledger.hold("acme", units=5, floor=0)
+
+
 def test_more_than_held_is_counted_too(ledger: tillroll.Ledger):
     ledger.set_budget("acme", "b", 10)
     ledger.hold("acme", units=4, request_id="h")

@@ -19,10 +19,13 @@ ZONES = (
     "Pacific/Kiritimati",
     "Pacific/Pago_Pago",
 )
-PLANS = {
+PLANS: dict[str, Plan] = {
     name: Plan(grants=(Allowance(Decimal(units), rollover_max=Decimal(20)),))
     for name, units in (("small", 100), ("large", 500))
 }
+PLANS["weekly"] = Plan(
+    grants=(Allowance(Decimal(7), every="week", rollover_max=Decimal(20)),), every="week"
+)
 
 
 class Bench:
@@ -140,6 +143,18 @@ def test_a_plan_to_come_takes_over_when_the_period_ends(bench: Bench):
     assert bench.available(2, 1) == 520
     assert bench.available(2, 2) == 520
     assert len(bench.periods()) == 2
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo"])
+def test_a_plan_to_come_of_other_periods_counts_them_from_then(bench: Bench, zone: str):
+    bench.do("subscribe", "small")
+    bench.do("subscribe", "weekly", when="period_end")
+    bench.do("configure", time_zone=zone)
+    assert bench.available(1, 31, 23, 59) == 100
+    assert bench.available(2, 1) == 27, "at once, with what is carried over"
+    assert bench.available(2, 7, 23, 59) == 27
+    assert bench.available(2, 8) == 27
+    assert len(bench.periods()) == 3
 
 
 def test_a_plan_that_is_paid_late_comes_once(bench: Bench):

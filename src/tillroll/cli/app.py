@@ -178,7 +178,7 @@ def void(
 ) -> None:
     """Cancel what is left of a grant."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.known() as ledger:
         receipt = ledger.void(
             account, grant_id, units=units, request_id=request_id, reason=reason, actor=actor
         )
@@ -329,7 +329,7 @@ def settle(
 ) -> None:
     """Take from a hold what was really used; the rest goes back."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.known() as ledger:
         receipt = ledger.settle(
             account,
             hold_id,
@@ -358,7 +358,7 @@ def release(
 ) -> None:
     """Give all of a hold back."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.known() as ledger:
         receipt = ledger.release(
             account, hold_id, request_id=request_id, reason=reason, actor=actor
         )
@@ -377,7 +377,7 @@ def extend(
 ) -> None:
     """Prolong an open hold."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.known() as ledger:
         receipt = ledger.extend(account, hold_id, expires_in=expires_in, request_id=request_id)
     show_receipt(receipt, common)
 
@@ -396,7 +396,7 @@ def in_doubt(
 ) -> None:
     """Mark a hold whose outcome nobody knows."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.known() as ledger:
         receipt = ledger.mark_in_doubt(
             account,
             hold_id,
@@ -423,7 +423,7 @@ def resolve(
 ) -> None:
     """End doubt about a hold."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.known() as ledger:
         receipt = ledger.resolve(
             account,
             hold_id,
@@ -453,7 +453,7 @@ def refund(
 ) -> None:
     """Give back part or all of a charge, to the grants that paid."""
     common = common or Common()
-    with common.look() if preview else common.open() as ledger:
+    with common.known() as ledger:
         verb = ledger.preview.refund if preview else ledger.refund
         receipt = verb(
             account,
@@ -684,7 +684,7 @@ def balance(
 ) -> None:
     """Show a balance with its grants, open holds and budgets."""
     common = common or Common()
-    with common.look() as ledger:
+    with common.known() as ledger:
         found = ledger.balance(account, wallet, as_of=as_of, clock=clock)
     if common.json:
         print_json(found.to_dict())
@@ -706,7 +706,7 @@ def statement(
 ) -> None:
     """Show an account's entries, newest first."""
     common = common or Common()
-    with common.look() as ledger:
+    with common.known() as ledger:
         page = ledger.statement(
             account, limit=limit, before=before, kinds=kind or (), since=since, until=until
         )
@@ -732,7 +732,7 @@ def usage(
     """Show what was used, grouped; refunds are taken off."""
     common = common or Common()
     groups = by or ["operation"]
-    with common.look() as ledger, c.progress(quiet=common.json) as bar:
+    with common.known() as ledger, c.progress(quiet=common.json) as bar:
         task = bar.add_task("reading entries", total=None)
         rows = ledger.usage(
             account,
@@ -757,7 +757,7 @@ def explain(
 ) -> None:
     """Show why something was charged, or refused: the whole story of one request."""
     common = common or Common()
-    with common.look() as ledger:
+    with common.known() as ledger:
         story = ledger.explain(request_id, account=account)
     if common.json:
         print_json(story)
@@ -769,7 +769,7 @@ def explain(
 def accounts(*, common: Common | None = None) -> None:
     """List the accounts that have a history."""
     common = common or Common()
-    with common.look() as ledger:
+    with common.known() as ledger:
         names = list(ledger.accounts())
     if common.json:
         print_json(names)
@@ -782,7 +782,7 @@ def accounts(*, common: Common | None = None) -> None:
 def verify(account: str | None = None, /, *, common: Common | None = None) -> int:
     """Refold every history from its stored bytes and compare with all that is stored."""
     common = common or Common()
-    with common.look() as ledger, c.progress(quiet=common.json) as bar:
+    with common.known() as ledger, c.progress(quiet=common.json) as bar:
         task = bar.add_task("refolding entries", total=None)
         found = ledger.verify(account, progress=lambda done: bar.update(task, completed=done))
     if not found.accounts and common.project != Common.project:
@@ -810,7 +810,7 @@ def export(
     are JSON, and what is not there is empty.
     """
     common = common or Common()
-    with common.look() as ledger, c.progress(quiet=path is None) as bar:
+    with common.known() as ledger, c.progress(quiet=path is None) as bar:
         task = bar.add_task("writing entries", total=None)
         if path is None and isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8")  # data, not text for whoever looks
@@ -892,7 +892,7 @@ def migrate(
 def book_due(*, common: Common | None = None) -> None:
     """Book what fell due on accounts that nobody touched."""
     common = common or Common()
-    with common.look() as ledger:
+    with common.known() as ledger:
         count = ledger.book_due()
     if common.json:
         print_json({"accounts": count})
@@ -1254,7 +1254,7 @@ def quote(
 ) -> None:
     """Show what an operation would cost and why."""
     common = common or Common()
-    with common.look() as ledger:
+    with common.known() as ledger:
         found = ledger.quote(
             account,
             operation,

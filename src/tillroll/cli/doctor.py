@@ -17,7 +17,7 @@ def run(common: c.Common, *, conformance: bool) -> int:
         {"check": "tillroll", "found": tillroll.__version__, "ok": True},
         {"check": "Python", "found": sys.version.split()[0], "ok": sys.version_info >= (3, 11)},
     ]
-    with common.look() as ledger, c.progress(quiet=common.json) as bar:
+    with common.known() as ledger, c.progress(quiet=common.json) as bar:
         checks += [
             {"check": name, "found": found, "ok": ok} for name, found, ok in ledger.store.facts()
         ]

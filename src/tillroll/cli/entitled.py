@@ -193,7 +193,7 @@ def change_entitlement(
 ) -> None:
     """Change how an entitlement stands or when it ends; what is left out stays."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.known() as ledger:
         receipt = ledger.change_entitlement(
             account,
             name,
@@ -221,7 +221,7 @@ def end_entitlement(
 ) -> None:
     """End an entitlement; what it granted stays until it expires."""
     common = common or Common()
-    with common.open() as ledger:
+    with common.known() as ledger:
         receipt = ledger.end_entitlement(
             account, name, when=when, request_id=request_id, reason=reason, actor=actor
         )
@@ -245,7 +245,7 @@ def access(
 ) -> int:
     """Show whether an account may do something, why, until when, and what would help."""
     common = common or Common()
-    with common.look() as ledger:
+    with common.known() as ledger:
         found = ledger.access(
             account,
             operation,
@@ -268,7 +268,7 @@ def access(
 def entitlements(account: str, /, *, at: At = None, common: Common | None = None) -> None:
     """Show all that an account may use: subscriptions, time passes, features, usage packs."""
     common = common or Common()
-    with common.look() as ledger:
+    with common.known() as ledger:
         found = ledger.entitlements(account, at=at)
     if common.json:
         print_json(found)

@@ -80,7 +80,7 @@ def list_payments(
     from tillroll.api import payments as shown  # noqa: PLC0415 - for these commands only
 
     common = common or Common()
-    with common.look() as ledger, ledger.store.read() as reader:
+    with common.known() as ledger, ledger.store.read() as reader:
         paid, subscribed, kept = _known(reader, ledger.project, account)
         scale = ledger.store.scale
     payments = [shown.shown_payment(one, scale) for one in paid]
@@ -216,7 +216,7 @@ def show(account: str, /, *, wallet: Wallet = "credits", common: Common | None =
     from tillroll.payments import topups  # noqa: PLC0415 - for these commands only
 
     common = common or Common()
-    with common.look() as ledger, ledger.store.read() as reader:
+    with common.known() as ledger, ledger.store.read() as reader:
         found = topups.top_up_of(reader, ledger.project, account, wallet)
         return _show_topup(found, ledger.store.scale, common)
 
@@ -281,7 +281,7 @@ def show_overage(
     from tillroll.payments import overage  # noqa: PLC0415 - for these commands only
 
     common = common or Common()
-    with common.look() as ledger, ledger.store.read() as reader:
+    with common.known() as ledger, ledger.store.read() as reader:
         found = overage.overage_of(reader, ledger.project, account, wallet)
         return _show_overage(found, ledger.store.scale, common)
 

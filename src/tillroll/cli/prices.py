@@ -32,7 +32,7 @@ def _show_lines(lines: Sequence[tuple[str, str]]) -> None:
 def plan(common: Common, file: Path, days: int, group: str = "prices") -> None:
     """Show what a price file would change, and what it would have done to real usage."""
     wanted = catalog.load(file)
-    with common.look() as ledger:
+    with common.known() as ledger:
         book = ledger.prices()
         current = book.versions.get(book.current)
         check_products(wanted.products, ledger.scale)
@@ -93,7 +93,7 @@ def _past_usage(ledger: tillroll.Ledger, days: int) -> Iterator[UsageRecord]:
 
 def _models_in_force(common: Common) -> Sequence[str]:
     """Return the models that the price book in force names; none where there is no book."""
-    with common.look() as ledger:
+    with common.known() as ledger:
         book = ledger.prices()
     current = book.versions.get(book.current)
     return catalog.models_in_book(current) if current else ()
@@ -189,7 +189,7 @@ def _summary(version: PriceVersion) -> dict[str, object]:
 
 def show_versions(common: Common) -> None:
     """List the versions, newest first."""
-    with common.look() as ledger:
+    with common.known() as ledger:
         book = ledger.prices()
     versions = [book.versions[number] for number in sorted(book.versions, reverse=True)]
     if common.json:
@@ -221,7 +221,7 @@ def show_versions(common: Common) -> None:
 
 def show_version(common: Common, number: int | None) -> None:
     """Show one version as a price file."""
-    with common.look() as ledger:
+    with common.known() as ledger:
         book = ledger.prices()
     if not book.current:
         raise tillroll.NotFound("no price version yet")

@@ -108,7 +108,7 @@ def list_projects(common: c.Common) -> int:
     from tillroll.api import keys  # noqa: PLC0415 - for these commands only
     from tillroll.ledger.calendar import show_instant  # noqa: PLC0415
 
-    with common.look() as ledger, ledger.store.read() as reader:
+    with common.known() as ledger, ledger.store.read() as reader:
         found = keys.projects_in(reader)
     rows = [{"name": one.name, "created_at": show_instant(one.created_at)} for one in found]
     if common.json:
@@ -156,7 +156,7 @@ def list_keys(common: c.Common) -> int:
     """Print every key of every project."""
     from tillroll.api import keys  # noqa: PLC0415 - for these commands only
 
-    with common.look() as ledger, ledger.store.read() as reader:
+    with common.known() as ledger, ledger.store.read() as reader:
         return show_keys(keys.keys_in(reader), common)
 
 

@@ -57,8 +57,8 @@ class Common:
         """Open the ledger that the options name, making it where there is none."""
         return tillroll.open(self.db, project=self.project, read_url=self.read_db)
 
-    def look(self) -> tillroll.Ledger:
-        """Open the ledger that the options name to look at it; a wrong place is an error."""
+    def known(self) -> tillroll.Ledger:
+        """Open the ledger for what can only be about something in it; a wrong place is an error."""
         return tillroll.open(self.db, project=self.project, read_url=self.read_db, create=False)
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def _look(common: c.Common, read: Callable[[Reader], Any]) -> Any:
-    with common.look() as ledger, ledger.store.read() as reader:
+    with common.known() as ledger, ledger.store.read() as reader:
         return read(reader)
 
 

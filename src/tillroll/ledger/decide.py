@@ -274,18 +274,19 @@ def _hold(case: Case, command: c.Hold) -> Entry | Refusal:
         return amount
     units, wallet = amount.units, amount.wallet
     floor = units if command.floor is None else command.floor
+    needed = floor or units  # with a floor of nothing anything would do, and all was asked for
     if account.budgets:
         spend = Spend(wallet, command.operation, command.model, command.tags)
         tight = budgets.tightest(account, spend, case.at)
         if tight is not None and tight.left < units:
             if tight.left < floor or tight.left == 0:
-                return over_budget(case, tight, floor, wallet)
+                return over_budget(case, tight, needed, wallet)
             units = tight.left
     postings, missing = draw(account, wallet, command.operation, units, case.at, "held")
     if missing:
         units -= missing
         if units < floor or units == 0:
-            return insufficient(case, floor, wallet, command.operation)
+            return insufficient(case, needed, wallet, command.operation)
     entry = entry_of(
         case,
         "hold",

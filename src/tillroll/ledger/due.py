@@ -115,7 +115,7 @@ def _entitlement_followers(account: Account, name: str) -> Iterator[tuple[int, i
 
 def _entitlement_falls_due(account: Account, held: Entitlement, when: int, at: int) -> Entry:
     """Carry out what was to become of an entitlement: its end, its next terms, its trial's end."""
-    then = after(held, when)
+    then = after(account, held, when)
     kind: Kind = "entitlement_ended" if then is None else "entitlement"
     if then is None:
         reason = "its time is over"

@@ -74,12 +74,19 @@ def due_of(held: Entitlement) -> int:
     return min(ends_at, changes_at, NEVER if tried_until is None else tried_until)
 
 
-def after(held: Entitlement, when: int) -> Entitlement | None:
-    """Return what an entitlement is after what falls due at `when`; None where it ends then."""
+def after(account: Account, held: Entitlement, when: int) -> Entitlement | None:
+    """Return what an entitlement is after what falls due at `when`; None where it ends then.
+
+    Terms that count periods of their own count them from then, wherever the account has moved since
+    they were planned.
+    """
     if held.ends_at is not None and held.ends_at <= when:
         return None
     then = held.next
     if then is not None and held.next_at is not None and held.next_at <= when:
+        anchor = then.anchor
+        if anchor != held.anchor:
+            anchor = calendar.local_text(when, account.settings.time_zone)
         return replace(
             held,
             kind=then.kind,
@@ -89,7 +96,7 @@ def after(held: Entitlement, when: int) -> Entitlement | None:
             grants=then.grants,
             every=then.every,
             count=then.count,
-            anchor=then.anchor,
+            anchor=anchor,
             next=None,
             next_at=None,
         )

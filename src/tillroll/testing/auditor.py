@@ -322,17 +322,18 @@ class Auditor:
             raise _No("invalid_input")
         hold, effective_at = self._work(account, args, at, is_hold=True)
         floor = hold.units if args.get("floor") is None else args["floor"]
+        needed = floor or hold.units
         room = account.tightest(hold, at)
         held = account.buckets(hold.wallet)["held"]
         units = hold.units
         if room is not None and room < units:
             if room < floor or room == 0:
-                raise _No("budget_exceeded", floor, room, held)
+                raise _No("budget_exceeded", needed, room, held)
             units = room
         drawn, missing = account.draw(hold.wallet, hold.operation, units, at)
         units -= missing
         if missing and (units < floor or units == 0):
-            raise self._short(account, hold, floor, at)
+            raise self._short(account, hold, needed, at)
         hold.units = units
         hold.deadline = at + life
         account.charges[hold.id] = hold

@@ -451,7 +451,10 @@ class Account:
         if right.ends_at is not None and right.ends_at <= when:
             kind = "entitlement_ended"
         elif right.then is not None and right.then_at is not None and right.then_at <= when:
+            anchors = right.brings["anchor"], right.then["anchor"]
             right.brings, right.then, right.then_at = right.then, None, None
+            if anchors[0] != anchors[1]:
+                right.brings["anchor"] = local(when, self.zone)
         else:
             right.status, right.trial_ends_at = "active", None
         self.write(kind, at, "credits", ref=f"~{name}/entitlement", effective_at=when, right=right)
