@@ -286,3 +286,17 @@ def test_a_part_is_not_settled_of_what_was_settled_for_good(ledger: tillroll.Led
 def test_names_of_our_own_alerts_are_taken(ledger: tillroll.Ledger):
     with pytest.raises(tillroll.InvalidInput, match="must not begin with"):
         ledger.set_alert("acme", "~topup", "balance", 5)
+
+
+def test_what_is_not_there_is_not_ended(ledger: tillroll.Ledger):
+    with pytest.raises(tillroll.HoldNotFound):
+        ledger.release("acme", "nothing")
+    with pytest.raises(tillroll.EntitlementNotFound):
+        ledger.change_entitlement("acme", "nothing", status="paused")
+
+
+def test_a_hold_that_was_used_whole_gives_nothing_back_to_a_budget(ledger: tillroll.Ledger):
+    ledger.set_budget("acme", "b", 100)
+    ledger.hold("acme", units=5, request_id="h")
+    ledger.settle("acme", "h", units=5)
+    assert [budget["left"] for budget in ledger.balance("acme").budgets] == ["95"]

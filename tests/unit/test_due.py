@@ -60,3 +60,19 @@ def test_a_warning_that_comes_due_twice_is_given_once(bench: Bench):
     assert [kind for kind, _ in found[-2:]] == ["hold_expired", "grant_expiring"]
     assert [kind for kind, _ in found].count("grant_expiring") == 1
     assert bench.later(days=5)[-1] == ("grant_expired", 10)
+
+
+def test_a_recurring_grant_goes_with_its_last_renewal(bench: Bench):
+    anchor, ends_at = date(2026, 1, 1), datetime(2026, 1, 3, tzinfo=UTC)
+    bench.ledger.set_recurring("acme", "plan", 10, anchor=anchor, every="day", ends_at=ends_at)
+    found = bench.later(days=9)
+    assert [kind for kind, _ in found].count("grant_renewed") == 2
+    with pytest.raises(tillroll.InvalidInput, match="no recurring grant"):
+        bench.ledger.stop_recurring("acme", "plan")
+
+
+def test_renewals_follow_the_time_zone_of_the_account(bench: Bench):
+    bench.ledger.set_recurring("acme", "plan", 10, anchor=date(2026, 1, 1), every="day")
+    bench.ledger.configure("acme", time_zone="America/New_York")
+    assert [kind for kind, _ in bench.later(hours=25)].count("grant_renewed") == 1
+    assert [kind for kind, _ in bench.later(hours=5)].count("grant_renewed") == 2
