@@ -260,3 +260,43 @@ def test_an_id_answered_with_an_earlier_entry_means_nothing_else(url, tmp_path, 
         assert ledger.balance("acme").available == 90
         assert ledger.explain("s2")["request_id"] == "h"
         assert ledger.verify().ok
+
+
+def test_a_refund_goes_back_the_way_it_was_paid(ledger: tillroll.Ledger):
+    """To the line that was drawn last first, as far as the refund goes: overdraft before grants."""
+    ledger.grant("acme", 10, request_id="g2", priority=1)
+    ledger.set_overdraft("acme", 50)
+    ledger.consume("acme", units=1_030, request_id="c")
+    assert ledger.balance("acme").available == -20
+    assert ledger.refund("acme", "c", units=5).available == -15
+    assert ledger.refund("acme", "c", units=18).available == 3  # what was owed, then grants
+    assert ledger.refund("acme", "c").available == 1_010
+    assert ledger.verify().ok
+
+
+def test_a_part_is_not_settled_of_what_was_settled_for_good(ledger: tillroll.Ledger):
+    ledger.hold("acme", units=10, request_id="h")
+    ledger.settle("acme", "h", units=4, request_id="all")
+    assert ledger.settle("acme", "h", units=4, request_id="the same again").replayed
+    with pytest.raises(tillroll.HoldFinalized):
+        ledger.settle("acme", "h", units=4, final=False, request_id="a part")
+    assert ledger.balance("acme").used == 4
+
+
+def test_names_of_our_own_alerts_are_taken(ledger: tillroll.Ledger):
+    with pytest.raises(tillroll.InvalidInput, match="must not begin with"):
+        ledger.set_alert("acme", "~topup", "balance", 5)
+
+
+def test_what_is_not_there_is_not_ended(ledger: tillroll.Ledger):
+    with pytest.raises(tillroll.HoldNotFound):
+        ledger.release("acme", "nothing")
+    with pytest.raises(tillroll.EntitlementNotFound):
+        ledger.change_entitlement("acme", "nothing", status="paused")
+
+
+def test_a_hold_that_was_used_whole_gives_nothing_back_to_a_budget(ledger: tillroll.Ledger):
+    ledger.set_budget("acme", "b", 100)
+    ledger.hold("acme", units=5, request_id="h")
+    ledger.settle("acme", "h", units=5)
+    assert [budget["left"] for budget in ledger.balance("acme").budgets] == ["95"]
