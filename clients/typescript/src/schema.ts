@@ -3487,6 +3487,8 @@ export interface components {
         /** @description `missing_bearer_token`: The request has no API key; `invalid_api_key`: The API key is not known, has expired or was revoked */
         "No401-1": {
             headers: {
+                /** @description How to say who calls. */
+                "WWW-Authenticate": string;
                 [name: string]: unknown;
             };
             content: {
@@ -3499,6 +3501,8 @@ export interface components {
         /** @description `not_entitled`: The work needs a feature that no entitlement of the account brings now; `budget_exceeded`: A budget has not enough room left in its period; `insufficient_units`: The account has not enough units that may pay for this */
         "No402-1": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3511,6 +3515,8 @@ export interface components {
         /** @description `account_frozen`: The account is frozen: nothing new may be taken from it until it is unfrozen; `account_closed`: The account is closed for good; `forbidden`: The API key is known, but may not do this */
         "No403-1": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3550,6 +3556,8 @@ export interface components {
         /** @description `quote_expired`: The quote's time is over; ask for a new one */
         "No410-1": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3586,6 +3594,8 @@ export interface components {
         /** @description `unpriced`: The price book has no price for this operation and these meters; `invalid_input`: The request is malformed; `idempotency_conflict`: The request_id was used before for another request */
         "No422-1": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3601,6 +3611,8 @@ export interface components {
         /** @description `too_many_requests`: The API key has too many requests under way */
         "No429-1": {
             headers: {
+                /** @description After so many seconds one may ask again. */
+                "Retry-After": number;
                 [name: string]: unknown;
             };
             content: {
@@ -3637,6 +3649,8 @@ export interface components {
         /** @description `unavailable`: The store could not do it; `store_busy`: Another process kept the store locked for longer than the time-out; `store_full`: The disk is full; `store_read_only`: The store may not be written: file or folder permissions, or a read-only file system; `store_corrupt`: The file is not a healthy tillroll database; restore it from a backup; `store_closed`: The ledger was closed before the request could be taken; `overloaded`: The queue of waiting requests is full; `schema_mismatch`: The database was written by a newer tillroll, or its migrations were altered; `outcome_unknown`: The database erred at the commit: the request is there whole or not at all */
         "No503-1": {
             headers: {
+                /** @description After so many seconds one may ask again. */
+                "Retry-After": number;
                 [name: string]: unknown;
             };
             content: {
@@ -3649,6 +3663,8 @@ export interface components {
         /** @description `unpriced`: The price book has no price for this operation and these meters; `invalid_input`: The request is malformed */
         "No422-2": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3676,6 +3692,8 @@ export interface components {
         /** @description `hold_not_found`: The account has no hold of that id; `not_found`: Nothing of that name exists here */
         "No404-2": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3691,6 +3709,8 @@ export interface components {
         /** @description `hold_finalized`: The hold was settled or released before */
         "No409-1": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3703,6 +3723,8 @@ export interface components {
         /** @description `hold_expired`: The hold's deadline passed before this; recover by a consume under the same business id */
         "No410-2": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3727,6 +3749,8 @@ export interface components {
         /** @description `insufficient_units`: The account has not enough units that may pay for this */
         "No402-2": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3739,6 +3763,8 @@ export interface components {
         /** @description `unpriced`: The price book has no price for this operation and these meters; `settle_exceeds_hold`: More was to be settled than is held, and the policy was to refuse that; `invalid_input`: The request is malformed; `idempotency_conflict`: The request_id was used before for another request */
         "No422-4": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3754,6 +3780,8 @@ export interface components {
         /** @description `unpriced`: The price book has no price for this operation and these meters; `settle_exceeds_hold`: More was to be settled than is held, and the policy was to refuse that; `invalid_input`: The request is malformed */
         "No422-5": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3781,6 +3809,8 @@ export interface components {
         /** @description `account_closed`: The account is closed for good; `forbidden`: The API key is known, but may not do this */
         "No403-3": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3796,6 +3826,8 @@ export interface components {
         /** @description `grant_not_found`: The account has no grant of that id; `not_found`: Nothing of that name exists here */
         "No404-3": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3811,6 +3843,8 @@ export interface components {
         /** @description `charge_not_found`: The account has no charge of that id; `not_found`: Nothing of that name exists here */
         "No404-4": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3826,6 +3860,8 @@ export interface components {
         /** @description `refund_exceeds_charge`: More was to be refunded than is left of the charge; `invalid_input`: The request is malformed; `idempotency_conflict`: The request_id was used before for another request */
         "No422-7": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3841,6 +3877,8 @@ export interface components {
         /** @description `refund_exceeds_charge`: More was to be refunded than is left of the charge; `invalid_input`: The request is malformed */
         "No422-8": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3856,6 +3894,8 @@ export interface components {
         /** @description `coupon_used`: The account redeemed the coupon as often as it may */
         "No410-3": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3868,6 +3908,8 @@ export interface components {
         /** @description `entitlement_not_found`: The account has no entitlement of that name, or it ended before; `not_found`: Nothing of that name exists here */
         "No404-5": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3907,6 +3949,8 @@ export interface components {
         /** @description `provider_unavailable`: The payment provider does not answer; `unavailable`: The store could not do it; `store_busy`: Another process kept the store locked for longer than the time-out; `store_full`: The disk is full; `store_read_only`: The store may not be written: file or folder permissions, or a read-only file system; `store_corrupt`: The file is not a healthy tillroll database; restore it from a backup; `store_closed`: The ledger was closed before the request could be taken; `overloaded`: The queue of waiting requests is full; `schema_mismatch`: The database was written by a newer tillroll, or its migrations were altered; `outcome_unknown`: The database erred at the commit: the request is there whole or not at all */
         "No503-2": {
             headers: {
+                /** @description After so many seconds one may ask again. */
+                "Retry-After": number;
                 [name: string]: unknown;
             };
             content: {
@@ -5750,7 +5794,10 @@ export interface operations {
             query?: {
                 wallet?: string;
             };
-            header?: never;
+            header?: {
+                /** @description The id of the last event that was seen: what came since is sent. */
+                "Last-Event-ID"?: number;
+            };
             path: {
                 /** @description Your own id of the balance owner. */
                 account: string;
@@ -7349,6 +7396,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             401: {
                 headers: {
+                    /** @description How to say who calls. */
+                    "WWW-Authenticate": string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7385,6 +7434,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             409: {
                 headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
                     [name: string]: unknown;
                 };
                 content: {
@@ -7412,6 +7463,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             429: {
                 headers: {
+                    /** @description After so many seconds one may ask again. */
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7439,6 +7492,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             503: {
                 headers: {
+                    /** @description After so many seconds one may ask again. */
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7481,6 +7536,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             401: {
                 headers: {
+                    /** @description How to say who calls. */
+                    "WWW-Authenticate": string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7517,6 +7574,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             409: {
                 headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
                     [name: string]: unknown;
                 };
                 content: {
@@ -7544,6 +7603,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             429: {
                 headers: {
+                    /** @description After so many seconds one may ask again. */
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7571,6 +7632,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             503: {
                 headers: {
+                    /** @description After so many seconds one may ask again. */
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7618,6 +7681,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             401: {
                 headers: {
+                    /** @description How to say who calls. */
+                    "WWW-Authenticate": string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7654,6 +7719,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             409: {
                 headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
                     [name: string]: unknown;
                 };
                 content: {
@@ -7681,6 +7748,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             429: {
                 headers: {
+                    /** @description After so many seconds one may ask again. */
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7717,6 +7786,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             503: {
                 headers: {
+                    /** @description After so many seconds one may ask again. */
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7758,6 +7829,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             401: {
                 headers: {
+                    /** @description How to say who calls. */
+                    "WWW-Authenticate": string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7785,6 +7858,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             409: {
                 headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
                     [name: string]: unknown;
                 };
                 content: {
@@ -7794,6 +7869,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             429: {
                 headers: {
+                    /** @description After so many seconds one may ask again. */
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7821,6 +7898,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             503: {
                 headers: {
+                    /** @description After so many seconds one may ask again. */
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7862,6 +7941,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             401: {
                 headers: {
+                    /** @description How to say who calls. */
+                    "WWW-Authenticate": string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7889,6 +7970,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             409: {
                 headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
                     [name: string]: unknown;
                 };
                 content: {
@@ -7898,6 +7981,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             429: {
                 headers: {
+                    /** @description After so many seconds one may ask again. */
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7925,6 +8010,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             503: {
                 headers: {
+                    /** @description After so many seconds one may ask again. */
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
