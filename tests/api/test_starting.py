@@ -5,9 +5,11 @@ import contextlib
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests.servers.certificates import make_certificates
@@ -146,3 +148,23 @@ def test_workers_that_cannot_start_are_told_from_those_that_were_stopped(
     )
     assert (done.returncode, done.stdout.split()[-1]) == (0, "False"), done.stderr
     assert "cannot start" in done.stderr
+
+
+def test_the_port_that_was_found_is_told(tmp_path: Path):
+    command = [str(Path(sys.executable).with_name("tillroll")), "serve", "--port", "0"]
+    environ = {"PATH": "/usr/bin:/bin", "TILLROLL_LOG_LEVEL": "warning"}
+    served = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, text=True)
+    try:
+        assert served.stdout is not None
+        told = next(line for line in served.stdout if "Serving" in line)
+        until = time.monotonic() + 60
+        status = None
+        while status is None and time.monotonic() < until:
+            with contextlib.suppress(httpx2.TransportError):
+                status = httpx2.get(f"{told.split()[-1]}/livez", timeout=5).status_code
+        assert status == 200
+    finally:
+        served.terminate()
+        served.wait(60)
+        assert served.stdout is not None
+        served.stdout.close()
