@@ -104,7 +104,9 @@ def test_a_name_needs_one_address_that_this_machine_has(monkeypatch: pytest.Monk
     found = socket.getaddrinfo("127.0.0.1", 0, type=socket.SOCK_STREAM)
     other = socket.getaddrinfo("192.0.2.1", 0, type=socket.SOCK_STREAM)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [*other, *found])
-    checking.look_at_address(Settings(host="both.test", port=0))
+    both = Settings(host="both.test", port=0)
+    checking.look_at_address(both)
+    assert checking.with_port(both).port > 0
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: other)
     with pytest.raises(OSError, match="assign"):
         checking.look_at_address(Settings(host="other.test", port=0))

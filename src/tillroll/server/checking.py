@@ -73,12 +73,12 @@ def look_at_address(settings: Settings) -> None:
 def with_port(settings: Settings) -> Settings:
     """Return the settings with a port that is free, where any will do, so that it can be told.
 
-    Raises:
-        OSError: There is no such address.
+    That there is an address to listen at was looked at before.
     """
     if settings.port or settings.socket is not None:
         return settings
-    family, kind, protocol, _, address = _addresses(settings)[0]
+    usable = (one for one in _addresses(settings) if _problem_at(one) is None)
+    family, kind, protocol, _, address = next(usable)
     with socket.socket(family, kind, protocol) as one:
         one.bind(address)
         return replace(settings, port=one.getsockname()[1])
