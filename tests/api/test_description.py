@@ -83,3 +83,25 @@ def test_the_description_is_served_to_anybody(api):
     assert served.json() == OPENAPI
     assert api.call("GET", "/problems/nothing").status_code == 404
     assert api.call("POST", "/openapi.json").status_code == 405
+
+
+def test_headers_that_matter_are_described():
+    components = OPENAPI["components"]["responses"]
+
+    def header(operation, status):
+        said = operation["responses"][status]
+        said = components[said["$ref"].rpartition("/")[2]] if "$ref" in said else said
+        return [*said.get("headers", {})]
+
+    for path, operations in OPENAPI["paths"].items():
+        for operation in operations.values():
+            known = {status for status in ("401", "429", "503") if status in operation["responses"]}
+            if operation["tags"] == ["Public"]:
+                continue
+            for status in known:
+                wanted = "WWW-Authenticate" if status == "401" else "Retry-After"
+                assert header(operation, status) == [wanted], path
+    consume = OPENAPI["paths"]["/v1/accounts/{account}/consume"]["post"]
+    assert header(consume, "402") == ["Idempotent-Replayed"]
+    stream = OPENAPI["paths"]["/v1/accounts/{account}/balance/stream"]["get"]
+    assert "Last-Event-ID" in [one["name"] for one in stream["parameters"]]

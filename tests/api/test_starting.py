@@ -5,9 +5,11 @@ import contextlib
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests.servers.certificates import make_certificates
@@ -102,7 +104,9 @@ def test_a_name_needs_one_address_that_this_machine_has(monkeypatch: pytest.Monk
     found = socket.getaddrinfo("127.0.0.1", 0, type=socket.SOCK_STREAM)
     other = socket.getaddrinfo("192.0.2.1", 0, type=socket.SOCK_STREAM)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [*other, *found])
-    checking.look_at_address(Settings(host="both.test", port=0))
+    both = Settings(host="both.test", port=0)
+    checking.look_at_address(both)
+    assert checking.with_port(both).port > 0
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: other)
     with pytest.raises(OSError, match="assign"):
         checking.look_at_address(Settings(host="other.test", port=0))
@@ -146,3 +150,23 @@ def test_workers_that_cannot_start_are_told_from_those_that_were_stopped(
     )
     assert (done.returncode, done.stdout.split()[-1]) == (0, "False"), done.stderr
     assert "cannot start" in done.stderr
+
+
+def test_the_port_that_was_found_is_told(tmp_path: Path):
+    command = [str(Path(sys.executable).with_name("tillroll")), "serve", "--port", "0"]
+    environ = {"PATH": "/usr/bin:/bin", "TILLROLL_LOG_LEVEL": "warning"}
+    served = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, text=True)
+    try:
+        assert served.stdout is not None
+        told = next(line for line in served.stdout if "Serving" in line)
+        until = time.monotonic() + 60
+        status = None
+        while status is None and time.monotonic() < until:
+            with contextlib.suppress(httpx2.TransportError):
+                status = httpx2.get(f"{told.split()[-1]}/livez", timeout=5).status_code
+        assert status == 200
+    finally:
+        served.terminate()
+        served.wait(60)
+        assert served.stdout is not None
+        served.stdout.close()

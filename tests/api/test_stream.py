@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 import tillroll
+from tillroll.api import stream
 
 PATH = "/v1/accounts/acme/balance/stream"
 
@@ -98,6 +99,18 @@ def test_whoever_comes_back_is_sent_what_was_missed(funded):
         funded.call("POST", "/v1/accounts/acme/consume", {"units": 1}, once=f"c{n}")
     listener = Listener(funded, [(b"last-event-id", b"2")])
     assert [listener.next()[:2] for _ in range(3)] == [(3, "entry"), (4, "entry"), (4, "balance")]
+    listener.leave()
+
+
+@pytest.mark.parametrize("missed", [4, 6, 7])
+def test_nobody_was_away_for_too_long(funded, missed, monkeypatch):
+    monkeypatch.setattr(stream, "AT_ONCE_MAX", 3)
+    for n in range(missed):
+        funded.call("POST", "/v1/accounts/acme/consume", {"units": 1}, once=f"c{n}")
+    listener = Listener(funded, [(b"last-event-id", b"1")])
+    last = missed + 1
+    sent = [listener.next()[:2] for _ in range(missed + 1)]
+    assert sent == [*((seq, "entry") for seq in range(2, last + 1)), (last, "balance")]
     listener.leave()
 
 

@@ -101,3 +101,14 @@ def test_one_project_is_not_taken_for_another(
     assert run(["payments", "checkout", "acme", "pack100", *where]) == 2
     assert "for project 'default:test', not for 'shop'" in capsys.readouterr().err
     assert world.fake.asked == []
+
+
+def test_what_was_refused_is_listed_with_whose_it_is(shell: Any, world: World):
+    url = shell("payments", "checkout", "acme", "pack100")["checkout_url"]
+    shell("grant", "acme", "1")
+    shell("close", "acme", "--reason", "left")
+    payment = world.fake.pay(url.rsplit("/", 1)[1])["id"]
+    shell("payments", "pull")
+    [found] = shell("payments", "list")["payments"]
+    assert (found["id"], found["account"], found["refused"]) == (payment, "acme", "account_closed")
+    assert "account_closed (acme)" in shell("payments", "list", plain=True)

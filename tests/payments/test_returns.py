@@ -310,6 +310,7 @@ def test_a_damaged_account_keeps_no_other_from_being_tried(world: World, tmp_pat
     with other.ledger:
         for nth, account in enumerate(("acme", "beta")):
             other.ledger.grant(account, 1)
+            other.buy(account)
             plain = Plain(other, price="price_new")
             other.desk.hear([replace(plain.stands(account=account), id=f"sub_{nth}")])
     with closing(sqlite3.connect(path)) as file, file:
@@ -319,6 +320,7 @@ def test_a_damaged_account_keeps_no_other_from_being_tried(world: World, tmp_pat
     other = World(f"sqlite:///{path}", world.api_base, world.fake)
     with other.ledger:
         sell(other, new=Plan(features={"studio": True}, stripe_price="price_new"))
+        assert (other.desk.pull().kept, other.available("beta")) == (1, 101)
         assert other.desk.again() == 2
         assert other.ledger.access("beta", feature="studio").allowed
         assert other.desk.again() == 0, "it is tried again after an hour"

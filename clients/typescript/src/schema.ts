@@ -3493,6 +3493,8 @@ export interface components {
         /** @description `missing_bearer_token`: The request has no API key; `invalid_api_key`: The API key is not known, has expired or was revoked */
         "No401-1": {
             headers: {
+                /** @description How to say who calls. */
+                "WWW-Authenticate": string;
                 [name: string]: unknown;
             };
             content: {
@@ -3505,6 +3507,8 @@ export interface components {
         /** @description `not_entitled`: The work needs a feature that no entitlement of the account brings now; `budget_exceeded`: A budget has not enough room left in its period; `insufficient_units`: The account has not enough units that may pay for this */
         "No402-1": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3517,6 +3521,8 @@ export interface components {
         /** @description `account_frozen`: The account is frozen: nothing new may be taken from it until it is unfrozen; `account_closed`: The account is closed for good; `forbidden`: The API key is known, but may not do this */
         "No403-1": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3556,6 +3562,8 @@ export interface components {
         /** @description `quote_expired`: The quote's time is over; ask for a new one */
         "No410-1": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3592,6 +3600,8 @@ export interface components {
         /** @description `unpriced`: The price book has no price for this operation and these meters; `invalid_input`: The request is malformed; `idempotency_conflict`: The request_id was used before for another request */
         "No422-1": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3607,6 +3617,8 @@ export interface components {
         /** @description `too_many_requests`: The API key has too many requests under way */
         "No429-1": {
             headers: {
+                /** @description After so many seconds one may ask again. */
+                "Retry-After": number;
                 [name: string]: unknown;
             };
             content: {
@@ -3643,6 +3655,8 @@ export interface components {
         /** @description `unavailable`: The store could not do it; `store_busy`: Another process kept the store locked for longer than the time-out; `store_full`: The disk is full; `store_read_only`: The store may not be written: file or folder permissions, or a read-only file system; `store_corrupt`: The file is not a healthy tillroll database; restore it from a backup; `store_closed`: The ledger was closed before the request could be taken; `overloaded`: The queue of waiting requests is full; `schema_mismatch`: The database was written by a newer tillroll, or its migrations were altered; `outcome_unknown`: The database erred at the commit: the request is there whole or not at all */
         "No503-1": {
             headers: {
+                /** @description After so many seconds one may ask again. */
+                "Retry-After": number;
                 [name: string]: unknown;
             };
             content: {
@@ -3655,6 +3669,8 @@ export interface components {
         /** @description `unpriced`: The price book has no price for this operation and these meters; `invalid_input`: The request is malformed */
         "No422-2": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3682,6 +3698,8 @@ export interface components {
         /** @description `hold_not_found`: The account has no hold of that id; `not_found`: Nothing of that name exists here */
         "No404-2": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3697,6 +3715,8 @@ export interface components {
         /** @description `hold_finalized`: The hold was settled or released before */
         "No409-1": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3709,6 +3729,8 @@ export interface components {
         /** @description `hold_expired`: The hold's deadline passed before this; recover by a consume under the same business id */
         "No410-2": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3733,6 +3755,8 @@ export interface components {
         /** @description `insufficient_units`: The account has not enough units that may pay for this */
         "No402-2": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3745,6 +3769,8 @@ export interface components {
         /** @description `unpriced`: The price book has no price for this operation and these meters; `settle_exceeds_hold`: More was to be settled than is held, and the policy was to refuse that; `invalid_input`: The request is malformed; `idempotency_conflict`: The request_id was used before for another request */
         "No422-4": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3760,6 +3786,8 @@ export interface components {
         /** @description `unpriced`: The price book has no price for this operation and these meters; `settle_exceeds_hold`: More was to be settled than is held, and the policy was to refuse that; `invalid_input`: The request is malformed */
         "No422-5": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3787,6 +3815,8 @@ export interface components {
         /** @description `account_closed`: The account is closed for good; `forbidden`: The API key is known, but may not do this */
         "No403-3": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3802,6 +3832,8 @@ export interface components {
         /** @description `grant_not_found`: The account has no grant of that id; `not_found`: Nothing of that name exists here */
         "No404-3": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3817,6 +3849,8 @@ export interface components {
         /** @description `charge_not_found`: The account has no charge of that id; `not_found`: Nothing of that name exists here */
         "No404-4": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3832,6 +3866,8 @@ export interface components {
         /** @description `refund_exceeds_charge`: More was to be refunded than is left of the charge; `invalid_input`: The request is malformed; `idempotency_conflict`: The request_id was used before for another request */
         "No422-7": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3847,6 +3883,8 @@ export interface components {
         /** @description `refund_exceeds_charge`: More was to be refunded than is left of the charge; `invalid_input`: The request is malformed */
         "No422-8": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3862,6 +3900,8 @@ export interface components {
         /** @description `coupon_used`: The account redeemed the coupon as often as it may */
         "No410-3": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3874,6 +3914,8 @@ export interface components {
         /** @description `entitlement_not_found`: The account has no entitlement of that name, or it ended before; `not_found`: Nothing of that name exists here */
         "No404-5": {
             headers: {
+                /** @description true where this is the first answer to a repeat. */
+                "Idempotent-Replayed"?: "true";
                 [name: string]: unknown;
             };
             content: {
@@ -3913,6 +3955,8 @@ export interface components {
         /** @description `provider_unavailable`: The payment provider does not answer; `unavailable`: The store could not do it; `store_busy`: Another process kept the store locked for longer than the time-out; `store_full`: The disk is full; `store_read_only`: The store may not be written: file or folder permissions, or a read-only file system; `store_corrupt`: The file is not a healthy tillroll database; restore it from a backup; `store_closed`: The ledger was closed before the request could be taken; `overloaded`: The queue of waiting requests is full; `schema_mismatch`: The database was written by a newer tillroll, or its migrations were altered; `outcome_unknown`: The database erred at the commit: the request is there whole or not at all */
         "No503-2": {
             headers: {
+                /** @description After so many seconds one may ask again. */
+                "Retry-After": number;
                 [name: string]: unknown;
             };
             content: {
@@ -5756,7 +5800,10 @@ export interface operations {
             query?: {
                 wallet?: string;
             };
-            header?: never;
+            header?: {
+                /** @description The id of the last event that was seen: what came since is sent. */
+                "Last-Event-ID"?: number;
+            };
             path: {
                 /** @description Your own id of the balance owner. */
                 account: string;
@@ -7355,6 +7402,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             401: {
                 headers: {
+                    /** @description How to say who calls. */
+                    "WWW-Authenticate": string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7391,6 +7440,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             409: {
                 headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
                     [name: string]: unknown;
                 };
                 content: {
@@ -7418,6 +7469,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             429: {
                 headers: {
+                    /** @description After so many seconds one may ask again. */
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7445,6 +7498,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             503: {
                 headers: {
+                    /** @description After so many seconds one may ask again. */
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7487,6 +7542,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             401: {
                 headers: {
+                    /** @description How to say who calls. */
+                    "WWW-Authenticate": string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7523,6 +7580,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             409: {
                 headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
                     [name: string]: unknown;
                 };
                 content: {
@@ -7550,6 +7609,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             429: {
                 headers: {
+                    /** @description After so many seconds one may ask again. */
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7577,6 +7638,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             503: {
                 headers: {
+                    /** @description After so many seconds one may ask again. */
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7624,6 +7687,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             401: {
                 headers: {
+                    /** @description How to say who calls. */
+                    "WWW-Authenticate": string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7660,6 +7725,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             409: {
                 headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
                     [name: string]: unknown;
                 };
                 content: {
@@ -7687,6 +7754,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             429: {
                 headers: {
+                    /** @description After so many seconds one may ask again. */
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7723,6 +7792,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             503: {
                 headers: {
+                    /** @description After so many seconds one may ask again. */
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7764,6 +7835,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             401: {
                 headers: {
+                    /** @description How to say who calls. */
+                    "WWW-Authenticate": string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7791,6 +7864,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             409: {
                 headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
                     [name: string]: unknown;
                 };
                 content: {
@@ -7800,6 +7875,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             429: {
                 headers: {
+                    /** @description After so many seconds one may ask again. */
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7827,6 +7904,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             503: {
                 headers: {
+                    /** @description After so many seconds one may ask again. */
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7868,6 +7947,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             401: {
                 headers: {
+                    /** @description How to say who calls. */
+                    "WWW-Authenticate": string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7895,6 +7976,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             409: {
                 headers: {
+                    /** @description true where this is the first answer to a repeat. */
+                    "Idempotent-Replayed"?: "true";
                     [name: string]: unknown;
                 };
                 content: {
@@ -7904,6 +7987,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             429: {
                 headers: {
+                    /** @description After so many seconds one may ask again. */
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -7931,6 +8016,8 @@ export interface operations {
             /** @description One word for what is the matter. */
             503: {
                 headers: {
+                    /** @description After so many seconds one may ask again. */
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {

@@ -9,6 +9,7 @@ import msgspec
 
 import tillroll
 from tillroll.api.calls import Route
+from tillroll.api.reads import SEQ_MAX
 from tillroll.api.routes import routes
 from tillroll.ledger.values import ID_MAX
 from tillroll.wire import answers, bodies, problems
@@ -36,6 +37,30 @@ _STORE = tuple(
     if kind.status == 503  # noqa: PLR2004
 )
 _ALWAYS = ("too_many_requests", "headers_too_large", "internal_error", *_STORE)
+_REPLAYED = {
+    "Idempotent-Replayed": {
+        "description": "true where this is the first answer to a repeat.",
+        "schema": {"type": "string", "enum": ["true"]},
+    }
+}
+_RETRY_AFTER = {
+    "Retry-After": {
+        "description": "After so many seconds one may ask again.",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 1},
+    }
+}
+_OF_STATUS: dict[int, dict[str, Any]] = {
+    401: {
+        "WWW-Authenticate": {
+            "description": "How to say who calls.",
+            "required": True,
+            "schema": {"type": "string"},
+        }
+    },
+    429: _RETRY_AFTER,
+    503: _RETRY_AFTER,
+}
 # What can be done next, and from what: operation, its parameters.
 _HOLD = {"account": "$request.path.account", "hold_id": "$response.body#/request_id"}
 _CHARGE = {"account": "$request.path.account", "request_id": "$response.body#/request_id"}
@@ -170,6 +195,15 @@ def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_header(route: Route) -> list[dict[str, Any]]:
+    if route.name == "follow":
+        return [
+            {
+                "name": "Last-Event-ID",
+                "in": "header",
+                "description": "The id of the last event that was seen: what came since is sent.",
+                "schema": {"type": "integer", "minimum": 0, "maximum": SEQ_MAX},
+            }
+        ]
     if not route.keyed:
         return []
     return [
@@ -197,12 +231,7 @@ def _responses(route: Route, shared: _Responses) -> dict[str, Any]:
         "content": {media_type: {"schema": schema}},
     }
     if route.keyed:
-        good["headers"] = {
-            "Idempotent-Replayed": {
-                "description": "true where this is the first answer to a repeat.",
-                "schema": {"type": "string", "enum": ["true"]},
-            }
-        }
+        good["headers"] = _REPLAYED
     if route.name in _LINKS:
         good["links"] = {
             name: {"operationId": name, "parameters": parameters}
@@ -213,7 +242,7 @@ def _responses(route: Route, shared: _Responses) -> dict[str, Any]:
         by_status.setdefault(problems.KINDS[code].status, []).append(code)
     if route.licenzy:
         statuses = {*by_status, 400, 409} - {402, 410, 422}
-        said = {str(status): _licenzy_no() for status in sorted(statuses)}
+        said = {str(status): _licenzy_no(status) for status in sorted(statuses)}
     else:
         said = {
             str(status): shared.of(status, codes) for status, codes in sorted(by_status.items())
@@ -245,11 +274,11 @@ class _Responses:
         if key not in self._names:
             number = sum(name.startswith(f"No{status}") for name in self.components) + 1
             self._names[key] = f"No{status}-{number}"
-            self.components[self._names[key]] = _no(codes)
+            self.components[self._names[key]] = _no(status, codes)
         return {"$ref": f"#/components/responses/{self._names[key]}"}
 
 
-def _no(codes: list[str]) -> dict[str, Any]:
+def _no(status: int, codes: list[str]) -> dict[str, Any]:
     """Return the description of a problem: its shape, and the codes it may have."""
     refusals = [code for code in codes if code in problems.REFUSALS]
     others = [code for code in codes if code not in problems.REFUSALS]
@@ -260,6 +289,7 @@ def _no(codes: list[str]) -> dict[str, Any]:
     ]
     return {
         "description": "; ".join(f"`{code}`: {problems.title_of(code)}" for code in codes),
+        **_headers(status, replayed=bool(refusals)),
         "content": {
             "application/problem+json": {
                 "schema": choices[0] if len(choices) == 1 else {"anyOf": choices}
@@ -268,11 +298,18 @@ def _no(codes: list[str]) -> dict[str, Any]:
     }
 
 
-def _licenzy_no() -> dict[str, Any]:
+def _licenzy_no(status: int) -> dict[str, Any]:
     return {
         "description": "One word for what is the matter.",
+        **_headers(status, replayed=status == 409),  # noqa: PLR2004 - where units are missing
         "content": {"application/json": {"schema": _ref(answers.LicenzyError)}},
     }
+
+
+def _headers(status: int, *, replayed: bool) -> dict[str, Any]:
+    """Describe the headers of a no; none where it has none of its own."""
+    found = _REPLAYED if replayed else _OF_STATUS.get(status)
+    return {} if found is None else {"headers": found}
 
 
 def _public(shared: _Responses) -> dict[str, Any]:

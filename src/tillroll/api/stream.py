@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 1.0
 ALIVE_SECONDS = 15.0  # a comment now and then keeps proxies from closing the connection
-CAUGHT_UP_MAX = 1_000  # entries that are sent to whoever comes back; the balance says the rest
+AT_ONCE_MAX = 1_000  # entries that are read at once: some 600 KB to be sent
 
 
 async def follow(call: Call) -> Stream:
@@ -60,15 +60,17 @@ async def _events(
     while not followers.stopping:
         event.clear()
         balance, entries = await asyncio.to_thread(_changes, reads, account, wallet, seen)
-        if entries and len(entries) < CAUGHT_UP_MAX:
+        if entries:
             seen = entries[-1].seq  # the balance was read a moment later
-        elif entries or seen is None or (shown is None and seen > balance.seq):
+        elif seen is None or (shown is None and seen > balance.seq):
             seen = balance.seq  # also where what was seen is not there any more
+        for entry in entries:
+            yield _event("entry", entry.seq, render(entry.to_dict()))
+        if len(entries) == AT_ONCE_MAX:
+            continue  # the balance follows what else there is
         plain = balance.to_dict()
         plain.pop("as_of")
         now = render(plain)
-        for entry in entries:
-            yield _event("entry", entry.seq, render(entry.to_dict()))
         if entries or now != shown:
             shown, silent = now, 0.0
             yield _event("balance", seen, render(balance.to_dict()))
@@ -85,7 +87,7 @@ def _changes(
     reads: Ledger, account: str, wallet: str, seen: int | None
 ) -> tuple[Balance, list[Receipt]]:
     """Return the balance now, and the entries since the one that was seen last."""
-    entries = [] if seen is None else reads.history(account, after=seen, limit=CAUGHT_UP_MAX)
+    entries = [] if seen is None else reads.history(account, after=seen, limit=AT_ONCE_MAX)
     return reads.balance(account, wallet), entries
 
 

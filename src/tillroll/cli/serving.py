@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, TypeVar
 
+from rich.markup import escape
+
 import tillroll
 from tillroll.cli import terminal as c
 from tillroll.cli.views import table
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from tillroll.api.keys import ApiKey, Mode
     from tillroll.engine import Engine
+    from tillroll.server.settings import Settings
     from tillroll.stores.base import Writer
 
 T = TypeVar("T")
@@ -32,24 +35,33 @@ def serve(common: c.Common, config: str | None, given: Mapping[str, object]) -> 
         raise tillroll.InvalidInput(f"{_NEEDS} ({problem})") from None
     settings = known.load(config, given={"database_url": _chosen(common), **given})
     checking.check(settings)
-    place = settings.socket or f"{settings.host}:{settings.port}"
     try:
         checking.look_at_address(settings)
+        settings = checking.with_port(settings)
     except OSError as problem:
-        said = OSError(f"cannot listen at {place}: {problem.strerror or problem}")
+        said = OSError(f"cannot listen at {_url(settings)}: {problem.strerror or problem}")
         c.show_failure("address", said, written="nothing", as_json=common.json)
         return c.FAILED
     secret = running.first_key(settings)
-    url = place if settings.socket else f"{'https' if settings.tls_key else 'http'}://{place}"
+    url = _url(settings)
     if common.json:
         c.print_json({"url": url, "api_key": secret, "settings": known.shown(settings)})
     else:
         if secret is not None:
             c.say("[bold]API key[/] (admin, live mode of the project default; shown once):")
             c.out.print(f"  {secret}", style="bold green", soft_wrap=True)
-        c.say(f"Serving [bold]{known.without_password(settings.database_url)}[/] at {url}")
+        where = known.without_password(settings.database_url)
+        c.say(f"Serving [bold]{escape(where)}[/] at {escape(url)}")
     sys.stdout.flush()
     return c.OK if running.serve(settings) else c.FAILED
+
+
+def _url(settings: Settings) -> str:
+    """Return where the service is, or its socket."""
+    if settings.socket is not None:
+        return settings.socket
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{'https' if settings.tls_key else 'http'}://{host}:{settings.port}"
 
 
 def config_check(common: c.Common, config: str | None) -> int:

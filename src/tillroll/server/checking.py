@@ -13,6 +13,8 @@ import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from tillroll.embedded.opening import check_urls
 from tillroll.ledger.errors import InvalidInput
 from tillroll.server import paying
@@ -61,13 +63,32 @@ def look_at_address(settings: Settings) -> None:
     if settings.socket is not None:
         _look_at_socket(settings.socket, settings.workers)
         return
-    found = socket.getaddrinfo(
-        settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+    found = _addresses(settings)
     problems = [problem for one in found if (problem := _problem_at(one)) is not None]
     taken = [problem for problem in problems if problem.errno == errno.EADDRINUSE]
     if taken or len(problems) == len(found):
         raise (taken or problems)[0]
+
+
+def with_port(settings: Settings) -> Settings:
+    """Return the settings with a port that is free, where any will do, so that it can be told.
+
+    That there is an address to listen at was looked at before.
+    """
+    if settings.port or settings.socket is not None:
+        return settings
+    usable = (one for one in _addresses(settings) if _problem_at(one) is None)
+    family, kind, protocol, _, address = next(usable)
+    with socket.socket(family, kind, protocol) as one:
+        one.bind(address)
+        return replace(settings, port=one.getsockname()[1])
+
+
+def _addresses(settings: Settings) -> list[tuple[Any, ...]]:
+    found = socket.getaddrinfo(
+        settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    return list(found)
 
 
 def _problem_at(found: tuple[Any, ...]) -> OSError | None:
@@ -100,4 +121,4 @@ def _look_at_socket(path: str, workers: int) -> None:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
-__all__ = ["check", "look_at_address"]
+__all__ = ["check", "look_at_address", "with_port"]
