@@ -18,7 +18,8 @@ from tillroll.engine import Engine
 from tillroll.ledger.chain import encode_state
 from tillroll.ledger.types import HOUR
 from tillroll.stores.base import Store
-from tillroll.stores.sqlite import SqliteReader, SqliteStore
+from tillroll.stores.sqlite import SqliteStore
+from tillroll.stores.sqlite_rows import SqliteReader
 from tillroll.testing.faulty_vfs import FaultyDisk
 
 START = 1_700_000_000_000_000

@@ -16,7 +16,7 @@ from tillroll.ledger.types import Entry, Refusal
 from tillroll.ledger.verbs import Verbs
 from tillroll.queries import histories
 from tillroll.stores.base import Remembered
-from tillroll.stores.sqlite import SqliteReader, SqliteWriter
+from tillroll.stores.sqlite_rows import SqliteReader, SqliteWriter
 from tillroll.testing.linearizability import Seen, problems
 
 ACCOUNTS = ("acme", "zoe")

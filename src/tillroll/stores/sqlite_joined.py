@@ -23,7 +23,8 @@ from tillroll.ledger.errors import (
 )
 from tillroll.stores import sqlite_library
 from tillroll.stores.hosts import BEGIN, JoinedStore, wrong_driver
-from tillroll.stores.sqlite import GUILTY, SqliteReader, SqliteStore, SqliteWriter, translated
+from tillroll.stores.sqlite import GUILTY, SqliteStore, translated
+from tillroll.stores.sqlite_rows import SqliteReader, SqliteWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
