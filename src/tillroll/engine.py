@@ -495,14 +495,14 @@ class Engine:
 
     def _hand_to_worker(self, ticket: LoopTicket) -> bool:
         """Return whether the worker thread leads; it cannot while the interpreter ends."""
-        with self._mutex:
-            if self._worker is None:
-                # Slow to import, and only event loops need it.
-                from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
-
-                self._worker = ThreadPoolExecutor(1, initializer=_name_worker)
-            worker = self._worker
         try:
+            with self._mutex:
+                if self._worker is None:
+                    # Slow to import, and only event loops need it. Too late for that is an error.
+                    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
+                    self._worker = ThreadPoolExecutor(1, initializer=_name_worker)
+                worker = self._worker
             worker.submit(self._lead, ticket)
         except RuntimeError:
             return False

@@ -275,6 +275,20 @@ def test_blocking_and_awaiting_callers_of_one_engine_at_the_end(path: Path):
     assert 0 < spendable(path) < 1_000_000
 
 
+def test_an_event_loop_may_ask_for_the_first_time_as_the_interpreter_ends(path: Path):
+    """It is too late to make the worker thread, so whoever asks leads; nobody keeps the baton."""
+    code = """
+        import asyncio, atexit, sys, tillroll
+        ledger = tillroll.open_async(sys.argv[1])
+        async def last():
+            receipts = await asyncio.gather(*(ledger.consume("acme", units=2) for _ in range(3)))
+            print(*(receipt.units for receipt in receipts))
+        atexit.register(lambda: asyncio.run(last()))
+    """
+    assert run(code, path) == "2 2 2\n"
+    assert spendable(path) == 999_994
+
+
 def test_close_answers_all_who_wait(path: Path):
     gate = Gate(SqliteStore(path))
     ledger = Ledger(Engine(gate))
