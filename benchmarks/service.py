@@ -93,6 +93,7 @@ def serving(app: App) -> Iterator[int]:
         "from tillroll.server.bounds import BoundedHttp\n"
         f"uvicorn.run({app.target!r}, port={port}, http={'BoundedHttp'}, ws='none', "
         f"lifespan='on', access_log=False, log_level='warning', server_header=False, "
+        f"proxy_headers=False, "
         f"factory={'noop' not in app.target})"
     )
     environ = {**os.environ, **app.environ, "PYTHONPATH": str(HERE)}

@@ -69,20 +69,22 @@ class Application:
         self._task: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
 
-    def __call__(
+    async def __call__(
         self,
         scope: MutableMapping[str, Any],
         receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
         send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
-    ) -> Awaitable[None]:
-        """Serve a call, or start and stop with the server; what does so is returned."""
+    ) -> None:
+        """Serve a call, or start and stop with the server."""
         if scope["type"] == "lifespan":
-            return self._live(receive, send)
+            await self._live(receive, send)
+            return
         assert scope["type"] == "http", "no other is asked for"
         assert self._service is not None
         if self._agents is not None and scope["path"] == MCP_PATH:
-            return self._agents(scope, receive, send)
-        return self._service(scope, receive, send)
+            await self._agents(scope, receive, send)
+        else:
+            await self._service(scope, receive, send)
 
     async def _live(
         self,
