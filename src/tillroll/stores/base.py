@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 from msgspec import MsgspecError, Struct
 
 from tillroll.ledger.book import Book
-from tillroll.ledger.chain import decode_account, decode_entry
+from tillroll.ledger.chain import decode_account, decode_entry, decode_refusal
+from tillroll.ledger.commands import account_id
 from tillroll.ledger.core import REFUSAL_LIFE, missing_stories
-from tillroll.ledger.errors import SchemaMismatch, StoreBusy, StoreCorrupt
+from tillroll.ledger.errors import SchemaMismatch, StoreBusy, StoreCorrupt, TillrollError
 from tillroll.ledger.fold import apply
+from tillroll.ledger.pricing import decode_version
 from tillroll.ledger.types import NEVER, TOPUP, Account, Entry, Refusal
 
 if TYPE_CHECKING:
@@ -702,6 +704,38 @@ def migrations(dialect: str) -> list[Migration]:
             checksum = hashlib.sha256(sql.encode()).hexdigest()
             steps.append(Migration(int(item.name[:4]), item.name, sql, checksum))
     return steps
+
+
+def bad_refusals(rows: Iterable[tuple[bytes, str, str, str, int, str]]) -> Iterator[str]:
+    """Yield what contradicts itself in rows of refusals.
+
+    A row is an account_id, its project and name, the request id, the time and the body.
+    """
+    for owner, project, name, request_id, at, body in rows:
+        try:
+            refusal = decode_refusal(body)
+        except MsgspecError as problem:
+            yield f"refusal {request_id!r} of {name!r} cannot be read: {problem}"
+            continue
+        columns = (account_id(project, name), refusal.request_id, refusal.at)
+        if columns != (owner, request_id, at):
+            yield f"refusal {request_id!r} of {name!r}: a column differs from it"
+
+
+def bad_versions(rows: Iterable[tuple[str, int, str, str, str, int, str]]) -> Iterator[str]:
+    """Yield what contradicts itself in rows of price versions.
+
+    A row is a project, the number, the digest, the author, the reason, the time and the body.
+    """
+    for project, number, *columns, body in rows:
+        try:
+            version = decode_version(str(body).encode())
+        except TillrollError as problem:
+            yield f"price version {number} of {project!r} cannot be read: {problem}"
+            continue
+        repeated = [version.digest, version.author, version.reason, version.applied_at]
+        if version.number != number or repeated != columns:
+            yield f"price version {number} of {project!r}: a column differs from it"
 
 
 def check_needs(needs: object) -> None:

@@ -27,7 +27,7 @@ import psycopg
 from psycopg import conninfo, errors, sql
 from psycopg.rows import tuple_row
 
-from tillroll.ledger.chain import decode_account, decode_refusal
+from tillroll.ledger.chain import decode_account
 from tillroll.ledger.commands import account_id
 from tillroll.ledger.due import next_due
 from tillroll.ledger.errors import (
@@ -41,9 +41,8 @@ from tillroll.ledger.errors import (
     StoreFull,
     StoreReadOnly,
     StoreUnavailable,
-    TillrollError,
 )
-from tillroll.ledger.pricing import PriceBook, decode_version
+from tillroll.ledger.pricing import PriceBook
 from tillroll.ledger.units import SCALE_DEFAULT, SCALE_MAX
 from tillroll.stores.base import (
     BUSY_SECONDS,
@@ -51,6 +50,8 @@ from tillroll.stores.base import (
     CommitUncertain,
     Migration,
     Retry,
+    bad_refusals,
+    bad_versions,
     check_needs,
     least,
     migrations,
@@ -1047,15 +1048,7 @@ def _contradictions(reader: PostgresReader) -> Iterator[str]:
         yield f"account_id {owner} has entries but no account"
     yield from _bad_accounts(reader)
     yield from _bad_refusals(reader)
-    for project, number, *columns, body in reader.ask(_PRICE_COLUMNS):
-        try:
-            version = decode_version(body.encode())
-        except TillrollError as problem:
-            yield f"price version {number} of {project!r} cannot be read: {problem}"
-            continue
-        repeated = [version.digest, version.author, version.reason, version.applied_at]
-        if version.number != number or repeated != columns:
-            yield f"price version {number} of {project!r}: a column differs from it"
+    yield from bad_versions(reader.ask(_PRICE_COLUMNS))
 
 
 def _bad_accounts(reader: PostgresReader) -> Iterator[str]:
@@ -1080,16 +1073,8 @@ def _bad_accounts(reader: PostgresReader) -> Iterator[str]:
 def _bad_refusals(reader: PostgresReader) -> Iterator[str]:
     last: tuple[str, bytes] = "", bytes(16)
     while rows := reader.ask(_REFUSAL_COLUMNS, last[0], last[1].hex()):
-        for owner, project, name, request_id, at, body in rows:
-            last = request_id, owner
-            try:
-                refusal = decode_refusal(body)
-            except msgspec.MsgspecError as problem:
-                yield f"refusal {request_id!r} of {name!r} cannot be read: {problem}"
-                continue
-            columns = (account_id(project, name), refusal.request_id, refusal.at)
-            if columns != (owner, request_id, at):
-                yield f"refusal {request_id!r} of {name!r}: a column differs from it"
+        last = rows[-1][3], rows[-1][0]
+        yield from bad_refusals(rows)
 
 
 __all__ = ["AGAIN", "GUILTY", "PostgresStore", "raise_unfit", "said", "translated"]

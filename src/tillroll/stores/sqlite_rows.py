@@ -19,7 +19,6 @@ from tillroll.ledger.commands import account_id
 from tillroll.ledger.due import next_due
 from tillroll.ledger.errors import (
     StoreCorrupt,
-    TillrollError,
 )
 from tillroll.ledger.pricing import PriceBook, PriceVersion, decode_version, encode_version
 from tillroll.ledger.types import NEVER, Account, Entry, Refusal
@@ -34,6 +33,8 @@ from tillroll.stores.base import (
     Retry,
     Stored,
     Story,
+    bad_refusals,
+    bad_versions,
     catch_up,
     least,
     low_notes,
@@ -725,24 +726,8 @@ def contradictions(connection: Connection) -> Iterator[str]:
     for (owner,) in connection.execute(_ORPHANS):
         yield f"account_id {owner} has entries but no account"
     yield from _bad_accounts(connection)
-    for owner, project, name, request_id, at, body in connection.execute(_REFUSAL_COLUMNS):
-        try:
-            refusal = decode_refusal(body)
-        except msgspec.MsgspecError as problem:
-            yield f"refusal {request_id!r} of {name!r} cannot be read: {problem}"
-            continue
-        columns = (account_id(project, name), refusal.request_id, refusal.at)
-        if columns != (owner, request_id, at):
-            yield f"refusal {request_id!r} of {name!r}: a column differs from it"
-    for project, number, *told, body in connection.execute(_PRICE_COLUMNS):
-        try:
-            version = decode_version(body.encode())
-        except TillrollError as problem:
-            yield f"price version {number} of {project!r} cannot be read: {problem}"
-            continue
-        repeated_ = [version.digest, version.author, version.reason, version.applied_at]
-        if version.number != number or repeated_ != told:
-            yield f"price version {number} of {project!r}: a column differs from it"
+    yield from bad_refusals(connection.execute(_REFUSAL_COLUMNS))
+    yield from bad_versions(connection.execute(_PRICE_COLUMNS))
 
 
 def _bad_accounts(connection: Connection) -> Iterator[str]:
